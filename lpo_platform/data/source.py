@@ -1,0 +1,39 @@
+"""What a data option offers: two splits of captioned pictures, held out by content, and perhaps an independent judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One captioned picture; `image` is (3, H, W) float32 in [0, 1]."""
+
+    id: str
+    image: Tensor
+    caption: str
+
+
+class Source(Protocol):
+    """One split. Items are deterministic and cheap enough to be made inside a DataLoader."""
+
+    fingerprint: str
+    """sha256 hex of everything that determines the samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Sample: ...
+
+
+class Data(Protocol):
+    """What the data group builds: `instantiate(cfg.data, resolution=...)`."""
+
+    train: Source
+    test: Source
+
+    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
+        """(B, 3, H, W) in [0, 1] and B captions -> (B,) in [0, 1]; None where no independent judge exists."""
+        ...
