@@ -1,0 +1,97 @@
+"""Training samples with everything frozen already computed: VAE moments, text, the true condition and a worse one.
+
+The worse condition is what the detector finds in a picture that the starting ControlNet drew from the true condition
+and the same caption (specs/cpo.md section 1). Nothing here depends on the weights being trained, so it is computed once
+and kept in a fingerprinted cache.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from lpo_platform.data.cache import Cache, fingerprint
+from lpo_platform.data.source import Source
+from lpo_platform.evaluation.generate import Sampling, sample_latents
+from lpo_platform.models.adapter import Condition
+from lpo_platform.models.policy import Policy
+from lpo_platform.tasks.task import Task
+
+VERSION = 1  # raise it when the columns change their meaning
+
+
+class ConditionPairs(Dataset):
+    """Rows of a complete cache: column name -> tensor, control images as uint8."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.columns, _ = cache.load()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {name: column[row] for name, column in self.columns.items()}
+
+
+def cache_of(
+    source: Source, policy: Policy, task: Task | None, *, control_digest: str | None, sampling: Sampling, seed: int, folder: Path
+) -> Cache:
+    """The cache that these parts determine, existing or not. control_digest is None where no loser is wanted."""
+    parts = [VERSION, source.fingerprint, policy.adapter.fingerprint, task and task.fingerprint]
+    if control_digest is not None:
+        parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta, seed]
+    key = fingerprint(*parts)
+    return Cache(folder / key[:16], key, len(source), shard_size=128)
+
+
+@torch.no_grad()
+def prepare(
+    cache: Cache, source: Source, policy: Policy, task: Task | None, *, losers: bool, sampling: Sampling, seed: int, batch: int
+) -> ConditionPairs:
+    """Builds what is missing of the cache, with a progress bar, and opens it. Resumable at the last whole shard."""
+    missing = cache.missing()
+    title = "pairs" if losers else "conditions" if task else "latents"
+    with tqdm(total=len(source), desc=title, unit="img", initial=len(source) - sum(map(len, missing))) as bar:
+        for shard in missing:
+            columns: dict[str, list[Tensor]] = {}
+            captions: list[str] = []
+            for start in range(shard.start, shard.stop, batch):
+                rows = range(start, min(start + batch, shard.stop))
+                samples = [source[row] for row in rows]
+                encoded = _encode(samples, policy, task, losers=losers, sampling=sampling, seed=seed)
+                for name, column in encoded.items():
+                    columns.setdefault(name, []).append(column.cpu())
+                captions += [sample.caption for sample in samples]
+                bar.update(len(rows))
+            cache.write(shard, {name: torch.cat(parts) for name, parts in columns.items()}, {"caption": captions})
+    return ConditionPairs(cache)
+
+
+def _encode(
+    samples: list, policy: Policy, task: Task | None, *, losers: bool, sampling: Sampling, seed: int
+) -> dict[str, Tensor]:
+    adapter = policy.adapter
+    images = torch.stack([sample.image for sample in samples]).to(adapter.device)
+    tokens = adapter.tokenize([sample.caption for sample in samples])
+    text = adapter.embed(tokens)
+    columns = {"moments": adapter.encode_moments(images), "tokens": tokens, "text": text}
+    if task is not None:
+        control = task.render(task.detect(images))
+        columns["control"] = to_uint8(control, gray=task.gray)
+    if losers:
+        ids = [sample.id for sample in samples]
+        latents = sample_latents(policy, Condition(text, control), ids, sampling, seed=seed, stream="loser")
+        columns["loser"] = to_uint8(task.render(task.detect(adapter.decode(latents))), gray=task.gray)
+    return columns
+
+
+def to_uint8(images: Tensor, *, gray: bool) -> Tensor:
+    """[0, 1] -> uint8, rounded; one channel is kept of three equal ones."""
+    return (images[:, :1] if gray else images).mul(255).round().to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """The inverse of to_uint8: (B, 1 or 3, H, W) uint8 -> (B, 3, H, W) float32 in [0, 1]."""
+    return images.float().div(255).expand(-1, 3, -1, -1)

@@ -1,0 +1,58 @@
+"""The formulas. Pure functions of tensors: no Lightning, no configuration, no model."""
+
+import torch
+from torch import Tensor
+
+FORMS = ("soft", "hard")
+
+
+def denoising_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all axes but the first, in float32: (B, ...) -> (B,)."""
+    return (output.float() - target.float()).square().flatten(1).mean(1)
+
+
+def preference_weight(
+    winner: Tensor, loser: Tensor, reference_winner: Tensor, reference_loser: Tensor, *, beta: float
+) -> Tensor:
+    """s = stopgrad sigmoid(beta/2 (d - r)), the DPO weight of CPO's hinge; all (B,), result in (0, 1).
+
+    d = winner - loser under the policy, r the same under the reference. s is 0.5 while they agree and grows where the
+    policy tells winner from loser less well than the reference does.
+    """
+    with torch.no_grad():
+        return torch.sigmoid(0.5 * beta * ((winner - loser) - (reference_winner - reference_loser)))
+
+
+def cpo(
+    winner: Tensor,
+    loser: Tensor,
+    reference_winner: Tensor,
+    reference_loser: Tensor,
+    t: Tensor,
+    *,
+    beta: float,
+    margin: float,
+    form: str = "hard",
+) -> Tensor:
+    """Condition preference optimisation (arXiv:2511.04753, as released): a scalar.
+
+    The first four are per-sample denoising errors (B,), means over C, H, W, of the same noised image under the winning
+    and the losing condition. The margin is inside the hinge and on the policy's own difference d:
+        hard:  s max(0, d + m)
+        soft:  0.9 s max(0, d + m) + 0.1 (1 - s) max(0, -d + m)
+    Samples at t = 0 are masked out; the loss is 0 if every t is 0.
+    Raises ValueError for an unknown form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form={form!r}: CPO has {', '.join(FORMS)}")
+    s = preference_weight(winner, loser, reference_winner, reference_loser, beta=beta)
+    d = winner - loser
+    loss = s * (d + margin).clamp_min(0)
+    if form == "soft":
+        loss = 0.9 * loss + 0.1 * (1 - s) * (margin - d).clamp_min(0)
+    return masked_mean(loss, t > 0)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of values (B,) where mask (B,) holds; exactly 0 where it holds nowhere, without a host sync."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)

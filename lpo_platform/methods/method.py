@@ -1,0 +1,82 @@
+"""What every method shares: the policy, the optimiser, keyed randomness, checkpoints of what learns and nothing else."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lpo_platform import noise
+from lpo_platform.data.condition_pairs import from_uint8
+from lpo_platform.methods.optim import AdamW
+from lpo_platform.models.policy import Policy
+
+Batch = dict[str, Tensor]
+
+
+class Method(L.LightningModule):
+    """A method says which columns of a sample it needs and what its loss is; the rest is here.
+
+    A batch holds `position` (B,), the sample's number in the run, and the columns named in `needs`.
+    """
+
+    needs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *, policy: Policy, optim: AdamW, seed: int, steps: int, batch: int) -> None:
+        super().__init__()
+        self.policy, self.optim, self.seed, self.steps, self.batch = policy, optim, seed, steps, batch
+        self.strict_loading = False
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to descend and what to log beside it (scalars, without a gradient)."""
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss, report = self.loss(batch)
+        self.log_dict({"train/loss": loss.detach(), **report}, on_step=True, on_epoch=False)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, schedule = self.optim.build(self.policy.trainable().values(), self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips here, after 16-mixed has unscaled, and logs the norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable().values(), self.optim.clip)
+        self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        keep = {f"policy.{name}" for name in self.policy.trainable()}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+
+    # What the losses are made of.
+
+    def latents(self, batch: Batch) -> Tensor:
+        """One draw of each image's VAE posterior, (B, C, h, w)."""
+        return self.policy.adapter.sample_latents(batch["moments"], self.normal(batch, "vae"))
+
+    def text(self, batch: Batch) -> Tensor:
+        """Text embeddings: cached, unless the text encoder learns."""
+        return self.policy.adapter.embed(batch["tokens"]) if self.policy.trains_text else batch["text"]
+
+    def normal(self, batch: Batch, stream: str) -> Tensor:
+        """Standard normal noise in the shape of latents, one stream per purpose."""
+        drawn = noise.normal(self._keys(batch), self.policy.adapter.latent_shape, seed=self.seed, stream=stream)
+        return drawn.to(self.device, non_blocking=True)
+
+    def times(self, batch: Batch, stream: str) -> Tensor:
+        """Timesteps t ~ U{0, ..., T-1}, (B,)."""
+        high = self.policy.adapter.process.num_train_steps
+        return noise.integers(self._keys(batch), high, seed=self.seed, stream=f"{stream}/t").to(self.device)
+
+    def _keys(self, batch: Batch) -> list[int]:
+        return batch["position"].tolist()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Positions stay on the CPU, where noise is keyed: reading them there stalls no GPU queue.
+
+        Control images travel as uint8 and become [0, 1] on the device.
+        """
+        moved = {k: v if k == "position" else v.to(device, non_blocking=True) for k, v in batch.items()}
+        return {k: from_uint8(v) if v.dtype == torch.uint8 else v for k, v in moved.items()}

@@ -1,0 +1,47 @@
+"""The optimiser and its learning-rate schedule."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """torch's AdamW; the rate rises linearly over warmup_steps, then stays or falls to 0 over the run.
+
+    clip is the gradient's global norm limit. Warm-up counts optimiser steps (the original CPO scripts count
+    differently: specs/cpo.md section 2).
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optim.schedule={self.schedule!r}: choose {', '.join(SCHEDULES)}")
+
+    def build(
+        self, parameters: Iterable[nn.Parameter], steps: int
+    ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+        """Optimiser and schedule for a run of `steps` optimiser steps; fused on a GPU."""
+        parameters = list(parameters)
+        options = {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+        optimizer = torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda or None)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+    def factor(self, step: int, steps: int) -> float:
+        """What multiplies lr at `step` of `steps`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[self.schedule]

@@ -1,0 +1,96 @@
+"""What learns, and its frozen reference. The only module that checkpoints, EMA and DDP see."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import ControlNetModel
+from torch import Tensor, nn
+
+from lpo_platform.models.adapter import Adapter, Condition
+from lpo_platform.models.shared_encoder import Encoded, decode, encode
+from lpo_platform.models.tuning import Lora, Tune, adapters_off
+
+
+class Policy(nn.Module):
+    """A denoiser with an optional control branch. `learning` holds the modules that train; the rest is not registered."""
+
+    def __init__(self, adapter: Adapter, tune: Tune, control: ControlNetModel | None = None) -> None:
+        super().__init__()
+        self._adapter, self._tune = [adapter], tune  # in a list: a frozen part must not become a submodule
+        self.learning = nn.ModuleDict(tune.learns(adapter, control))
+        self._active: dict[str, nn.Module | None] = {"unet": adapter.unet, "control": control}
+        self._frozen: dict[str, nn.Module] | None = None
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(f"tune={type(tune).__name__} leaves nothing to train")
+
+    @property
+    def adapter(self) -> Adapter:
+        return self._adapter[0]
+
+    @property
+    def trains_unet(self) -> bool:
+        return "unet" in self.learning
+
+    @property
+    def trains_text(self) -> bool:
+        return "text_encoder" in self.learning
+
+    @property
+    def control(self) -> ControlNetModel | None:
+        return self._active["control"]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def place(self, device: torch.device | str, frozen_dtype: torch.dtype | None = None) -> "Policy":
+        """Moves what learns, the reference and the adapter's frozen parts to a device."""
+        self.adapter.to(device, frozen_dtype)
+        for module in (self._frozen or {}).values():
+            module.to(device)
+        return self.to(device)
+
+    def freeze_reference(self) -> None:
+        """Remembers the present weights as the reference; with LoRA nothing is copied."""
+        self._frozen = self._tune.freeze(dict(self.learning.items()))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, predictions are the reference's and have no gradient. Needs freeze_reference() before training."""
+        if self._frozen is None:
+            raise RuntimeError("reference() before freeze_reference()")
+        active, self._active = self._active, {**self._active, **self._frozen}
+        try:
+            with torch.no_grad():
+                if isinstance(self._tune, Lora):
+                    with adapters_off(self.adapter.unet):
+                        yield
+                else:
+                    yield
+        finally:
+            self._active = active
+
+    def encode(self, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
+        """The UNet's encoder half; without a graph where the UNet is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_unet):
+            return encode(self._active["unet"], x, t, text)
+
+    def decode(self, encoded: Encoded, control: Tensor | None = None) -> Tensor:
+        """The output (B, C, h, w) in float32 for an encoding and a control image (B, 3, H, W) in [0, 1]."""
+        branch = self._active["control"]
+        if branch is None:
+            return decode(self._active["unet"], encoded).float()
+        # under autocast the inputs may be half precision while the branch keeps float32 weights
+        inputs = (encoded.x.to(branch.dtype), encoded.t, encoded.text.to(branch.dtype), control.to(branch.dtype))
+        return decode(self._active["unet"], encoded, branch(*inputs, return_dict=False)).float()
+
+    def predict(
+        self, x: Tensor, t: Tensor, condition: Condition, *, guidance: float = 1.0, empty: Tensor | None = None
+    ) -> Tensor:
+        """The model's output at (x, t); with guidance > 1, empty (1, L, D) is the embedding of the empty prompt."""
+        if guidance == 1.0:
+            return self.decode(self.encode(x, t, condition.text), condition.control)
+        text = torch.cat([empty.expand_as(condition.text), condition.text])
+        control = None if condition.control is None else condition.control.repeat(2, 1, 1, 1)
+        free, conditional = self.decode(self.encode(x.repeat(2, 1, 1, 1), t.repeat(2), text), control).chunk(2)
+        return free + guidance * (conditional - free)

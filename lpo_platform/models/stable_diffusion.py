@@ -1,0 +1,127 @@
+"""Stable Diffusion 1.x and 2.x, and anything else in their layout: the embedded tiny model among them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from lpo_platform.config import UserError
+from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.models.weights import digest, load
+
+
+class StableDiffusion:
+    """Loads a StableDiffusionPipeline folder or hub id and owns its parts; every part frozen until a `tune` says else.
+
+    controls: the starting ControlNet of each task, as "<folder or hub id>[::<subfolder>]".
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights: str,
+        resolution: int,
+        guidance: float,
+        num_inference_steps: int,
+        controls: dict[str, str] | None = None,
+    ) -> None:
+        self.name, self.weights, self.resolution = name, weights, resolution
+        self.guidance, self.num_inference_steps = guidance, num_inference_steps
+        self.controls = dict(controls or {})
+        load_part = lambda kind, part, **more: load(  # noqa: E731
+            kind.from_pretrained, weights, setting="model.weights", subfolder=part, **more
+        )
+        self.unet = load_part(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
+        self.vae = load_part(AutoencoderKL, "vae", torch_dtype=torch.float32)
+        self.text_encoder = load_part(CLIPTextModel, "text_encoder", dtype=torch.float32)
+        self.tokenizer = load_part(CLIPTokenizer, "tokenizer")
+        self.process = DDIM.from_config(load_part(DDIMScheduler, "scheduler").config)
+        for part in self.parts:
+            part.requires_grad_(False).eval()
+        size = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.latent_shape = (self.vae.config.latent_channels, size, size)
+
+    @property
+    def parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.unet, self.vae, self.text_encoder
+
+    @property
+    def device(self) -> torch.device:
+        return self.process.alphas_cumprod.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with every weight file and with the resolution: the model's part of a cache key."""
+        return hashlib.sha256(json.dumps([digest(self.weights), self.resolution]).encode()).hexdigest()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "StableDiffusion":
+        """Moves every part; dtype is that of the frozen parts (a trained UNet keeps its own)."""
+        for part in self.parts:
+            learns = any(p.requires_grad for p in part.parameters())
+            part.to(device, dtype=None if learns else dtype)
+        self.process.to(device)
+        return self
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Token ids padded to the tokenizer's length, (B, L) int64 on the CPU."""
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(prompts, **options).input_ids
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Last hidden state of the text encoder: (B, L) -> (B, L, D)."""
+        return self.text_encoder(tokens.to(self.device)).last_hidden_state
+
+    @torch.no_grad()
+    def encode_moments(self, pixels: Tensor) -> Tensor:
+        """VAE posterior of pixels (B, 3, H, W) in [0, 1]: mean and log-variance, (B, 2C, h, w) float32."""
+        pixels = pixels.to(self.device, self.vae.dtype)
+        return self.vae.encode(2 * pixels - 1).latent_dist.parameters.float()
+
+    def sample_latents(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """A draw of the posterior in the UNet's scale: (B, 2C, h, w), (B, C, h, w) -> (B, C, h, w) float32."""
+        mean, log_variance = moments.float().chunk(2, 1)
+        std = torch.exp(0.5 * log_variance.clamp(-30, 20))
+        return (mean + std * noise) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents in the UNet's scale -> pixels (B, 3, H, W) float32 in [0, 1]."""
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def load_control(self, task: str, weights: str, subfolder: str | None = None) -> ControlNetModel:
+        """The ControlNet that a run starts from.
+
+        weights: "auto" is the model's own for this task, "unet" a fresh one initialised from the UNet, else a folder
+        or hub id. UserError when "auto" knows none.
+        """
+        if weights == "unet":
+            return self._control_from_unet()
+        if weights == "auto":
+            if task not in self.controls:
+                known = ", ".join(sorted(self.controls)) or "none"
+                raise UserError(
+                    f"control.weights=auto: model={self.name} names no ControlNet for task={task} (it has: {known}). "
+                    "Pass control.weights=<folder or hub id>, or control.weights=unet to start a new one"
+                )
+            weights, _, subfolder = self.controls[task].partition("::")
+        options = {"torch_dtype": torch.float32} | ({"subfolder": subfolder} if subfolder else {})
+        return load(ControlNetModel.from_pretrained, weights, setting="control.weights", **options)
+
+    def _control_from_unet(self) -> ControlNetModel:
+        """from_unet, its condition embedding as deep as this VAE's down-sampling.
+
+        The last layer of that embedding starts at N(0, 0.1) instead of 0: behind the zero convolutions a second zero
+        leaves the condition without a gradient for the first hundred steps of a short training.
+        """
+        depth = len(self.vae.config.block_out_channels)
+        channels = (16, 32, 96, 256)[:depth] if depth >= 4 else (8, 16, 32)[:depth]
+        control = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=channels)
+        if depth < 4:
+            nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=0.1)
+        return control

@@ -1,0 +1,80 @@
+"""Which weights learn. Each choice says what it registers, what it freezes and what the reference is."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from peft import LoraConfig
+from torch import nn
+
+if TYPE_CHECKING:
+    from lpo_platform.models.adapter import Adapter
+
+Modules = dict[str, nn.Module]
+
+
+class Tune(Protocol):
+    """Chooses what learns among the parts of a policy: unet, text_encoder, control."""
+
+    def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules: ...
+    def freeze(self, modules: Modules) -> Modules: ...
+
+
+class Control:
+    """The ControlNet learns, the UNet is frozen."""
+
+    def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
+        return {"control": control.requires_grad_(True)}
+
+    def freeze(self, modules: Modules) -> Modules:
+        return _copies(modules)
+
+
+class Full:
+    """Every weight of the UNet learns, and with text_encoder=true those of the text encoder."""
+
+    def __init__(self, text_encoder: bool = False) -> None:
+        self.text_encoder = text_encoder
+
+    def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
+        modules = {"unet": adapter.unet.requires_grad_(True)}
+        if self.text_encoder:
+            modules["text_encoder"] = adapter.text_encoder.requires_grad_(True)
+        return modules
+
+    def freeze(self, modules: Modules) -> Modules:
+        return _copies(modules)
+
+
+class Lora:
+    """Low-rank adapters on the UNet's attention (arXiv:2106.09685); the reference is the UNet without them."""
+
+    def __init__(
+        self, rank: int = 4, alpha: float = 4.0, targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    ) -> None:
+        self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
+
+    def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
+        adapter.unet.add_adapter(self.config)
+        return {"unet": adapter.unet}
+
+    def freeze(self, modules: Modules) -> Modules:
+        return {}
+
+
+@contextmanager
+def adapters_off(unet: nn.Module) -> Iterator[None]:
+    """The UNet without its LoRA adapters.
+
+    PEFT sets requires_grad=False on adapters that are off, so nothing may collect parameters in here.
+    """
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+def _copies(modules: Modules) -> Modules:
+    return {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in modules.items()}
