@@ -1,4 +1,4 @@
-"""What a data option offers: two splits of captioned pictures, held out by content, and perhaps an independent judge."""
+"""What a data option offers: two splits of captioned pictures, held out by content, and perhaps a judge."""
 
 from __future__ import annotations
 
