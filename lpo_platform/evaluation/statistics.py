@@ -1,0 +1,257 @@
+"""Paired comparison before and after training: bootstrap intervals, Frechet distance, the result table.
+
+Numpy only, seeded, no state. B items, R resamples, D features.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 10_000
+_CHUNK = 4_000_000
+
+Interval = tuple[float, float]
+
+
+def mean_interval(
+    values: ArrayLike, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of the mean of (B,) values (Efron and Tibshirani 1993, section 13.3).
+
+    Fewer than two values say nothing about their spread: (nan, nan), which reads as "unclear" everywhere.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"values: one number per item, got shape {values.shape}")
+    if len(values) < 2:
+        return math.nan, math.nan
+    means = [values[index].mean(axis=1) for index in _resampled(len(values), resamples=resamples, seed=seed)]
+    return _percentiles(np.concatenate(means), level=level)
+
+
+def paired_interval(
+    before: ArrayLike, after: ArrayLike, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of mean(after - before) for (B,) values of the same items, which are resampled as pairs."""
+    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if before.shape != after.shape:
+        raise ValueError(f"before and after: the same items, got shapes {before.shape} and {after.shape}")
+    return mean_interval(after - before, resamples=resamples, level=level, seed=seed)
+
+
+def statistic_interval(
+    statistic: Callable[[NDArray[np.int64]], float],
+    count: int,
+    *,
+    resamples: int = 1_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap interval of a statistic of the whole set, called with (B,) indices into the `count` items.
+
+    Statistics such as a Frechet distance are biased on a resample, which holds each item a varying number of
+    times; the percentiles are therefore moved so that their mean is the value on the full set. For a paired
+    difference the statistic computes both sides with the same indices.
+    """
+    if count < 2:
+        return math.nan, math.nan
+    index = (row for block in _resampled(count, resamples=resamples, seed=seed) for row in block)
+    values = np.array([statistic(row) for row in index])
+    return _percentiles(values - values.mean() + statistic(np.arange(count)), level=level)
+
+
+def win_rate(before: ArrayLike, after: ArrayLike, *, higher_is_better: bool) -> float:
+    """Share of items that got better, in [0, 1]; a tie counts half, an item without a value not at all."""
+    before, after = _both(before, after)
+    if len(before) == 0:
+        return math.nan
+    gain = np.sign(after - before) if higher_is_better else np.sign(before - after)
+    return float((gain + 1).mean() / 2)
+
+
+def compare(
+    before: Mapping[str, ArrayLike],
+    after: Mapping[str, ArrayLike],
+    higher_is_better: Mapping[str, bool],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """The `metrics` of result.json (DESIGN section 7) from (B,) values per metric, in the order of `before`.
+
+    An item whose value is nan on a side (a metric that is undefined there) is left out of that metric. Raises
+    ValueError if the three mappings do not name the same metrics.
+    """
+    if not set(before) == set(after) == set(higher_is_better):
+        raise ValueError(f"metrics differ: {sorted(before)}, {sorted(after)}, {sorted(higher_is_better)}")
+    result = {}
+    for name in before:
+        first, second = _both(before[name], after[name])
+        interval = paired_interval(first, second, resamples=resamples, seed=seed)
+        result[name] = entry(_mean(first), _mean(second), interval, higher_is_better=higher_is_better[name])
+    return result
+
+
+def entry(before: float, after: float, interval: Interval, *, higher_is_better: bool) -> dict[str, Any]:
+    """One metric in result.json's form."""
+    return {
+        "before": float(before),
+        "after": float(after),
+        "difference": float(after) - float(before),
+        "ci95": [float(interval[0]), float(interval[1])],
+        "higher_is_better": bool(higher_is_better),
+    }
+
+
+def verdict(metric: Mapping[str, Any]) -> str:
+    """ "better" or "worse" if the interval of the difference excludes 0, else "unclear"."""
+    low, high = (math.nan if bound is None else bound for bound in metric["ci95"])
+    if not (low > 0 or high < 0):
+        return "unclear"
+    return "better" if (low > 0) == metric["higher_is_better"] else "worse"
+
+
+def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
+    """Squared Frechet distance of Gaussians, |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)); Eq. 6 of arXiv:1706.08500.
+
+    The trace of the root is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: no complex roots, and
+    singular covariances (fewer items than features) need no offset on the diagonal, unlike in the reference
+    implementation.
+    """
+    mean_a, mean_b = np.asarray(mean_a, dtype=np.float64), np.asarray(mean_b, dtype=np.float64)
+    cov_b = np.asarray(cov_b, dtype=np.float64)
+    return _distance(mean_a, np.asarray(cov_a, dtype=np.float64), _root(np.asarray(cov_a)), mean_b, cov_b)
+
+
+def compare_frechet(
+    real: ArrayLike, before: ArrayLike, after: ArrayLike, *, resamples: int = 1_000, seed: int = 0
+) -> dict[str, Any]:
+    """Frechet distances of (B, D) features, before and after, to (N, D) real ones: one metric of result.json.
+
+    The interval resamples the B conditions, the same ones on both sides; the real set is fixed.
+    """
+    real, before, after = (np.asarray(x, dtype=np.float64) for x in (real, before, after))
+    if before.shape != after.shape or before.shape[1:] != real.shape[1:]:
+        raise ValueError(f"features do not match: {real.shape}, {before.shape}, {after.shape}")
+    mean, cov = moments(real)
+    root = _root(cov)
+
+    def distance(features: NDArray[np.float64]) -> float:
+        return _distance(mean, cov, root, *moments(features))
+
+    interval = statistic_interval(
+        lambda i: distance(after[i]) - distance(before[i]), len(before), resamples=resamples, seed=seed
+    )
+    return entry(distance(before), distance(after), interval, higher_is_better=False)
+
+
+def moments(features: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (D,) and unbiased covariance (D, D) of (N, D) features."""
+    features = np.asarray(features, dtype=np.float64)
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def table(metrics: Mapping[str, Mapping[str, Any]], *, unicode: bool | None = None) -> str:
+    """The metrics as aligned text: metric, before, after, difference [95 % interval], verdict.
+
+    `unicode=None` asks the terminal; without it the arrows that show where the value went are left out.
+    """
+    if unicode is None:
+        unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
+    rows = [("metric", "before", "after", "difference [95 % interval]", "")]
+    for name, metric in metrics.items():
+        digits = decimals(metric)
+        low, high = metric["ci95"]
+        change = f"{number(metric['difference'], digits, sign=True)} "
+        change += f"[{number(low, digits, sign=True)}, {number(high, digits, sign=True)}]"
+        rows.append(
+            (
+                name,
+                number(metric["before"], digits),
+                number(metric["after"], digits),
+                change,
+                _word(metric, unicode),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [_line(row, widths) for row in rows]
+    return "\n".join([lines[0], ("\u2500" if unicode else "-") * max(map(len, lines)), *lines[1:]])
+
+
+def decimals(metric: Mapping[str, Any]) -> int:
+    """How many decimals a metric deserves: two significant digits of its interval's width, from 1 to 6."""
+    width = math.nan if None in metric["ci95"] else abs(metric["ci95"][1] - metric["ci95"][0])
+    if not math.isfinite(width) or width == 0:
+        return 3
+    return min(6, max(1, 1 - math.floor(math.log10(width))))
+
+
+def number(value: float | None, digits: int, *, sign: bool = False) -> str:
+    """A number with fixed decimals, or n/a where there is none."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def _word(metric: Mapping[str, Any], unicode: bool) -> str:
+    word = verdict(metric)
+    if word == "unclear":
+        return (
+            "unclear (interval contains 0)"
+            if math.isfinite(metric["ci95"][0] or 0.0)
+            else "unclear (too few items)"
+        )
+    return f"{chr(0x2191) if metric['difference'] > 0 else chr(0x2193)} {word}" if unicode else word
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = [
+        row[0].ljust(widths[0]),
+        row[1].rjust(widths[1]),
+        row[2].rjust(widths[2]),
+        row[3].ljust(widths[3]),
+        row[4],
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _resampled(count: int, *, resamples: int, seed: int):
+    """(r, B) blocks of random indices, `resamples` rows in all; blocks bound the memory."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // count)
+    for done in range(0, resamples, rows):
+        yield generator.integers(count, size=(min(rows, resamples - done), count))
+
+
+def _percentiles(values: NDArray[np.float64], *, level: float) -> Interval:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _both(before: ArrayLike, after: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if before.shape != after.shape or before.ndim != 1:
+        raise ValueError(
+            f"before and after: one number per item, got shapes {before.shape} and {after.shape}"
+        )
+    keep = ~(np.isnan(before) | np.isnan(after))
+    return before[keep], after[keep]
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _root(cov: NDArray[np.float64]) -> NDArray[np.float64]:
+    values, vectors = np.linalg.eigh(np.atleast_2d(cov))
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def _distance(mean_a, cov_a, root_a, mean_b, cov_b) -> float:
+    middle = np.linalg.eigvalsh(root_a @ cov_b @ root_a).clip(min=0)
+    distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(middle).sum()
+    return float(max(distance, 0.0))
