@@ -61,8 +61,10 @@ def finish(
     paths: Mapping[str, Any],
     seed: int | None,
 ) -> None:
-    """Marks a run as finished. `metrics` is what `evaluation.statistics.compare` returns, `samples` the number of
-    held-out items behind it. Raises ValueError if a metric does not have exactly the keys of DESIGN section
+    """Marks a run as finished.
+
+    `metrics` is what `evaluation.statistics.compare` returns, `samples` the number of held-out items behind it.
+    Raises ValueError if a metric does not have exactly the keys of DESIGN section
     7."""
     for name, metric in metrics.items():
         if set(metric) != METRIC_KEYS or len(metric["ci95"]) != 2:
@@ -121,7 +123,7 @@ def redact_config(config: Any) -> Any:
 
 
 def redact_command(command: Sequence[str]) -> list[str]:
-    """The command with secrets replaced by `***`: values of `x.api_key=`, words after `--token`, known tokens."""
+    """The command with secrets replaced by `***`: `x.api_key=..`, `--token ..`, known tokens."""
     shown, hide_next = [], False
     for word in map(str, command):
         name, equals, _ = word.partition("=")

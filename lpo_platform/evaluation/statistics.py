@@ -116,7 +116,7 @@ def verdict(metric: Mapping[str, Any]) -> str:
 
 
 def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
-    """Squared Frechet distance of Gaussians, |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)); Eq. 6 of arXiv:1706.08500.
+    """Frechet distance of Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)); Eq. 6 of arXiv:1706.08500.
 
     The trace of the root is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: no complex roots, and
     singular covariances (fewer items than features) need no offset on the diagonal, unlike in the reference

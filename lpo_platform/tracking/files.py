@@ -19,7 +19,7 @@ from lpo_platform.record import read_lines, write_text
 
 
 class Files(Logger):
-    """Writes each log as a line {"step", "time", name: value}; a killed process loses nothing that was logged.
+    """Writes each log as a line {"step", "time", name: value}; a killed process loses nothing it has logged.
 
     `time` is seconds since the run started and goes on over a resume. A value that is not finite is null in
     the JSONL and nan in the CSV. Columns of the CSV may appear later: it is then rewritten from the JSONL.
@@ -76,8 +76,8 @@ class Files(Logger):
     def resume(self, step: int | None) -> None:
         """Continues the files at `step`.
 
-        What an earlier process wrote for this and later steps goes, as does a line that was cut off. None keeps
-        every whole line.
+        What an earlier process wrote for this and later steps goes, as does a line that was cut off. None
+        keeps every whole line.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_lines(self.jsonl) if "step" in row and "time" in row]

@@ -21,7 +21,7 @@ STEP = "trainer/global_step"
 
 
 class Guest(WandbLogger):
-    """Lightning's logger, which gives up with one warning instead of raising when the service fails mid-run."""
+    """Lightning's logger that gives up with one warning when the service fails in the middle of a run."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         self.attempt(lambda: WandbLogger.log_metrics(self, metrics, step))
