@@ -1,4 +1,4 @@
-"""A cache on disk that is built in parts, may be stopped at any moment, and never returns what is not its own.
+"""A cache on disk, built in parts, that may be stopped at any moment and never returns what is not its own.
 
 Layout: `<folder>/<first 16 digits of the fingerprint>/<first item>-<past the last item>.safetensors`, one
 file per shard, tensors and texts together. A cache of another fingerprint lies in another folder; a file that

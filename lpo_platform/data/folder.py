@@ -1,0 +1,216 @@
+"""Anybody's pictures as a data option: looked at once, read lazily, split by content."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpo_platform.config import UserError
+from lpo_platform.data.cache import fingerprint
+from lpo_platform.data.captions import ORIGINS, Captions, find_captions
+from lpo_platform.data.findings import Findings
+from lpo_platform.data.pictures import (
+    FORBIDDEN,
+    MIN_SIDE,
+    SUFFIXES,
+    VERSION,
+    Look,
+    look_at_all,
+    open_rgb,
+    resize,
+)
+from lpo_platform.data.source import Sample
+
+logger = logging.getLogger(__name__)
+
+CROPS = ("squash", "center")
+NOT_PICTURE = "not a picture file"
+DUPLICATE = "same picture as another file, kept on the same side"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One usable file; its id is the path below the folder."""
+
+    id: str
+    path: Path
+    caption: str
+    look: Look
+
+
+class Pictures:
+    """One split of a folder."""
+
+    def __init__(self, pictures: list[Picture], *, crop: str, resolution: int) -> None:
+        self._pictures = pictures
+        self._crop = crop
+        self._resolution = resolution
+        rows = [[picture.id, picture.look.file, picture.caption] for picture in pictures]
+        self.fingerprint = fingerprint("folder", VERSION, crop, resolution, rows)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Picture i, (3, R, R) float32 in [0, 1]. Raises UserError when its file is gone or broken since."""
+        picture = self._pictures[i]
+        try:
+            pixels = resize(open_rgb(picture.path, side=self._resolution)[0], self._crop, self._resolution)
+        except Exception as error:  # decoders raise many types, and the answer to all of them is the same
+            raise UserError(
+                f"{picture.path}: could be read when the run started and no longer can be ({error}); "
+                "bring the file back, or start again without it"
+            ) from error
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().float() / 255
+        return Sample(id=picture.id, image=image, caption=picture.caption)
+
+
+class Folder:
+    """Captioned pictures below `path`, also nested, split into `train` and `test` by content.
+
+    `captions`: `auto` takes the first of JSON lines, a text file `<name>.txt`, the file name; `jsonl`,
+    `sidecar` or `filename` takes that one only (see `data/captions.py`). `crop`: `squash` makes a square of the
+    whole picture, as CPO does (arXiv:2511.04753); `center` cuts the largest central square.
+    Raises UserError where nothing can be used or nothing could be held out.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        captions: str = "auto",
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        crop: str = "squash",
+        cache_folder: str | Path | None = "outputs/cache/folder",
+        *,
+        resolution: int,
+    ) -> None:
+        _check_options(captions, test_fraction, crop)
+        self.path = _existing_folder(path)
+        self._findings = Findings()
+        files = sorted(_files(self.path, self._findings))
+        names = [name for name in files if name.lower().endswith(SUFFIXES)]
+        _note_other_files(files, names, self._findings)
+        looks = look_at_all(self.path, names, cache_folder)
+        usable = _usable(looks, self._findings)
+        origins = ORIGINS if captions == "auto" else (captions,)
+        found = find_captions(self.path, usable, files, origins, self._findings)
+        pictures = [Picture(name, self.path / name, found.text[name], looks[name]) for name in usable]
+        train, test = split(pictures, test_fraction, seed)
+        counts = {"pictures": len(names), "train": len(train), "test": len(test)}
+        self._report: dict[str, object] = {**counts, "captions": found.origins}
+        self._check_enough(test, captions, found)
+        self.train = Pictures(train, crop=crop, resolution=resolution)
+        self.test = Pictures(test, crop=crop, resolution=resolution)
+        logger.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", self._line())
+
+    def report(self) -> dict[str, object]:
+        """Counts, origins of the captions, `skipped` and `noted` by reason with up to 3 examples."""
+        return {**self._report, **self._findings.report()}
+
+    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
+        """None: nothing here can judge arbitrary captions."""
+        return None
+
+    def _line(self) -> str:
+        row = self._report
+        counts = f"{row['pictures']} pictures, {row['train']} to train on, {row['test']} held out"
+        return " | ".join(filter(None, [f"{self.path}: {counts}", self._findings.line()]))
+
+    def _check_enough(self, test: list[Picture], captions: str, found: Captions) -> None:
+        if test and (captions == "auto" or captions in found.origins):
+            return
+        works = f"two different pictures of at least {MIN_SIDE} px ({' '.join(SUFFIXES)}), also nested"
+        if test:
+            what, works = f"there are no captions for data.captions={captions}", "data.captions=auto"
+        elif self._report["train"]:
+            what = "there is only one picture, and one is needed to train on, another to hold out"
+        elif self._report["pictures"]:
+            what = "none of the pictures can be used"
+        else:
+            what = "there are no pictures"
+        details = self._findings.line()
+        what += f" [{details}]" if details else ""
+        raise UserError(f"data.path={self.path}: {what}; what works: {works}")
+
+
+def split(
+    pictures: list[Picture], test_fraction: float, seed: int
+) -> tuple[list[Picture], list[Picture]]:
+    """(train, test) in an order that depends on `seed` and content only; equal pictures stay on one side.
+
+    With two contents or more each side has at least one; with a single one test is empty.
+    """
+    groups: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        key = hashlib.sha256(f"{seed}|{picture.look.content}".encode()).hexdigest()
+        groups.setdefault(key, []).append(picture)
+    order = sorted(groups)
+    num_test = max(0, min(max(1, round(test_fraction * len(order))), len(order) - 1))
+    test = [picture for key in order[:num_test] for picture in groups[key]]
+    return [picture for key in order[num_test:] for picture in groups[key]], test
+
+
+def _files(folder: Path, findings: Findings) -> Iterator[str]:
+    """Every file below `folder`, as a path with `/`; linked folders are entered once."""
+    entered = {os.path.realpath(folder)}
+
+    def forbidden(error: OSError) -> None:
+        findings.skip(FORBIDDEN, os.path.relpath(error.filename, folder) + "/")
+
+    for here, folders, files in os.walk(folder, onerror=forbidden, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(here, name)) for name in sorted(folders)}
+        folders[:] = [name for name in real if real[name] not in entered]
+        entered.update(real.values())
+        below = Path(here).relative_to(folder)
+        yield from ((below / name).as_posix() for name in files)
+
+
+def _note_other_files(files: list[str], pictures: list[str], findings: Findings) -> None:
+    known = set(pictures) | {name.rsplit(".", 1)[0] + ".txt" for name in pictures}
+    for name in files:
+        if name not in known and not name.lower().endswith(".jsonl"):
+            findings.skip(NOT_PICTURE, name)
+
+
+def _usable(looks: dict[str, Look], findings: Findings) -> list[str]:
+    seen = set()
+    for name, found in looks.items():
+        if found.problem:
+            findings.skip(found.problem, name)
+            continue
+        for conversion in found.notes:
+            findings.note(conversion, name)
+        if found.content in seen:
+            findings.note(DUPLICATE, name)
+        seen.add(found.content)
+    return [name for name, found in looks.items() if not found.problem]
+
+
+def _check_options(captions: str, test_fraction: float, crop: str) -> None:
+    if captions not in ("auto", *ORIGINS):
+        raise UserError(f"data.captions={captions}; what works: auto, {', '.join(ORIGINS)}")
+    if crop not in CROPS:
+        raise UserError(f"data.crop={crop}; what works: {', '.join(CROPS)}")
+    if not 0 < test_fraction < 1:
+        raise UserError(f"data.test_fraction={test_fraction}; what works: between 0 and 1, such as 0.1")
+
+
+def _existing_folder(path: str | Path) -> Path:
+    folder = Path(path).expanduser().absolute()
+    if not str(path):
+        raise UserError("data.path is empty; what works: a folder with pictures, data.path=<folder>")
+    if folder.is_file():
+        raise UserError(f"data.path={path} is a file; what works: its folder, data.path={folder.parent}")
+    if not folder.is_dir():
+        near = next(parent for parent in folder.parents if parent.is_dir())
+        raise UserError(
+            f"data.path={path}: {folder} does not exist ({near} does); what works: a folder with pictures"
+        )
+    return folder
