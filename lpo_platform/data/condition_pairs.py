@@ -26,6 +26,7 @@ class ConditionPairs(Dataset):
     """Rows of a complete cache: column name -> tensor, control images as uint8."""
 
     def __init__(self, cache: Cache) -> None:
+        self.cache = cache
         self.columns, _ = cache.load()
 
     def __len__(self) -> int:
@@ -36,19 +37,34 @@ class ConditionPairs(Dataset):
 
 
 def cache_of(
-    source: Source, policy: Policy, task: Task | None, *, control_digest: str | None, sampling: Sampling, seed: int, folder: Path
+    source: Source,
+    policy: Policy,
+    task: Task | None,
+    *,
+    control_digest: str | None,
+    sampling: Sampling,
+    seed: int,
+    folder: Path,
 ) -> Cache:
     """The cache that these parts determine, existing or not. control_digest is None where no loser is wanted."""
     parts = [VERSION, source.fingerprint, policy.adapter.fingerprint, task and task.fingerprint]
     if control_digest is not None:
         parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta, seed]
     key = fingerprint(*parts)
-    return Cache(folder / key[:16], key, len(source), shard_size=128)
+    return Cache(folder, key, len(source), shard_size=128)
 
 
 @torch.no_grad()
 def prepare(
-    cache: Cache, source: Source, policy: Policy, task: Task | None, *, losers: bool, sampling: Sampling, seed: int, batch: int
+    cache: Cache,
+    source: Source,
+    policy: Policy,
+    task: Task | None,
+    *,
+    losers: bool,
+    sampling: Sampling,
+    seed: int,
+    batch: int,
 ) -> ConditionPairs:
     """Builds what is missing of the cache, with a progress bar, and opens it. Resumable at the last whole shard."""
     missing = cache.missing()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel

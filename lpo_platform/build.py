@@ -1,0 +1,245 @@
+"""From a checked configuration to a finished job: the only caller of hydra's instantiate, every step written out."""
+
+import logging
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lpo_platform import record
+from lpo_platform.callbacks.checkpoint import Checkpoint, newest
+from lpo_platform.callbacks.ema import EMA
+from lpo_platform.callbacks.export import Export, restore
+from lpo_platform.callbacks.progress import Progress
+from lpo_platform.callbacks.samples import Samples
+from lpo_platform.callbacks.settings import Callbacks
+from lpo_platform.data import condition_pairs
+from lpo_platform.data.condition_pairs import ConditionPairs
+from lpo_platform.data.rounds import Rounds
+from lpo_platform.data.source import Data
+from lpo_platform.evaluation.evaluate import Evaluation, Evaluator, compare_evaluations, write_items
+from lpo_platform.evaluation.generate import Sampling
+from lpo_platform.evaluation.pictures import save_pictures
+from lpo_platform.evaluation.statistics import table
+from lpo_platform.hardware import Hardware
+from lpo_platform.methods.method import Method
+from lpo_platform.models.policy import Policy
+from lpo_platform.tasks.task import Task
+from lpo_platform.tracking import report, wandb
+from lpo_platform.tracking.files import Files, Resume
+
+CACHE = Path("outputs/cache")
+create = partial(instantiate, _convert_="all")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """The live objects of a configuration."""
+
+    cfg: DictConfig
+    hardware: Hardware
+    policy: Policy
+    task: Task | None
+    data: Data
+    control_digest: str | None
+
+    @property
+    def sampling(self) -> Sampling:
+        adapter = self.policy.adapter
+        return Sampling(adapter.num_inference_steps, adapter.guidance)
+
+    def needs(self) -> tuple[str, ...]:
+        """Columns of a training sample: what the method asks for, as far as this model and task have it."""
+        asked = get_class(self.cfg.method._target_).needs
+        text = "tokens" if self.policy.trains_text else "text"
+        return tuple(text if c == "text" else c for c in asked if c != "control" or self.task is not None)
+
+    def rows(self, *, force: bool = False) -> ConditionPairs:
+        """The training samples, from the cache as far as it has them."""
+        losers = "loser" in self.needs()
+        cache = condition_pairs.cache_of(
+            self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
+            sampling=self.sampling, seed=self.cfg.seed, folder=CACHE,
+        )  # fmt: skip
+        if force:
+            shutil.rmtree(cache.folder, ignore_errors=True)
+        batch = self.cfg.metrics.batch if "metrics" in self.cfg else 50
+        with self.hardware.autocast():
+            return condition_pairs.prepare(
+                cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling,
+                seed=self.cfg.seed, batch=batch,
+            )  # fmt: skip
+
+
+def assemble(cfg: DictConfig) -> Job:
+    """Builds what a configuration names, on its device."""
+    quiet()
+    L.seed_everything(cfg.seed, verbose=False)
+    hardware = create(cfg.hardware)
+    adapter = create(cfg.model)
+    task = create(cfg.task) if cfg.get("task") else None
+    control, control_digest = None, None
+    if cfg.get("control"):
+        branch = create(cfg.control)
+        control, control_digest = branch.load(adapter, task.name), branch.digest(adapter, task.name)
+    policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
+    data = create(cfg.data, resolution=cfg.model.resolution)
+    return Job(cfg, hardware, policy, task, data, control_digest)
+
+
+def train(cfg: DictConfig, folder: Path) -> dict:
+    """Trains, evaluates before and after on the same held-out items and noise, and leaves a run folder."""
+    started = time.monotonic()
+    record.start(folder, plain(cfg), sys.argv)
+    job = assemble(cfg)
+    evaluator: Evaluator = create(cfg.metrics)
+    settings: Callbacks = create(cfg.callbacks)
+    say(f"{cfg.model.name} on {job.hardware.describe()}, run folder {folder}")
+
+    before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
+    method: Method = create(cfg.method, policy=job.policy, optim=create(cfg.optim), seed=cfg.seed)
+    ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
+    fit(job, method, evaluator, settings, ema, folder)
+    load_trained(job.policy, folder, settings)
+    after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
+    return conclude(job, evaluator, before, after, folder, seconds=time.monotonic() - started)
+
+
+def fit(
+    job: Job, method: Method, evaluator: Evaluator, settings: Callbacks, ema: EMA | None, folder: Path
+) -> None:
+    """The training itself, from the newest checkpoint of the folder if it has one."""
+    micro_batch, accumulation = job.hardware.split(method.batch)
+    rounds = Rounds(
+        job.rows(), job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps,
+        every=settings.every, seed=job.cfg.seed, num_workers=job.hardware.num_workers,
+    )  # fmt: skip
+    guest = track(job.cfg, folder)
+    callbacks = [Resume(), Progress(title(job.cfg), method.steps), *([ema] if ema else [])]
+    if settings.samples:
+        samples = Samples(folder / "samples", job.data, job.task, evaluator, settings.samples, settings.samples_every)
+        callbacks.append(samples)
+    callbacks += [Export(folder / "export", ema), Checkpoint(folder / "checkpoints")]  # the checkpoint comes last
+    trainer = L.Trainer(
+        accelerator=job.hardware.device.type,
+        devices=1,
+        precision=job.hardware.chosen_precision,
+        max_epochs=rounds.num_rounds,
+        reload_dataloaders_every_n_epochs=1,
+        accumulate_grad_batches=accumulation,
+        use_distributed_sampler=False,
+        log_every_n_steps=settings.log_every,
+        logger=[Files(folder), *([guest] if guest else [])],
+        callbacks=callbacks,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    try:
+        method.train()
+        trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
+    finally:
+        wandb.finish(guest, failed=trainer.interrupted)
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> dict:
+    """Evaluates a finished run again, its start against its result, by the protocol given here."""
+    started = time.monotonic()
+    run = Path(cfg.run)
+    of_run = OmegaConf.load(run / "resolved.yaml")
+    of_run.hardware, of_run.metrics = cfg.hardware, cfg.metrics
+    record.start(folder, plain(cfg), sys.argv)
+    job, evaluator = assemble(of_run), create(cfg.metrics)
+    before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
+    load_trained(job.policy, run, create(of_run.callbacks))
+    after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
+    return conclude(job, evaluator, before, after, folder, seconds=time.monotonic() - started)
+
+
+def prepare(cfg: DictConfig, folder: Path) -> None:
+    """Computes everything frozen of the training samples, losing conditions included, into the cache."""
+    rows = assemble(cfg).rows(force=cfg.force)
+    say(f"{len(rows)} training samples are ready in {rows.cache.folder}")
+
+
+def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:
+    """The policy as it is now; read from the file if an interrupted run has measured it already."""
+    if file.exists():
+        return Evaluation.load(file)
+    with job.hardware.autocast():
+        result = evaluator(job.policy, job.data, job.task, title=title)
+    result.save(file)
+    return result
+
+
+def load_trained(policy: Policy, run: Path, settings: Callbacks) -> None:
+    """Gives the policy the weights that a run exported: their average, or the raw ones."""
+    averaged = settings.evaluate == "ema" and settings.ema_decay is not None
+    restore(policy, run / "export", "_ema" if averaged else "")
+
+
+def conclude(
+    job: Job, evaluator: Evaluator, before: Evaluation, after: Evaluation, folder: Path, *, seconds: float
+) -> dict:
+    """Writes result.json, the items, the pictures and the report, and prints the table."""
+    metrics = compare_evaluations(before, after, job.task)
+    samples = evaluator.items(job.data)
+    write_items(folder / "evaluation" / "items.jsonl", samples, before, after)
+    save_pictures(folder / "samples", before, after)
+    paths = {"export": str(folder / "export"), "report": str(folder / "report.html")}
+    record.finish(folder, metrics, len(samples), seconds, paths, job.cfg.seed)
+    page = report.write_report(folder)
+    say(f"\n{table(metrics)}\n\n{len(samples)} held-out items, the same conditions and noise before and after.")
+    say(f"report  {page}\nexport  {paths['export']}")
+    return metrics
+
+
+def track(cfg: DictConfig, folder: Path) -> wandb.Guest | None:
+    if not cfg.get("logger"):
+        return None
+    return wandb.connect(
+        folder,
+        project=cfg.logger.project,
+        name=cfg.name or folder.name,
+        group=cfg.name or folder.parent.name,
+        job_type=cfg.method._target_.rsplit(".", 1)[-1].lower(),
+        tags=[cfg.model.name, *([get_class(cfg.task._target_).name] if cfg.get("task") else [])],
+        config=plain(cfg),
+    )
+
+
+def plain(cfg: DictConfig) -> dict:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def title(cfg: DictConfig) -> str:
+    return cfg.method._target_.rsplit(".", 1)[-1].lower()
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, which also stands in the log."""
+    log.info(text.strip())
+    print(text, file=sys.stderr, flush=True)
+
+
+def quiet() -> None:
+    """Libraries speak up when something is wrong, not to introduce themselves."""
+    import diffusers
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

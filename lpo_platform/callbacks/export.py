@@ -1,0 +1,54 @@
+"""Writes what was trained in diffusers' own formats, so that from_pretrained needs none of our code."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from lpo_platform.callbacks.ema import EMA
+from lpo_platform.config import UserError
+from lpo_platform.models.policy import Policy
+
+FOLDERS = {"control": "controlnet", "unet": "unet", "text_encoder": "text_encoder"}
+
+
+def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
+    """Saves every module that learns to folder/<name><suffix>; LoRA adapters as pytorch_lora_weights.safetensors."""
+    written = []
+    for name, module in policy.learning.items():
+        target = folder / f"{FOLDERS[name]}{suffix}"
+        if hasattr(module, "peft_config"):
+            target = folder / f"lora{suffix}"
+            module.save_lora_adapter(target)
+        else:
+            module.save_pretrained(target)
+        written.append(target)
+    return written
+
+
+def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
+    """Loads what export() wrote into the policy. UserError if a part is missing."""
+    for name, module in policy.learning.items():
+        lora = hasattr(module, "peft_config")
+        source = folder / f"{'lora' if lora else FOLDERS[name]}{suffix}"
+        if not source.is_dir():
+            raise UserError(f"{source}: no such export; the run has not finished training (lpo-train resume=<run>)")
+        if lora:
+            set_peft_model_state_dict(module, load_file(source / "pytorch_lora_weights.safetensors"))
+        else:
+            module.load_state_dict(type(module).from_pretrained(source).state_dict())
+
+
+class Export(Callback):
+    """At the end of training: the trained weights, and beside them their moving average with the suffix _ema."""
+
+    def __init__(self, folder: Path, ema: EMA | None) -> None:
+        self.folder, self.ema = Path(folder), ema
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        export(module.policy, self.folder)
+        if self.ema is not None:
+            with self.ema.averaged(module.policy.trainable()):
+                export(module.policy, self.folder, "_ema")

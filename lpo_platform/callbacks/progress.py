@@ -1,0 +1,30 @@
+"""One bar for the whole training, with time left, instead of one per epoch."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class Progress(ProgressBar):
+    """Counts optimiser steps of the run; a resumed run starts where it stopped."""
+
+    def __init__(self, title: str, steps: int) -> None:
+        super().__init__()
+        self.title, self.steps, self.bar = title, steps, None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.bar = tqdm(total=self.steps, initial=trainer.global_step, desc=self.title, unit="step")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        done = trainer.global_step - self.bar.n
+        if done:
+            self.bar.update(done)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,19 @@
+"""What happens around the training steps of a run."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """every: optimiser steps in a round, at whose end a checkpoint is written; log_every: steps between two log lines.
+
+    ema_decay: upper limit of the moving average's decay, null for none; evaluate: raw or ema, the weights that the
+    final evaluation judges (both are exported); samples: pictures drawn every samples_every rounds, 0 for none.
+    """
+
+    every: int = 20
+    log_every: int = 1
+    ema_decay: float | None = 0.9999
+    evaluate: str = "ema"
+    samples: int = 8
+    samples_every: int = 2
