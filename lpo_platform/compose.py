@@ -1,0 +1,305 @@
+"""From a command line to a configuration that remembers where each key comes from.
+
+Hydra composes the configuration of a job. It stops at the first mistake, though, and does not say which file set a key.
+This reads the same defaults list with Hydra's own code and merges the files itself, so that all mistakes are found and
+can be named; tests hold the result equal to Hydra's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lpo_platform.config import COMMAND, ROOTS, Composed, hint, one_line, problems_of, register
+from lpo_platform.signature import NotFound, signature
+
+MAX_VARIANTS = 32
+
+
+@dataclass
+class Source:
+    """Where configurations come from: our conf, the user's folders, the root schemas."""
+
+    repo: CachingConfigRepository
+    primary: str
+    groups: tuple[str, ...]
+
+    def options(self, group: str) -> list[str]:
+        return sorted(self.repo.get_group_options(group, ObjectType.CONFIG))
+
+
+def source(primary: str, config_dirs: Sequence[str], conf: Path) -> Source:
+    Plugins.instance()
+    register()
+    path = ConfigSearchPathImpl()
+    path.append("hydra", "pkg://hydra.conf")
+    path.append("main", f"file://{conf}")
+    path.append("schema", "structured://")
+    for folder in config_dirs:
+        path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
+    repo = CachingConfigRepository(ConfigRepository(path))
+    names = repo.get_group_options("", ObjectType.GROUP)
+    return Source(repo, primary, tuple(sorted(set(names) - {"hydra"})))
+
+
+def compose(primary: str, overrides: Sequence[str], config_dirs: Sequence[str], conf: Path) -> Composed:
+    """The configuration of one job as plain values. Raises HydraException where Hydra would."""
+    parsed = _parser().parse_overrides(list(overrides))
+    return _merge(source(primary, config_dirs, conf), parsed)[0]
+
+
+@lru_cache(maxsize=1)
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def diagnose(
+    primary: str,
+    overrides: Sequence[str],
+    config_dirs: Sequence[str],
+    *,
+    conf: Path,
+    multirun: bool,
+    values: bool,
+) -> list[str]:
+    """See config.diagnose."""
+    missing = [f"--config-dir {folder}: no such folder" for folder in config_dirs if not Path(folder).is_dir()]
+    config_dirs = [folder for folder in config_dirs if Path(folder).is_dir()]
+    files = source(primary, config_dirs, conf)
+    if not files.repo.config_exists(primary):
+        return [*missing, f"--config-name {primary}: no such file in {conf}"]
+    parsed, problems = _parse(overrides)
+    swept = [item for item in parsed if item.is_sweep_override()]
+    multirun = multirun or any(item.key_or_group in ("sweep", "hydra.mode") for item in parsed)
+    if swept and not multirun:
+        problems += [f"{item.input_line}: several values need -m (a sweep); a list is [a,b]" for item in swept]
+        parsed = [item for item in parsed if not item.is_sweep_override()]
+    problems = missing + problems
+    for variant in _variants(files, parsed):
+        problems += _variant_problems(files, variant, values=values)
+    return list(dict.fromkeys(problems))
+
+
+def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    parsed, problems = [], []
+    for line in overrides:
+        try:
+            parsed.append(_parser().parse_override(line))
+        except HydraException:
+            why = "write key=value" if "=" not in line else "quote values with spaces or special characters: 'key=\"a b\"'"
+            problems.append(f"{line}: not an override; {why}")
+    return parsed, problems
+
+
+def _variants(files: Source, parsed: list[Override]) -> Iterator[list[Override]]:
+    """The jobs of a sweep: all of them where they are few, else each value once."""
+    axes = [_values(files, item) for item in parsed]
+    count = 1
+    for axis in axes:
+        count *= len(axis)
+    if count <= MAX_VARIANTS:
+        yield from (list(job) for job in itertools.product(*axes))
+        return
+    first = [axis[0] for axis in axes]
+    for index, axis in enumerate(axes):
+        for item in axis:
+            yield [*first[:index], item, *first[index + 1 :]]
+
+
+def _values(files: Source, item: Override) -> list[Override]:
+    if not item.is_sweep_override():
+        return [item]
+    if item.is_discrete_sweep():
+        texts = [str(text) for text in item.sweep_string_iterator()]
+    elif item.is_interval_sweep():
+        interval = item.value()
+        texts = [str(interval.start), str(interval.end)]
+    else:
+        glob = item.value()
+        texts = glob.filter(files.options(item.key_or_group)) if hasattr(glob, "filter") else []
+    return [_parser().parse_override(f"{item.get_key_element()}={text}") for text in texts] or [item]
+
+
+def _variant_problems(files: Source, parsed: list[Override], *, values: bool) -> list[str]:
+    good, problems, unsure = _screen_groups(files, parsed)
+    try:
+        composed, settings = _merge(files, [item for item in good if item not in _settings(files, good)])
+    except (HydraException, OmegaConfBaseException) as error:
+        return [*problems, one_line(error)]
+    composed.unsure = frozenset(unsure)
+    for item in _settings(files, good):
+        if item.is_hydra_override():
+            continue
+        problem = _setting_problem(files, composed, item)
+        if problem is None:
+            _set(composed, item)
+        elif problem:
+            problems.append(problem)
+    if values:
+        problems += problems_of(composed, [item.input_line or "" for item in parsed])
+    return problems
+
+
+def _is_group(files: Source, item: Override) -> bool:
+    key = item.key_or_group
+    return files.repo.group_exists(key) and not item.key_or_group == "hydra"
+
+
+def _settings(files: Source, parsed: list[Override]) -> list[Override]:
+    return [item for item in parsed if not _is_group(files, item)]
+
+
+def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override], list[str], set[str]]:
+    """Overrides without those that choose an option which does not exist, and the groups that are unsure by that."""
+    good, problems, unsure = [], [], set()
+    for item in parsed:
+        group = item.key_or_group
+        if not _is_group(files, item) or item.is_delete() or item.value() is None:
+            good.append(item)
+            continue
+        chosen = item.value()
+        wanted = [str(value) for value in (chosen if isinstance(chosen, list) else [chosen])]
+        options = files.options(group)
+        unknown = [name for name in wanted if name not in options]
+        problems += [f"{group}={name}: no such option{hint(name, options)}" for name in unknown]
+        if unknown:
+            unsure.add(group)
+        else:
+            good.append(item)
+    return good, problems, unsure
+
+
+def _merge(files: Source, parsed: list[Override]) -> tuple[Composed, list[Override]]:
+    """Reads the files of the defaults list in order; group overrides choose, the others are applied on top."""
+    found = create_defaults_list(
+        repo=files.repo,
+        config_name=files.primary,
+        overrides_list=parsed,
+        prepend_hydra=True,
+        skip_missing=True,
+    )
+    composed = Composed({}, {})
+    for default in found.defaults:
+        _merge_file(files, composed, default)
+    composed.values.pop("hydra", None)
+    composed.choices = {
+        group: option for group, option in found.overrides.known_choices.items() if not group.startswith("hydra/")
+    }
+    if not composed.choices.get("method") and composed.values.get("choices"):
+        composed.choices = dict(composed.values["choices"])
+    settings = [item for item in found.config_overrides if not item.is_hydra_override()]
+    for item in settings:
+        _set(composed, item)
+    return composed, settings
+
+
+def _merge_file(files: Source, composed: Composed, default: ResultDefault) -> None:
+    path = default.config_path
+    if path is None or path.startswith("hydra/"):
+        return
+    loaded = files.repo.load_config(path)
+    if loaded is None:
+        return
+    package = default.package if default.package is not None else loaded.header.get("package") or ""
+    content = OmegaConf.to_container(loaded.config, resolve=False)
+    for key in reversed(package.split(".") if package else []):
+        content = {key: content}
+    if isinstance(content, dict):
+        _update(composed, composed.values, content, path, "")
+
+
+def _update(composed: Composed, into: dict[str, Any], new: dict[Any, Any], origin: str, prefix: str) -> None:
+    for key, value in new.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _update(composed, into[key], value, origin, f"{path}.")
+        elif not (value == "???" and key in into):
+            composed.origins = {k: v for k, v in composed.origins.items() if not k.startswith(f"{path}.")}
+            composed.origins[path] = origin
+            into[key] = value
+            if isinstance(value, dict):
+                into[key] = {}
+                _update(composed, into[key], value, origin, f"{path}.")
+
+
+def _setting_problem(files: Source, composed: Composed, item: Override) -> str | None:
+    """What is wrong with the key of `a.b=value`: None for nothing, '' where a bad group already explains it."""
+    key = item.key_or_group
+    parts = key.split(".")
+    if parts[0] in composed.unsure:
+        return ""
+    if item.is_add() or item.is_force_add():
+        return None if parts[0] in composed.values else _unknown_root(files, composed, parts[0])
+    if parts[0] not in composed.values:
+        return _unknown_root(files, composed, parts[0])
+    node: object = composed.values
+    for index, part in enumerate(parts):
+        if not isinstance(node, dict):
+            above = ".".join(parts[:index])
+            return f"{key}: {_name(composed, above)} has no options"
+        if part not in node:
+            return _unknown_key(composed, item, parts, index, node)
+        node = node[part]
+    return None
+
+
+def _name(composed: Composed, path: str) -> str:
+    option = composed.choices.get(path)
+    return path if option is None else f"{path}={option}"
+
+
+def _unknown_root(files: Source, composed: Composed, key: str) -> str:
+    names = {*files.groups, *composed.values} - {"choices", "local"}
+    return f"{key}: no such key or group{hint(key, names)}"
+
+
+def _unknown_key(composed: Composed, item: Override, parts: list[str], index: int, node: dict[str, Any]) -> str | None:
+    """A key that its node does not have; one that the constructor has takes a `+`."""
+    target = node.get("_target_")
+    name, names = _name(composed, ".".join(parts[:index])), [key for key in node if key != "_target_"]
+    try:
+        known = signature(target) if isinstance(target, str) else None
+    except (NotFound, SyntaxError):
+        known = None
+    key = ".".join(parts)
+    if known is not None:
+        if known[parts[index]] is not None or known.open:
+            return f"{key}: not set in the files; to set it add a plus: +{item.input_line}"
+        name = known.name
+    return f"{key}: {name} has no such option{hint(parts[index], names)}"
+
+
+def _set(composed: Composed, item: Override) -> None:
+    parts = item.key_or_group.split(".")
+    node = composed.values
+    for part in parts[:-1]:
+        below = node.setdefault(part, {})
+        if not isinstance(below, dict):
+            below = node[part] = {}
+        node = below
+    if item.is_delete():
+        node.pop(parts[-1], None)
+        return
+    value = OmegaConf.to_container(OmegaConf.create({"value": item.value()}), resolve=False)["value"]
+    prefix = ".".join(parts[:-1])
+    _update(composed, node, {parts[-1]: value}, COMMAND, f"{prefix}." if prefix else "")
+
+
+__all__ = ["ROOTS", "Composed", "compose", "diagnose", "source"]

@@ -1,0 +1,503 @@
+"""The configuration: its schema, the table of what goes with what, and the check that finds every problem at once.
+
+Nothing here imports torch: a wrong command line is answered in about a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lpo_platform.signature import NotFound, Parameter, Signature, signature
+
+HERE = Path(__file__).resolve().parent
+CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
+
+
+class UserError(Exception):
+    """Something that the user can put right; the commands print it without a traceback."""
+
+
+class ConfigError(UserError):
+    """The configuration cannot work; `problems` holds one line for each reason."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+# --- schema ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Train:
+    """Root of `lpo-train`. A field of type Any is a group; `choices` is filled in by the command."""
+
+    model: Any = None
+    control: Any = None
+    tune: Any = None
+    task: Any = None
+    data: Any = None
+    method: Any = None
+    optim: Any = None
+    hardware: Any = None
+    logger: Any = None
+    callbacks: Any = None
+    metrics: Any = None
+    name: str | None = None
+    seed: int = 0
+    resume: str | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Prepare:
+    """Root of `lpo-prepare`."""
+
+    model: Any = None
+    control: Any = None
+    tune: Any = None
+    task: Any = None
+    data: Any = None
+    method: Any = None
+    hardware: Any = None
+    name: str | None = None
+    seed: int = 0
+    force: bool = False
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Eval:
+    """Root of `lpo-eval`."""
+
+    hardware: Any = None
+    metrics: Any = None
+    run: str = "???"
+    seed: int = 0
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval}
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW. `warmup_steps` rise linearly from 0; `clip` bounds the norm of the whole gradient (null: no bound)."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    warmup_steps: int
+    clip: float | None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a run computes. precision=auto is bf16-mixed on a GPU that can and 32-true elsewhere."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: int
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Where W&B files the run."""
+
+    project: str
+    entity: str | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How much evaluation looks at: held-out items, how many at a time, bootstrap resamples."""
+
+    num_items: int
+    batch: int
+    num_bootstrap: int
+
+
+# Groups whose options are plain values instead of a `_target_`.
+SCHEMAS: dict[str, type] = {"optim": Optim, "hardware": Hardware, "logger": Wandb, "metrics": Metrics}
+
+# Arguments that build.py passes, by group; a configuration may not set them. Keyword-only arguments without a default
+# whose annotation is not a plain scalar count as such without standing here.
+RUNTIME: dict[str, frozenset[str]] = {
+    "model": frozenset({"device", "dtype"}),
+    "data": frozenset({"resolution"}),
+    "task": frozenset({"resolution"}),
+    "control": frozenset({"adapter", "task_name"}),
+    "tune": frozenset({"adapter"}),
+    "method": frozenset({"adapter", "policy", "task", "data", "optim", "seed", "folder"}),
+    "callbacks": frozenset({"folder"}),
+}
+
+# Values that name a folder which must exist, relative to the current directory.
+FOLDERS = frozenset({"data.path"})
+
+# --- what goes with what --------------------------------------------------------------------------------------------
+
+NOT_NONE = "!none"
+
+# For each method the combinations that it accepts: group -> options, or NOT_NONE. A group that is not named is free. An
+# option that is not shipped here (a user's own) passes everywhere; a method that is not shipped has no row and is free.
+COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
+    "cpo": ({"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE},),
+    "control": (
+        {"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE},
+        {"control": ("none",), "tune": ("full", "lora"), "task": ("none",)},
+    ),
+}
+
+# Models of full size: toy data below them teaches nothing, so it has to be asked for.
+FULL_SIZE = frozenset({"sd15"})
+
+Choices = Mapping[str, str | None]
+
+
+def shipped(group: str) -> tuple[str, ...]:
+    """The options of a group that come with the platform."""
+    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+def fits(group: str, option: str | None, allowed: str | tuple[str, ...]) -> bool:
+    """Whether an option satisfies a cell of COMPATIBILITY."""
+    if allowed == NOT_NONE:
+        return option not in (None, "none")
+    return option in allowed or option not in (None, *shipped(group))
+
+
+def combination_problems(choices: Choices, overrides: Iterable[str] = ()) -> list[str]:
+    """One line for each chosen option that does not go with the method; [] where the table agrees."""
+    method = choices.get("method")
+    rows = COMPATIBILITY.get(method or "", ())
+    explicit = {key for key, _ in _pairs(overrides)}
+    wrong = [[g for g, allowed in row.items() if g in choices and not fits(g, choices[g], allowed)] for row in rows]
+    if not rows or not all(wrong):
+        return []
+
+    def cost(index: int) -> int:
+        return sum(4 if group in explicit else 1 for group in wrong[index])
+
+    best = min(range(len(rows)), key=cost)
+    others = {group for index, groups in enumerate(wrong) if index != best for group in groups}
+    context = "".join(
+        f" with {group}={choices[group]}" for group in rows[best] if group in others - set(wrong[best])
+    )
+    return [
+        f"method={method}{context} {_need(group, choices[group], rows[best][group])}" for group in wrong[best]
+    ]
+
+
+def _need(group: str, option: str | None, allowed: str | tuple[str, ...]) -> str:
+    if allowed == NOT_NONE:
+        offers = " or ".join(f"{group}={name}" for name in shipped(group) if name != "none")
+        return f"needs a {group}, but {group}={option}; add {offers}"
+    return f"needs {' or '.join(f'{group}={name}' for name in allowed)}, not {group}={option}"
+
+
+def _toy_problems(choices: Choices, overrides: Iterable[str] | None) -> list[str]:
+    asked = overrides is None or any(key == "data" for key, _ in _pairs(overrides))
+    if asked or choices.get("data") != "toy" or choices.get("model") not in FULL_SIZE:
+        return []
+    return [
+        f"model={choices['model']} with data=toy: toy data under a full-size model must be asked for; "
+        "add data=folder data.path=<folder of pictures>, or data=toy"
+    ]
+
+
+def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for line in overrides:
+        key, _, value = line.partition("=")
+        yield key.lstrip("+~"), value
+
+
+# --- one composed configuration -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Composed:
+    """A configuration as plain values, with the file that set each key (`method/cpo`, or COMMAND)."""
+
+    values: dict[str, Any]
+    choices: dict[str, str | None]
+    origins: dict[str, str] = field(default_factory=dict)
+    unsure: frozenset[str] = frozenset()
+
+    def origin(self, path: str) -> str | None:
+        while path:
+            if path in self.origins:
+                return self.origins[path]
+            path = path.rpartition(".")[0]
+        return None
+
+    def where(self, path: str) -> str:
+        """` in method/mine.yaml` for a key that a file set, empty for the command line."""
+        origin = self.origin(path)
+        return "" if origin in (None, COMMAND) else f" in {origin}.yaml"
+
+
+COMMAND = "command line"
+SPECIAL = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
+
+
+def check(cfg: DictConfig, choices: Choices, overrides: Iterable[str] | None = None) -> list[str]:
+    """Every problem of a composed configuration, one line each.
+
+    `cfg` is the job configuration, `choices` the chosen option of each group, `overrides` what stood on the command
+    line (None: not known, so nothing is asked that depends on it). Loads no weights and imports nothing.
+    """
+    values = OmegaConf.to_container(cfg, resolve=False)
+    if not isinstance(values, dict):
+        raise TypeError(f"a configuration is a mapping, got {type(values).__name__}")
+    values.pop("hydra", None)
+    return problems_of(Composed(values, dict(choices)), overrides)
+
+
+def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
+    """`check` on a configuration that knows where its keys come from."""
+    overrides = None if overrides is None else list(overrides)
+    choices = {g: option for g, option in composed.choices.items() if g not in composed.unsure}
+    problems = []
+    if "method" not in composed.unsure:
+        problems += combination_problems(choices, overrides or ())
+    problems += _toy_problems(choices, overrides)
+    problems += _root_problems(composed)
+    for group, node in composed.values.items():
+        if group not in composed.unsure and isinstance(node, dict) and group != "choices":
+            problems += _node_problems(composed, group, node, group)
+    return problems + _folder_problems(composed)
+
+
+def _root(composed: Composed) -> type:
+    """The root schema that fits: the one which knows most of the keys."""
+    if "run" in composed.values:
+        return Eval
+    return Prepare if "force" in composed.values else Train
+
+
+def _root_problems(composed: Composed) -> list[str]:
+    known = _schema(_root(composed))
+    problems = []
+    for key, value in composed.values.items():
+        parameter = known[key]
+        if parameter is None:
+            names = [item.name for item in known.parameters if item.name != "choices"]
+            problems.append(f"{key}{composed.where(key)}: no such key or group{hint(key, names)}")
+        elif value == "???":
+            problems.append(f"{key}: required; add {key}=<value>")
+        else:
+            problems += _value_problems(composed, key, value, parameter)
+    return problems
+
+
+def _schema(schema: type) -> Signature:
+    found = signature(f"{schema.__module__}.{schema.__qualname__}")
+    if found is None:
+        raise TypeError(f"{schema} has no readable signature")
+    return found
+
+
+def _node_problems(composed: Composed, path: str, node: dict[str, Any], group: str) -> list[str]:
+    """Problems of a node with a `_target_`, of a node of plain values, or of a mapping of such nodes."""
+    target = node.get("_target_")
+    if target is None and path == group and group in SCHEMAS:
+        return _argument_problems(composed, path, node, _schema(SCHEMAS[group]), group)
+    if target is None:
+        return _mapping_problems(composed, path, node, group)
+    if not isinstance(target, str) or target.startswith("${"):
+        return []
+    try:
+        found = signature(target)
+    except NotFound as error:
+        return [_target_problem(composed, path, target, error)]
+    except SyntaxError as error:
+        return [f"{path}._target_={target!r}{composed.where(path)}: {error.msg} in {error.filename}:{error.lineno}"]
+    return [] if found is None else _argument_problems(composed, path, node, found, group)
+
+
+def _mapping_problems(composed: Composed, path: str, node: dict[str, Any], group: str) -> list[str]:
+    problems = []
+    for key, value in node.items():
+        below = f"{path}.{key}"
+        if isinstance(value, dict):
+            problems += _node_problems(composed, below, value, group)
+        elif value is not None and path == group:
+            problems.append(f"{below}={value!r}{composed.where(below)}: must be a mapping with a _target_, or null")
+    return problems
+
+
+def _target_problem(composed: Composed, path: str, target: str, error: NotFound) -> str:
+    missing = target[len(error.part) :].lstrip(".").split(".")[0]
+    inside = f" in {error.part}" if error.part else ""
+    return (
+        f"{path}._target_={target!r}{composed.where(path)}: no {missing!r}{inside} to import"
+        f"{hint(missing, error.names, options=False)}"
+    )
+
+
+def _argument_problems(
+    composed: Composed, path: str, node: dict[str, Any], known: Signature, group: str
+) -> list[str]:
+    runtime = _runtime(known, group)
+    free = [item.name for item in known.parameters if item.name not in runtime]
+    problems = []
+    for key, value in node.items():
+        below = f"{path}.{key}"
+        parameter = known[str(key)]
+        if key in SPECIAL:
+            continue
+        if key in runtime:
+            problems.append(f"{below}{composed.where(below)}: {known.name} gets it from the platform; remove it")
+        elif parameter is None and not known.open:
+            problems.append(
+                f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}"
+            )
+        elif isinstance(value, str) and value == "???":
+            problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}=<value>")
+        elif isinstance(value, dict) and "_target_" in value:
+            problems += _node_problems(composed, below, value, group)
+        elif parameter is not None:
+            problems += _value_problems(composed, below, value, parameter)
+    for item in known.parameters:
+        if item.required and item.name not in node and item.name not in runtime and not node.get("_partial_"):
+            problems.append(f"{path}.{item.name}: required by {_chosen(composed, group)}; add it")
+    return problems
+
+
+def _chosen(composed: Composed, group: str) -> str:
+    option = composed.choices.get(group)
+    return group if option is None else f"{group}={option}"
+
+
+def _runtime(known: Signature, group: str) -> frozenset[str]:
+    """Names of the arguments that are not the configuration's business."""
+    named = RUNTIME.get(group, frozenset())
+    live = {p.name for p in known.parameters if p.keyword_only and p.required and not p.scalar}
+    return frozenset(p.name for p in known.parameters if p.name in named or p.name in live)
+
+
+def _value_problems(composed: Composed, path: str, value: object, parameter: Parameter) -> list[str]:
+    if isinstance(value, str) and "${" in value:
+        try:
+            value = OmegaConf.select(OmegaConf.create(composed.values), path)
+        except OmegaConfBaseException as error:
+            return [f"{path}={value!r}{composed.where(path)}: {one_line(error)}"]
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=False)
+    if parameter.type.accepts(value):
+        return []
+    return [f"{path}={_shown(value)}{composed.where(path)}: must be {parameter.type}"]
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) else repr(value)
+
+
+def _folder_problems(composed: Composed) -> list[str]:
+    problems = []
+    for path in sorted(FOLDERS):
+        group, _, key = path.partition(".")
+        node = composed.values.get(group)
+        value = node.get(key) if isinstance(node, dict) else None
+        if isinstance(value, str) and value != "???" and "${" not in value:
+            problems += folder_problem(path, value)
+    resume = composed.values.get("resume")
+    if isinstance(resume, str) and resume != "auto":
+        problems += folder_problem("resume", resume)
+    run = composed.values.get("run")
+    if isinstance(run, str) and run != "???":
+        problems += run_problem(run)
+    return problems
+
+
+def folder_problem(key: str, value: str) -> list[str]:
+    folder = Path(value).expanduser()
+    if folder.is_dir():
+        return []
+    what = "not a folder" if folder.exists() else "no such folder"
+    return [f"{key}={value}: {what}{'' if folder.is_absolute() else f' in {Path.cwd()}'}"]
+
+
+def run_folder(value: str) -> Path | None:
+    """The run folder that `run=` names: the folder itself, or `latest` in it; None where neither holds a run."""
+    folder = Path(value).expanduser()
+    for path in (folder, folder / "latest"):
+        if (path / "resolved.yaml").is_file():
+            return path.resolve()
+    return None
+
+
+def run_problem(value: str) -> list[str]:
+    missing = folder_problem("run", value)
+    if missing or run_folder(value) is not None:
+        return missing
+    return [f"run={value}: not a run folder (neither it nor its 'latest' holds resolved.yaml)"]
+
+
+def hint(name: str, names: Iterable[str], *, options: bool = True) -> str:
+    """`; did you mean 'beta'? Options: batch, beta`."""
+    names = sorted(set(names))
+    close = difflib.get_close_matches(name, names, 1, 0.6)
+    text = f"; did you mean {close[0]!r}?" if close else ""
+    if not options or not names:
+        return text
+    return f"{text or ';'} {'Options' if close else 'options'}: {', '.join(names)}"
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def register() -> None:
+    """Makes the root schemas known to Hydra: an unknown top-level key then fails at composition."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for name, schema in ROOTS.items():
+        store.store(name=f"{name}_schema", node=schema)
+
+
+def diagnose(
+    primary: str,
+    overrides: Sequence[str],
+    config_dirs: Sequence[str] = (),
+    *,
+    conf: Path = CONF,
+    multirun: bool = False,
+    values: bool = True,
+) -> list[str]:
+    """Every problem of a command line, one line each; [] where Hydra will compose it and `check` will agree.
+
+    `values=False` looks at what composition needs (groups, options, keys) and leaves the values alone.
+    """
+    from lpo_platform import compose
+
+    return compose.diagnose(primary, overrides, config_dirs, conf=conf, multirun=multirun, values=values)
+
+
+@lru_cache(maxsize=1)
+def groups() -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
+
+
+def product(choices: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+    """Every combination of options, in order."""
+    for combination in itertools.product(*choices.values()):
+        yield dict(zip(choices, combination, strict=True))
