@@ -24,7 +24,7 @@ class Hardware:
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise UserError("hardware=gpu: torch finds no CUDA device here; use hardware=cpu, or hardware=auto to take what is there")
+            raise UserError("hardware=gpu: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
         if self.precision not in ("auto", *DTYPES):
             raise UserError(f"hardware.precision={self.precision}: choose auto, {', '.join(DTYPES)}")
 
@@ -59,5 +59,6 @@ class Hardware:
         return micro, batch // micro
 
     def describe(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        gpu = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if gpu else f"{torch.get_num_threads()} CPU threads"
         return f"{name}, {self.chosen_precision}"

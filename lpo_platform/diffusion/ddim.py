@@ -11,7 +11,7 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 class DDIM:
-    """The variance-preserving process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, in float32 whatever the model runs in.
+    """The process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, in float32 whatever the model runs in.
 
     The original CPO noises latents in half precision, which makes sigma exactly 0 at t = 0 and 1 in bf16
     (specs/cpo.md W9); here every table and every sum is float32.

@@ -1,4 +1,4 @@
-"""What every method shares: the policy, the optimiser, keyed randomness, checkpoints of what learns and nothing else."""
+"""What every method shares: policy, optimiser, keyed randomness, checkpoints of what learns and nothing else."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar

@@ -13,7 +13,7 @@ from lpo_platform.models.tuning import Lora, Tune, adapters_off
 
 
 class Policy(nn.Module):
-    """A denoiser with an optional control branch. `learning` holds the modules that train; the rest is not registered."""
+    """A denoiser with an optional control branch. `learning` holds the modules that train; others are unregistered."""
 
     def __init__(self, adapter: Adapter, tune: Tune, control: ControlNetModel | None = None) -> None:
         super().__init__()

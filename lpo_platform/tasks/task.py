@@ -1,4 +1,4 @@
-"""A condition: how it is detected, drawn, read back, compared and scored. One object serves every part of the platform."""
+"""A condition: how it is detected, drawn, read back, compared and scored. One object serves the whole platform."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
