@@ -283,7 +283,7 @@ def _draw_person(
     low, high = points.min(0) - 0.05, points.max(0) + 0.05
     low[1] = min(low[1], 0.0)  # the head tops above every keypoint unless a hand is raised
     height = min(rng.uniform(0.7, 0.95), *(0.96 / (high - low)))
-    corner = np.array([rng.uniform(0.02, 0.98 - e) for e in (high - low) * height])
+    corner = np.array([rng.uniform(0.02, max(0.02, 0.98 - e)) for e in (high - low) * height])
     points = (points - low) * height + corner
     nose = points[0]
     head = nose + np.array((0, -0.025)) * height
