@@ -63,9 +63,9 @@ def finish(
 ) -> None:
     """Marks a run as finished.
 
-    `metrics` is what `evaluation.statistics.compare` returns, `samples` the number of held-out items behind it.
-    Raises ValueError if a metric does not have exactly the keys of DESIGN section
-    7."""
+    `metrics` is what `evaluation.statistics.compare` returns, `samples` the number of held-out items behind
+    it. Raises ValueError if a metric does not have exactly the keys of DESIGN section 7.
+    """
     for name, metric in metrics.items():
         if set(metric) != METRIC_KEYS or len(metric["ci95"]) != 2:
             raise ValueError(
