@@ -75,8 +75,8 @@ class Folder:
     """Captioned pictures below `path`, also nested, split into `train` and `test` by content.
 
     `captions`: `auto` takes the first of JSON lines, a text file `<name>.txt`, the file name; `jsonl`,
-    `sidecar` or `filename` takes that one only (see `data/captions.py`). `crop`: `squash` makes a square of the
-    whole picture, as CPO does (arXiv:2511.04753); `center` cuts the largest central square.
+    `sidecar` or `filename` takes that one only (see `data/captions.py`). `crop`: `squash` makes a square of
+    the whole picture, as CPO does (arXiv:2511.04753); `center` cuts the largest central square.
     Raises UserError where nothing can be used or nothing could be held out.
     """
 
@@ -140,9 +140,7 @@ class Folder:
         raise UserError(f"data.path={self.path}: {what}; what works: {works}")
 
 
-def split(
-    pictures: list[Picture], test_fraction: float, seed: int
-) -> tuple[list[Picture], list[Picture]]:
+def split(pictures: list[Picture], test_fraction: float, seed: int) -> tuple[list[Picture], list[Picture]]:
     """(train, test) in an order that depends on `seed` and content only; equal pictures stay on one side.
 
     With two contents or more each side has at least one; with a single one test is empty.

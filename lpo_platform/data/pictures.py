@@ -52,7 +52,8 @@ def open_rgb(path: Path, *, side: int) -> tuple[Image.Image, tuple[str, ...]]:
     """The first frame as upright RGB, transparency on white, and what had to be converted for that.
 
     A JPEG comes in reduced form while that has at least 3 * `side` (the gap from which Pillow calls the
-    following resize indistinguishable): large photographs are read several times faster. Raises as Pillow does.
+    following resize indistinguishable): large photographs are read several times faster.
+    Raises what Pillow raises.
     """
     notes = []
     with Image.open(path, formats=FORMATS) as image:
