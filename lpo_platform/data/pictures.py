@@ -18,7 +18,7 @@ from lpo_platform.data.cache import file_digest, fingerprint, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would start ghostscript
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would start ghostscript
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MIN_SIDE = 16
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 256 MB of RGB
