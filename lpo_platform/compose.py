@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lpo_platform.config import COMMAND, ROOTS, Composed, hint, one_line, problems_of, register
+from lpo_platform.config import COMMAND, CONF, Composed, hint, one_line, problems_of, register
 from lpo_platform.signature import NotFound, signature
 
 MAX_VARIANTS = 32
@@ -51,6 +51,8 @@ def source(primary: str, config_dirs: Sequence[str], conf: Path) -> Source:
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
     path.append("main", f"file://{conf}")
+    if conf != CONF:
+        path.append("platform", f"file://{CONF}")
     path.append("schema", "structured://")
     for folder in config_dirs:
         path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
@@ -202,8 +204,6 @@ def _merge(files: Source, parsed: list[Override]) -> tuple[Composed, list[Overri
     composed.choices = {
         group: option for group, option in found.overrides.known_choices.items() if not group.startswith("hydra/")
     }
-    if not composed.choices.get("method") and composed.values.get("choices"):
-        composed.choices = dict(composed.values["choices"])
     settings = [item for item in found.config_overrides if not item.is_hydra_override()]
     for item in settings:
         _set(composed, item)
@@ -266,7 +266,7 @@ def _name(composed: Composed, path: str) -> str:
 
 
 def _unknown_root(files: Source, composed: Composed, key: str) -> str:
-    names = {*files.groups, *composed.values} - {"choices", "local"}
+    names = {*files.groups, *composed.values} - {"local"}
     return f"{key}: no such key or group{hint(key, names)}"
 
 
@@ -300,6 +300,3 @@ def _set(composed: Composed, item: Override) -> None:
     value = OmegaConf.to_container(OmegaConf.create({"value": item.value()}), resolve=False)["value"]
     prefix = ".".join(parts[:-1])
     _update(composed, node, {parts[-1]: value}, COMMAND, f"{prefix}." if prefix else "")
-
-
-__all__ = ["ROOTS", "Composed", "compose", "diagnose", "source"]

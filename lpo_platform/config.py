@@ -6,13 +6,11 @@ Nothing here imports torch: a wrong command line is answered in about a second.
 from __future__ import annotations
 
 import difflib
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +38,7 @@ class ConfigError(UserError):
 
 @dataclass
 class Train:
-    """Root of `lpo-train`. A field of type Any is a group; `choices` is filled in by the command."""
+    """Root of `lpo-train`. A field of type Any is a group."""
 
     model: Any = None
     control: Any = None
@@ -56,7 +54,6 @@ class Train:
     name: str | None = None
     seed: int = 0
     resume: str | None = None
-    choices: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,7 +70,6 @@ class Prepare:
     name: str | None = None
     seed: int = 0
     force: bool = False
-    choices: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,31 +80,9 @@ class Eval:
     metrics: Any = None
     run: str = "???"
     seed: int = 0
-    choices: dict[str, Any] = field(default_factory=dict)
 
 
 ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval}
-
-
-@dataclass(frozen=True)
-class Optim:
-    """AdamW. `warmup_steps` rise linearly from 0; `clip` bounds the norm of the whole gradient (null: no bound)."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    warmup_steps: int
-    clip: float | None
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where a run computes. precision=auto is bf16-mixed on a GPU that can and 32-true elsewhere."""
-
-    accelerator: Literal["auto", "cpu", "gpu"]
-    devices: int
-    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -119,28 +93,14 @@ class Wandb:
     entity: str | None
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """How much evaluation looks at: held-out items, how many at a time, bootstrap resamples."""
-
-    num_items: int
-    batch: int
-    num_bootstrap: int
-
-
 # Groups whose options are plain values instead of a `_target_`.
-SCHEMAS: dict[str, type] = {"optim": Optim, "hardware": Hardware, "logger": Wandb, "metrics": Metrics}
+SCHEMAS: dict[str, type] = {"logger": Wandb}
 
 # Arguments that build.py passes, by group; a configuration may not set them. Keyword-only arguments without a default
 # whose annotation is not a plain scalar count as such without standing here.
 RUNTIME: dict[str, frozenset[str]] = {
-    "model": frozenset({"device", "dtype"}),
     "data": frozenset({"resolution"}),
-    "task": frozenset({"resolution"}),
-    "control": frozenset({"adapter", "task_name"}),
-    "tune": frozenset({"adapter"}),
-    "method": frozenset({"adapter", "policy", "task", "data", "optim", "seed", "folder"}),
-    "callbacks": frozenset({"folder"}),
+    "method": frozenset({"policy", "optim", "seed"}),
 }
 
 # Values that name a folder which must exist, relative to the current directory.
@@ -275,7 +235,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     problems += _toy_problems(choices, overrides)
     problems += _root_problems(composed)
     for group, node in composed.values.items():
-        if group not in composed.unsure and isinstance(node, dict) and group != "choices":
+        if group not in composed.unsure and isinstance(node, dict):
             problems += _node_problems(composed, group, node, group)
     return problems + _folder_problems(composed)
 
@@ -293,7 +253,7 @@ def _root_problems(composed: Composed) -> list[str]:
     for key, value in composed.values.items():
         parameter = known[key]
         if parameter is None:
-            names = [item.name for item in known.parameters if item.name != "choices"]
+            names = [item.name for item in known.parameters]
             problems.append(f"{key}{composed.where(key)}: no such key or group{hint(key, names)}")
         elif value == "???":
             problems.append(f"{key}: required; add {key}=<value>")
@@ -490,14 +450,3 @@ def diagnose(
     from lpo_platform import compose
 
     return compose.diagnose(primary, overrides, config_dirs, conf=conf, multirun=multirun, values=values)
-
-
-@lru_cache(maxsize=1)
-def groups() -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
-
-
-def product(choices: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    """Every combination of options, in order."""
-    for combination in itertools.product(*choices.values()):
-        yield dict(zip(choices, combination, strict=True))

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,16 +18,14 @@ class Hardware:
     micro_batch: samples in one forward; null is the whole batch. The gradient is the same, only accumulated.
     """
 
-    accelerator: str = "auto"
-    precision: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
     micro_batch: int | None = None
     num_workers: int = 0
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("hardware=gpu: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
-        if self.precision not in ("auto", *DTYPES):
-            raise UserError(f"hardware.precision={self.precision}: choose auto, {', '.join(DTYPES)}")
 
     @property
     def device(self) -> torch.device:

@@ -273,7 +273,7 @@ def _of(module: Module, node: ast.AST) -> Signature | None:
 def _of_class(module: Module, node: ast.ClassDef, hops: int = 0) -> Signature | None:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _of_function(module, item, node.name, skip=1)
+            return _with_passed_on(module, node, item, _of_function(module, item, node.name, skip=1), hops)
     if _is_dataclass(node):
         return Signature(node.name, tuple(_fields(module, node).values()))
     for base_module, base in _bases(module, node):
@@ -283,6 +283,30 @@ def _of_class(module: Module, node: ast.ClassDef, hops: int = 0) -> Signature | 
     known = sum(1 for _ in _bases(module, node))
     plain = sum(1 for base in node.bases if _last_name(base) in {"object", "Protocol", "ABC", "Generic"})
     return Signature(node.name, ()) if known + plain == len(node.bases) else None
+
+
+def _with_passed_on(
+    module: Module, node: ast.ClassDef, init: ast.FunctionDef, own: Signature, hops: int
+) -> Signature:
+    """`__init__(self, *, beta, **shared)` that calls `super().__init__(**shared)` also takes what its base takes."""
+    if not own.open or hops >= MAX_HOPS or not _passes_on(init):
+        return own
+    for base_module, base in _bases(module, node):
+        above = _of_class(base_module, base, hops + 1)
+        if above is not None:
+            more = tuple(parameter for parameter in above.parameters if own[parameter.name] is None)
+            return Signature(own.name, own.parameters + more, above.open)
+    return own
+
+
+def _passes_on(init: ast.FunctionDef) -> bool:
+    rest = init.args.kwarg.arg if init.args.kwarg else None
+    return any(
+        isinstance(call, ast.Call)
+        and ast.unparse(call.func) == "super().__init__"
+        and any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest for k in call.keywords)
+        for call in ast.walk(init)
+    )
 
 
 def _bases(module: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef]]:

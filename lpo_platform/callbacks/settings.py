@@ -1,6 +1,7 @@
 """What happens around the training steps of a run."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,6 @@ class Callbacks:
     every: int = 20
     log_every: int = 1
     ema_decay: float | None = 0.9999
-    evaluate: str = "ema"
+    evaluate: Literal["raw", "ema"] = "ema"
     samples: int = 8
     samples_every: int = 2

@@ -5,7 +5,7 @@ their denoising errors. The losing condition is what the detector finds in an im
 from the winning one.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class CPO(Method):
         *,
         beta: float = 5000.0,
         margin: float = 0.01,
-        form: str = "hard",
+        form: Literal["soft", "hard"] = "hard",
         pretrain_weight: float = 0.05,
         share_timestep: bool = False,
         **shared: Any,

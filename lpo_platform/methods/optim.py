@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
-SCHEDULES = ("constant", "linear", "cosine")
 
-
-@dataclass(frozen=True)
 class AdamW:
     """torch's AdamW; the rate rises linearly over warmup_steps, then stays or falls to 0 over the run.
 
@@ -18,24 +15,25 @@ class AdamW:
     differently: specs/cpo.md section 2).
     """
 
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
-    schedule: str = "constant"
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"optim.schedule={self.schedule!r}: choose {', '.join(SCHEDULES)}")
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        clip: float = 1.0,
+    ) -> None:
+        self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
+        self.warmup_steps, self.schedule, self.clip = warmup_steps, schedule, clip
 
     def build(
         self, parameters: Iterable[nn.Parameter], steps: int
     ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
         """Optimiser and schedule for a run of `steps` optimiser steps; fused on a GPU."""
         parameters = list(parameters)
-        options = {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+        options = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         optimizer = torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda or None)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
 

@@ -1,7 +1,7 @@
 """Canny edges, in the form that CPO evaluates with and the form that it trains with."""
 
 import json
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ class Canny(Task):
     scores: ClassVar[dict[str, bool]] = {"canny/f1": True}
     gray: ClassVar[bool] = True
 
-    def __init__(self, low: float = 0.1, high: float = 0.2, form: str = "binary") -> None:
-        if form not in ("binary", "magnitude"):
-            raise ValueError(f"form={form!r}: canny has binary, magnitude")
+    def __init__(self, low: float = 0.1, high: float = 0.2, form: Literal["binary", "magnitude"] = "binary") -> None:
         self.low, self.high, self.form = low, high, form
 
     @property
