@@ -22,7 +22,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would s
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MIN_SIDE = 16
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 256 MB of RGB
-SCAN_SIDE = 512  # a JPEG is looked at in reduced form
+SCAN_SIDE = 64  # a JPEG is looked at in reduced form: all of the file is read, few pixels are made
 VERSION = 1  # raise it when a picture is judged or decoded differently
 EXIF_ORIENTATION = 0x0112
 
@@ -123,7 +123,7 @@ def _look_at(folder: Path, names: list[str]) -> dict[str, Look]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit says it in the report
         looks = pool.map(look, [folder / name for name in names])
         title = f"reading {folder.name}"
-        bar = tqdm(looks, total=len(names), desc=title, unit=" files", delay=1, leave=False)
+        bar = tqdm(looks, total=len(names), desc=title, unit=" files", delay=1, leave=False, disable=None)
         return dict(zip(names, bar, strict=True))
 
 
