@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from string import Template
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.default_element import ResultDefault
+from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lpo_platform.config import COMMAND, CONF, Composed, hint, one_line, problems_of, register
+from lpo_platform.config import COMMAND, CONF, ROOTS, Composed, hint, one_line, problems_of
 from lpo_platform.signature import NotFound, signature
 
 MAX_VARIANTS = 32
@@ -38,6 +41,7 @@ class Source:
     """Where configurations come from: our conf, the user's folders, the root schemas."""
 
     repo: CachingConfigRepository
+    path: ConfigSearchPathImpl
     primary: str
     groups: tuple[str, ...]
 
@@ -47,7 +51,6 @@ class Source:
 
 def source(primary: str, config_dirs: Sequence[str], conf: Path) -> Source:
     Plugins.instance()
-    register()
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
     path.append("main", f"file://{conf}")
@@ -57,14 +60,35 @@ def source(primary: str, config_dirs: Sequence[str], conf: Path) -> Source:
     for folder in config_dirs:
         path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
     repo = CachingConfigRepository(ConfigRepository(path))
-    names = repo.get_group_options("", ObjectType.GROUP)
-    return Source(repo, primary, tuple(sorted(set(names) - {"hydra"})))
+    return Source(repo, path, primary, _groups(repo, primary))
+
+
+def _groups(repo: CachingConfigRepository, primary: str) -> tuple[str, ...]:
+    """The groups that a command chooses from: those of its defaults list."""
+    loaded = repo.load_config(primary) if repo.config_exists(primary) else None
+    found = {
+        str(item.group).strip("/")
+        for item in (loaded.defaults_list if loaded and loaded.defaults_list else ())
+        if isinstance(item, GroupDefault) and not item.is_override()
+    }
+    return tuple(sorted(found - {"local"}))
+
+
+def help_text(primary: str, config_dirs: Sequence[str]) -> str:
+    """What `--help` prints: conf/hydra/help/<primary>.yaml with the groups of the command filled in.
+
+    Hydra's own way to the same text lists every group of Hydra as well and takes seconds.
+    """
+    files = source(primary, config_dirs, CONF)
+    words = OmegaConf.create({"hydra": {"help": OmegaConf.load(CONF / "hydra" / "help" / f"{primary}.yaml")}})
+    groups = "\n".join(f"  {group}: {', '.join(files.options(group))}" for group in files.groups)
+    return Template(str(words.hydra.help.template)).safe_substitute(APP_CONFIG_GROUPS=f"{groups}\n").rstrip()
 
 
 def compose(primary: str, overrides: Sequence[str], config_dirs: Sequence[str], conf: Path) -> Composed:
     """The configuration of one job as plain values. Raises HydraException where Hydra would."""
     parsed = _parser().parse_overrides(list(overrides))
-    return _merge(source(primary, config_dirs, conf), parsed)[0]
+    return _merge(source(primary, config_dirs, conf), parsed)
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +120,19 @@ def diagnose(
     problems = missing + problems
     for variant in _variants(files, parsed):
         problems += _variant_problems(files, variant, values=values)
+    if not problems and any(item.is_hydra_override() for item in parsed):
+        problems = _hydra_problems(files, overrides, multirun=multirun)
     return list(dict.fromkeys(problems))
+
+
+def _hydra_problems(files: Source, overrides: Sequence[str], *, multirun: bool) -> list[str]:
+    """What Hydra says about settings of its own, such as `hydra.run.dirr=x`."""
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    try:
+        ConfigLoaderImpl(files.path).load_configuration(files.primary, list(overrides), mode)
+    except (HydraException, OmegaConfBaseException) as error:
+        return [one_line(error) or one_line(error.__cause__ or error)]
+    return []
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
@@ -105,8 +141,8 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
         try:
             parsed.append(_parser().parse_override(line))
         except HydraException:
-            why = "write key=value" if "=" not in line else "quote values with spaces or special characters: 'key=\"a b\"'"
-            problems.append(f"{line}: not an override; {why}")
+            quoted = "quote a value with spaces or special characters: 'key=\"a b\"'"
+            problems.append(f"{line}: not an override; {quoted if '=' in line else 'write key=value'}")
     return parsed, problems
 
 
@@ -142,7 +178,7 @@ def _values(files: Source, item: Override) -> list[Override]:
 def _variant_problems(files: Source, parsed: list[Override], *, values: bool) -> list[str]:
     good, problems, unsure = _screen_groups(files, parsed)
     try:
-        composed, settings = _merge(files, [item for item in good if item not in _settings(files, good)])
+        composed = _merge(files, [item for item in good if item not in _settings(files, good)])
     except (HydraException, OmegaConfBaseException) as error:
         return [*problems, one_line(error)]
     composed.unsure = frozenset(unsure)
@@ -155,13 +191,14 @@ def _variant_problems(files: Source, parsed: list[Override], *, values: bool) ->
         elif problem:
             problems.append(problem)
     if values:
-        problems += problems_of(composed, [item.input_line or "" for item in parsed])
+        given = [item.input_line or "" for item in parsed] if composed.choices else None
+        problems += problems_of(composed, given)
     return problems
 
 
 def _is_group(files: Source, item: Override) -> bool:
     key = item.key_or_group
-    return files.repo.group_exists(key) and not item.key_or_group == "hydra"
+    return files.repo.group_exists(key) and item.key_or_group != "hydra"
 
 
 def _settings(files: Source, parsed: list[Override]) -> list[Override]:
@@ -176,6 +213,9 @@ def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override
         if not _is_group(files, item) or item.is_delete() or item.value() is None:
             good.append(item)
             continue
+        if group not in files.groups and not group.startswith("hydra/") and not item.is_add():
+            problems.append(_unknown_root(files, group))
+            continue
         chosen = item.value()
         wanted = [str(value) for value in (chosen if isinstance(chosen, list) else [chosen])]
         options = files.options(group)
@@ -188,7 +228,7 @@ def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override
     return good, problems, unsure
 
 
-def _merge(files: Source, parsed: list[Override]) -> tuple[Composed, list[Override]]:
+def _merge(files: Source, parsed: list[Override]) -> Composed:
     """Reads the files of the defaults list in order; group overrides choose, the others are applied on top."""
     found = create_defaults_list(
         repo=files.repo,
@@ -204,10 +244,10 @@ def _merge(files: Source, parsed: list[Override]) -> tuple[Composed, list[Overri
     composed.choices = {
         group: option for group, option in found.overrides.known_choices.items() if not group.startswith("hydra/")
     }
-    settings = [item for item in found.config_overrides if not item.is_hydra_override()]
-    for item in settings:
-        _set(composed, item)
-    return composed, settings
+    for item in found.config_overrides:
+        if not item.is_hydra_override():
+            _set(composed, item)
+    return composed
 
 
 def _merge_file(files: Source, composed: Composed, default: ResultDefault) -> None:
@@ -246,9 +286,9 @@ def _setting_problem(files: Source, composed: Composed, item: Override) -> str |
     if parts[0] in composed.unsure:
         return ""
     if item.is_add() or item.is_force_add():
-        return None if parts[0] in composed.values else _unknown_root(files, composed, parts[0])
+        return None if parts[0] in composed.values else _unknown_root(files, parts[0])
     if parts[0] not in composed.values:
-        return _unknown_root(files, composed, parts[0])
+        return _unknown_root(files, parts[0])
     node: object = composed.values
     for index, part in enumerate(parts):
         if not isinstance(node, dict):
@@ -265,8 +305,9 @@ def _name(composed: Composed, path: str) -> str:
     return path if option is None else f"{path}={option}"
 
 
-def _unknown_root(files: Source, composed: Composed, key: str) -> str:
-    names = {*files.groups, *composed.values} - {"local"}
+def _unknown_root(files: Source, key: str) -> str:
+    root = ROOTS.get(files.primary)
+    names = {*files.groups, *(item.name for item in (fields(root) if root else ()))}
     return f"{key}: no such key or group{hint(key, names)}"
 
 

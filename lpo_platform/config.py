@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -330,7 +331,7 @@ def _argument_problems(
             problems += _node_problems(composed, below, value, group)
         elif parameter is not None:
             problems += _value_problems(composed, below, value, parameter)
-    for item in known.parameters:
+    for item in known.parameters if node else ():
         if item.required and item.name not in node and item.name not in runtime and not node.get("_partial_"):
             problems.append(f"{path}.{item.name}: required by {_chosen(composed, group)}; add it")
     return problems
@@ -419,19 +420,12 @@ def hint(name: str, names: Iterable[str], *, options: bool = True) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """OmegaConf adds lines about its own types below the reason; Hydra spreads one reason over several."""
+    text = str(error)
+    return text.partition("\n")[0] if isinstance(error, OmegaConfBaseException) else " ".join(text.split())
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
-
-
-def register() -> None:
-    """Makes the root schemas known to Hydra: an unknown top-level key then fails at composition."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    for name, schema in ROOTS.items():
-        store.store(name=f"{name}_schema", node=schema)
 
 
 def diagnose(
@@ -450,3 +444,8 @@ def diagnose(
     from lpo_platform import compose
 
     return compose.diagnose(primary, overrides, config_dirs, conf=conf, multirun=multirun, values=values)
+
+
+# The primaries name these: an unknown top-level key then fails in Hydra's own composition, too.
+for _name, _root_schema in ROOTS.items():
+    ConfigStore.instance().store(name=f"{_name}_schema", node=_root_schema)

@@ -1,0 +1,340 @@
+"""The commands lpo-train, lpo-eval and lpo-prepare: a check of the whole command line, then Hydra, then the job.
+
+Nothing heavy is imported before the check has passed: help, completion and a wrong command line take about a second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpo_platform import record
+from lpo_platform.config import CONF, ConfigError, UserError, check, diagnose, run_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Work = Callable[["DictConfig", Path], object]
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Command:
+    """One console command; `code` is the exit status, the worst of its jobs."""
+
+    name: str
+    primary: str
+    work: Work
+    code: int = 0
+
+
+def train() -> None:
+    """Console command lpo-train."""
+    _main(Command("lpo-train", "train", _train))
+
+
+def evaluate() -> None:
+    """Console command lpo-eval."""
+    _main(Command("lpo-eval", "eval", _evaluate))
+
+
+def prepare() -> None:
+    """Console command lpo-prepare."""
+    _main(Command("lpo-prepare", "prepare", _prepare))
+
+
+def _train(cfg: DictConfig, folder: Path) -> object:
+    from lpo_platform import build
+
+    return build.train(cfg, folder)
+
+
+def _evaluate(cfg: DictConfig, folder: Path) -> object:
+    from lpo_platform import build
+
+    return build.evaluate(cfg, folder)
+
+
+def _prepare(cfg: DictConfig, folder: Path) -> object:
+    from lpo_platform import build
+
+    return build.prepare(cfg, folder)
+
+
+def _main(command: Command) -> None:
+    set_threads()
+    try:
+        line = _parse(sys.argv[1:])
+        if line.helps:
+            from lpo_platform.compose import help_text
+
+            print(help_text(command.primary, line.config_dirs))
+            return
+        sys.argv[1:] = _ready(command, sys.argv[1:], line)
+    except UserError as error:
+        sys.exit(_refuse(command, error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    _hydra(command)
+    sys.exit(command.code)
+
+
+def set_threads() -> None:
+    """Lets idle OpenMP threads sleep: on a shared machine spinning ones make torch tens of times slower.
+
+    Must run before torch is imported; what the user has set stays.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _hydra(command: Command) -> None:
+    import hydra
+
+    def job(cfg: DictConfig) -> None:
+        command.code = max(command.code, _run(command, cfg))
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.primary)(job)()
+
+
+# --- before Hydra ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Line:
+    """What a command line asks of Hydra: flags as they are, and overrides."""
+
+    flags: list[str]
+    overrides: list[str]
+    config_dirs: list[str]
+    config_path: str | None
+    config_name: str | None
+    multirun: bool
+    shows: bool
+    passes: bool
+    helps: bool
+
+    def value(self, key: str) -> str | None:
+        """The last `key=value` among the overrides; None where there is none or it is null."""
+        found = [value for name, value in map(_split, self.overrides) if name == key]
+        return None if not found or found[-1] == "null" else found[-1].strip("'\"")
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value
+
+
+def _parse(arguments: Sequence[str]) -> Line:
+    from hydra._internal.utils import get_args_parser
+
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    left = list(args.overrides)
+    flags = [word for word in arguments if word not in left]
+    return Line(
+        flags=flags,
+        overrides=left,
+        config_dirs=[args.config_dir] if args.config_dir else [],
+        config_path=args.config_path,
+        config_name=args.config_name,
+        multirun=args.multirun,
+        shows=bool(args.cfg or args.info),
+        helps=bool(args.help),
+        passes=bool(args.hydra_help or args.shell_completion or args.experimental_rerun),
+    )
+
+
+def _ready(command: Command, arguments: list[str], line: Line) -> list[str]:
+    """The arguments for Hydra; raises ConfigError with every problem of the command line."""
+    # A user's own classes may lie where the command is called or beside the --config-dir.
+    sys.path += [str(Path.cwd()), *(str(Path(folder).resolve().parent) for folder in line.config_dirs)]
+    if line.passes:
+        return arguments
+    problems = [] if line.shows else _continue(line)
+    conf, primary = CONF, line.config_name or command.primary
+    if line.config_path is not None:
+        conf = Path(line.config_path).resolve()
+        _again(command, line, conf)
+    problems += diagnose(
+        primary, line.overrides, line.config_dirs, conf=conf, multirun=line.multirun, values=not line.shows
+    )
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    if not line.shows and conf == CONF:
+        _settle(command, line, primary)
+    return [*line.flags, *line.overrides]
+
+
+def _settle(command: Command, line: Line, primary: str) -> None:
+    """What stands for a folder becomes that folder: `resume=auto`, and `run=` of an experiment's latest run."""
+    from lpo_platform import resume
+
+    run = line.value("run")
+    if command.primary == "eval" and run is not None and not line.multirun and (folder := run_folder(run)):
+        line.overrides = [item for item in line.overrides if _split(item)[0] != "run"]
+        line.overrides.append(f"run={quote(folder)}")
+    if command.primary == "train" and line.value("resume") == "auto" and line.value("hydra.run.dir") is None:
+        found = resume.newest(primary, line.overrides, line.config_dirs)
+        say(command, "nothing to resume: a new run" if found is None else f"resuming {shown(found)}")
+        if found is not None:
+            line.overrides.append(f"hydra.run.dir={quote(found)}")
+
+
+def _continue(line: Line) -> list[str]:
+    """`resume=<folder>` takes over the command line of that run; what is given now wins."""
+    from lpo_platform import resume
+
+    value = line.value("resume")
+    if value is None:
+        return []
+    if line.multirun or value.startswith("["):
+        return [f"resume={value}: one run at a time; leave -m out"]
+    folder = Path(value).expanduser()
+    if value == "auto" or not folder.is_dir() or line.value("hydra.run.dir") is not None:
+        return []
+    folder = folder.resolve()
+    problem = resume.problem(folder, [item for item in line.overrides if _split(item)[0] != "resume"])
+    if problem is not None:
+        return [f"resume={value}: {problem}"]
+    given = {_split(item)[0] for item in line.overrides}
+    before = [item for item in resume.overrides_of(folder) if _split(item)[0] not in given]
+    line.overrides = [*before, *line.overrides, f"hydra.run.dir={quote(folder)}"]
+    return []
+
+
+def _again(command: Command, line: Line, conf: Path) -> None:
+    """A run from the resolved.yaml of another: its own folder, our log format, the options that it was made of."""
+    from lpo_platform import resume
+
+    choices = resume.choices_of(conf)
+    line.flags = [word if word != line.config_path else str(conf) for word in line.flags]
+    for flag in ("--config-path=", "-cp="):
+        line.flags = [f"{flag}{conf}" if word.startswith(flag) else word for word in line.flags]
+    folder = "-".join([choices.get(group) or "again" for group in ("method", "model", "task")])
+    if line.value("hydra.run.dir") is None:
+        line.overrides.append(f"hydra.run.dir=outputs/{folder}/${{now:%Y-%m-%d_%H-%M-%S}}")
+    line.overrides += [
+        f"hydra.searchpath=[{quote(f'file://{CONF}')}]",
+        "hydra/job_logging=run",
+        "hydra/hydra_logging=none",
+        f"hydra.job.name={command.primary}",
+        *(f"++hydra.runtime.choices.{group}={option}" for group, option in choices.items()),
+    ]
+
+
+def quote(value: object) -> str:
+    """A value as Hydra's grammar takes it, whatever characters a path has."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text):
+        return text
+    return '"' + re.sub(r'(\\*)"', r'\1\1\\"', text) + '"'
+
+
+# --- inside Hydra ---------------------------------------------------------------------------------------------------
+
+
+def _run(command: Command, cfg: DictConfig) -> int:
+    """One job; returns its exit code. Every kind of end leaves the folder in a state that can be resumed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = HydraConfig.get()
+    folder = Path(shown(Path(settings.runtime.output_dir)))
+    single = settings.mode is None or settings.mode.name == "RUN"
+    try:
+        with claim(folder):
+            if not single:
+                _check_again(cfg, settings)
+            if single and command.primary != "eval":
+                record.link_latest(folder)
+            command.work(cfg, folder)
+        return 0
+    except UserError as error:
+        _note(folder, settings.job.name, str(error))
+        return _refuse(command, error)
+    except KeyboardInterrupt:
+        return _interrupted(command, folder, single)
+    except SystemExit as error:
+        # Lightning turns an interrupt into SystemExit(1).
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted(command, folder, single)
+        raise
+    except Exception as error:
+        return _crashed(command, folder, settings.job.name, error)
+
+
+def _check_again(cfg: DictConfig, settings: DictConfig) -> None:
+    choices = {group: option for group, option in settings.runtime.choices.items() if not group.startswith("hydra/")}
+    problems = check(cfg, choices, list(settings.overrides.task))
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Holds a run folder for this process; UserError where another process works in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{shown(folder)} is in use by another process; wait for it or end it") from None
+        yield
+
+
+def _interrupted(command: Command, folder: Path, single: bool) -> int:
+    again = f"{command.name} resume={quote(shown(folder))}"
+    if not single or command.primary != "train":
+        again = shlex.join([command.name, *sys.argv[1:]])
+    print(f"\n{command.name}: interrupted; to go on:  {again}", file=sys.stderr, flush=True)
+    return 130
+
+
+def _crashed(command: Command, folder: Path, name: str, error: Exception) -> int:
+    text = "".join(traceback.format_exception(error))
+    _note(folder, name, text)
+    if os.environ.get("LPO_DEBUG", "") not in ("", "0"):
+        print(text, file=sys.stderr)
+    last = traceback.format_exception_only(error)[-1].strip()
+    say(command, f"{last}\n  the whole story: {shown(folder / f'{name}.log')} (LPO_DEBUG=1 shows it here)")
+    return 1
+
+
+def _note(folder: Path, name: str, text: str) -> None:
+    """Puts the end of a run on record, in its log and in result.json."""
+    try:
+        with (folder / f"{name}.log").open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+        if (folder / "result.json").exists():
+            record.fail(folder, text.strip().splitlines()[-1])
+    except OSError:
+        log.warning("the end of the run could not be written to %s", folder)
+
+
+def _refuse(command: Command, error: UserError) -> int:
+    if isinstance(error, ConfigError):
+        count = len(error.problems)
+        lines = [f"{count} problem{'s' if count > 1 else ''}", *(f"  {line}" for line in error.problems)]
+        say(command, "\n".join(lines))
+    else:
+        say(command, str(error))
+    return 2
+
+
+def say(command: Command, text: str) -> None:
+    print(f"{command.name}: {text}", file=sys.stderr, flush=True)
+
+
+def shown(folder: Path) -> str:
+    """A path as a person would type it: relative where it lies below the current directory."""
+    return os.path.relpath(folder) if Path(folder).resolve().is_relative_to(Path.cwd()) else str(folder)
