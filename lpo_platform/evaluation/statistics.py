@@ -194,7 +194,8 @@ def number(value: float | None, digits: int, *, sign: bool = False) -> str:
     """A number with fixed decimals, or n/a where there is none."""
     if value is None or not math.isfinite(value):
         return "n/a"
-    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    value = round(value, digits) + 0.0  # no -0.000
+    return f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
 
 
 def _word(metric: Mapping[str, Any], unicode: bool) -> str:

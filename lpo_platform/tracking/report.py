@@ -5,7 +5,6 @@ Every text that comes from the run is escaped. Without JavaScript only the hover
 
 import base64
 import html
-import importlib
 import io
 import json
 import math
@@ -27,10 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, UnidentifiedImageError
 
 from lpo_platform import record
+from lpo_platform.config import CONF  # importing it registers the schema that conf/train.yaml names
 from lpo_platform.evaluation.statistics import decimals, number, verdict, win_rate
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
-PACKAGE = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "condition": "condition",
     "before": "base",
@@ -42,6 +41,7 @@ TINY_SIDE, LARGEST_SIDE = 160, 384
 SHOWN_AT_ONCE = 6
 CHART = {"left": 46, "top": 10, "width": 262, "height": 116}
 MOST_POINTS = 400
+MOST_CHANGES = 12
 
 escape = html.escape
 
@@ -173,12 +173,10 @@ def compose_defaults(choices: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _compose(overrides: list[str]) -> dict[str, Any]:
-    importlib.import_module("lpo_platform.config")  # registers the schema that conf/train.yaml names
-    conf = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
     state = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides=overrides)
         with open_dict(cfg):
             cfg.pop("hydra", None)
@@ -194,7 +192,7 @@ def _results(run: Run) -> str:
     if not run.metrics:
         return _absent("result.json holds no metrics.")
     head = "<th>metric</th><th class=number>before</th><th class=number>after</th><th class=number>difference</th>"
-    head += "<th>95 % interval</th><th></th><th></th><th class=number>items better</th>"
+    head += "<th>95\u00a0% interval</th><th></th><th></th><th class=number>items better</th>"
     body = "".join(_metric_row(run, name, metric) for name, metric in run.metrics.items())
     count = run.result.get("samples")
     note = "Same held-out conditions, prompts and noise before and after"
@@ -265,7 +263,7 @@ def _samples(run: Run) -> str:
 def _columns_note(columns: Mapping[str, str]) -> str:
     note = "The first held-out items, not a selection. Base and trained start from the same noise."
     if "detected_after" in columns:
-        note += " Re-detected is what the detector finds in the output: the closer to the condition, the better."
+        note += " What the detector finds in an output should equal the condition."
     return note
 
 
@@ -316,7 +314,7 @@ def _curves(run: Run) -> str:
     for name in sorted(series, key=lambda name: (not name.startswith("train/"), name != "train/loss")):
         if len(series[name]) > 1:
             groups.setdefault(name.split("/")[0], []).append(_chart(name, series[name]))
-    text = f"<p class=note>{steps} steps. Faint: as logged. Strong: moving average.</p>"
+    text = f"<p class=note>{steps} optimiser steps. Faint: as logged. Strong: moving average.</p>"
     text += "".join(f"<h3>{escape(g)}</h3><div class=charts>{''.join(charts)}</div>" for g, charts in groups.items())
     single = [(name, _short(points[0][1])) for name, points in series.items() if len(points) == 1]
     return text + (_pairs(single) if single else "")
@@ -360,13 +358,12 @@ def _axes(x0: float, x1: float, y_ticks: Sequence[float]) -> Iterator[str]:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, without bias at the start, over about a twentieth of the series."""
-    keep = 1 - 1 / max(1.0, len(values) / 20)
-    result, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        result.append(total / weight)
-    return result
+    """Centred moving average over about a twelfth of the series, so that it does not lag; narrower at the ends."""
+    reach, count = len(values) // 24, len(values)
+    total = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
+    here = np.arange(count)
+    side = np.minimum(reach, np.minimum(here, count - 1 - here))
+    return ((total[here + side + 1] - total[here - side]) / (2 * side + 1)).tolist()
 
 
 def thinned(points: list[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
@@ -433,10 +430,11 @@ def _difference_table(run: Run) -> str:
         for path, default, value in rows
     )
     head = "<tr><th>setting</th><th>default</th><th>this run</th></tr>"
-    words = f"Differs from the defaults of these options in {len(rows)} value{'s' if len(rows) > 1 else ''}:"
-    return (
-        f"<p>{words}</p><div class=scroll><table class=small><thead>{head}</thead><tbody>{body}</tbody></table></div>"
-    )
+    table = f"<div class=scroll><table class=small><thead>{head}</thead><tbody>{body}</tbody></table></div>"
+    words = f"Differs from the defaults of these options in {len(rows)} value{'s' if len(rows) > 1 else ''}"
+    if len(rows) > MOST_CHANGES:
+        return f"<details><summary>{words}</summary>{table}</details>"
+    return f"<p>{words}:</p>{table}"
 
 
 def _time(run: Run) -> str:
@@ -474,7 +472,7 @@ def _environment(run: Run) -> str:
 def _change(name: str, metric: Mapping[str, Any], method: str | None) -> str:
     digits, word = decimals(metric), verdict(metric)
     low, high = metric["ci95"]
-    numbers = f"{number(metric['difference'], digits, sign=True)}, 95 % interval "
+    numbers = f"{number(metric['difference'], digits, sign=True)}, 95\u00a0% interval "
     numbers += f"{number(low, digits, sign=True)} to {number(high, digits, sign=True)}"
     before, after = number(metric["before"], digits), number(metric["after"], digits)
     who = "The run" if method is None else method.upper() if len(method) <= 4 else f"The method {method}"
@@ -492,9 +490,8 @@ def _guards(metrics: Mapping[str, Mapping[str, Any]], guards: Sequence[str]) -> 
         f"{g} {number(metrics[g]['difference'], decimals(metrics[g]), sign=True)} ({verdict(metrics[g])})"
         for g in guards
     ]
-    bad = [words for name, words in zip(guards, said, strict=True) if verdict(metrics[name]) == "worse"]
-    if bad:
-        return f"It cost something elsewhere: {', '.join(bad)}."
+    if any(verdict(metrics[name]) == "worse" for name in guards):
+        return f"Elsewhere it cost something: {', '.join(said)}."
     return f"The guard{'s' if len(guards) > 1 else ''} held: {', '.join(said)}."
 
 

@@ -1,0 +1,163 @@
+"""Intervals against normal theory, the Frechet distance against scipy's matrix root, the table as text."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from lpo_platform.evaluation.statistics import (
+    compare,
+    compare_frechet,
+    entry,
+    frechet_distance,
+    mean_interval,
+    moments,
+    number,
+    paired_interval,
+    statistic_interval,
+    table,
+    verdict,
+    win_rate,
+)
+
+
+def metric(low: float, high: float, *, higher: bool = True) -> dict:
+    return entry(0.5, 0.5 + (low + high) / 2, (low, high), higher_is_better=higher)
+
+
+def test_interval_of_a_mean_is_the_normal_one_for_many_items() -> None:
+    values = np.random.default_rng(1).exponential(2.0, 4000)
+    low, high = mean_interval(values)
+    half = 1.959964 * values.std() / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
+
+
+def test_ninety_five_of_a_hundred_intervals_hold_the_true_difference() -> None:
+    generator, inside = np.random.default_rng(2), 0
+    for seed in range(400):
+        before = generator.normal(0, 3, 60)
+        after = before + generator.normal(0.2, 0.5, 60)
+        low, high = paired_interval(before, after, resamples=1000, seed=seed)
+        inside += low <= 0.2 <= high
+    # binomial(400, .95) has a standard deviation of 4.4; the percentile bootstrap is a little narrow at 60 items
+    assert 362 <= inside <= 392
+
+
+def test_pairing_removes_the_spread_between_items() -> None:
+    generator = np.random.default_rng(3)
+    before = generator.normal(0, 10, 100)
+    low, high = paired_interval(before, before + 0.1 + generator.normal(0, 0.01, 100))
+    assert 0.09 < low < high < 0.11
+
+
+def test_same_seed_same_interval_and_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).normal(size=50)
+    whole = mean_interval(values, seed=5)
+    assert whole == mean_interval(values, seed=5) != mean_interval(values, seed=6)
+    monkeypatch.setattr("lpo_platform.evaluation.statistics._CHUNK", 1000)
+    assert mean_interval(values, seed=5) == whole
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="same items"):
+        paired_interval([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="one number per item"):
+        mean_interval(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="metrics differ"):
+        compare({"a": [1.0]}, {"b": [1.0]}, {"a": True})
+
+
+def test_win_rate_counts_ties_half_and_knows_the_direction() -> None:
+    before, after = [1.0, 1.0, 1.0, 1.0, math.nan], [2.0, 2.0, 1.0, 0.0, 9.0]
+    assert win_rate(before, after, higher_is_better=True) == pytest.approx(2.5 / 4)
+    assert win_rate(before, after, higher_is_better=False) == pytest.approx(1.5 / 4)
+    assert math.isnan(win_rate([], [], higher_is_better=True))
+
+
+def test_compare_has_the_form_of_result_json() -> None:
+    generator = np.random.default_rng(5)
+    before = {"x/up": generator.normal(size=200), "x/rmse": generator.normal(size=200)}
+    after = {"x/up": before["x/up"] + 1, "x/rmse": before["x/rmse"] + generator.normal(0, 1, 200)}
+    after["x/up"][0] = math.nan
+    result = compare(before, after, {"x/up": True, "x/rmse": False})
+    assert list(result) == ["x/up", "x/rmse"]
+    for value in result.values():
+        assert list(value) == ["before", "after", "difference", "ci95", "higher_is_better"]
+        assert value["difference"] == pytest.approx(value["after"] - value["before"])
+        assert value["ci95"][0] <= value["difference"] <= value["ci95"][1]
+    assert result["x/up"]["difference"] == pytest.approx(1.0)
+    assert verdict(result["x/up"]) == "better" and verdict(result["x/rmse"]) == "unclear"
+    json.dumps(result, allow_nan=False)
+
+
+def test_one_item_says_nothing() -> None:
+    result = compare({"a": [0.1]}, {"a": [0.9]}, {"a": True})
+    assert verdict(result["a"]) == "unclear" and "too few items" in table(result)
+    assert verdict({"ci95": [None, None], "higher_is_better": True}) == "unclear"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "higher", "word"),
+    [(0.1, 0.2, True, "better"), (0.1, 0.2, False, "worse"), (-0.2, -0.1, True, "worse"),
+     (-0.2, -0.1, False, "better"), (-0.1, 0.1, True, "unclear"), (0.0, 0.1, True, "unclear")],
+)  # fmt: skip
+def test_verdict_needs_an_interval_without_zero(low: float, high: float, higher: bool, word: str) -> None:
+    assert verdict(metric(low, high, higher=higher)) == word
+
+
+def test_frechet_distance_equals_the_root_by_scipy() -> None:
+    generator = np.random.default_rng(6)
+    a, b = generator.normal(size=(300, 12)), generator.normal(size=(200, 12)) @ generator.normal(size=(12, 12)) + 0.3
+    (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_in_closed_form() -> None:
+    identity = np.eye(3)
+    assert frechet_distance([0, 0, 0], identity, [0, 3, 4], identity) == pytest.approx(25.0)
+    assert frechet_distance([0, 0, 0], 4 * identity, [0, 0, 0], 9 * identity) == pytest.approx(3.0)
+    singular = np.diag([1.0, 0.0, 0.0])
+    assert frechet_distance([0, 0, 0], singular, [0, 0, 0], singular) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_interval_of_a_statistic_agrees_with_that_of_the_mean() -> None:
+    values = np.random.default_rng(7).normal(3, 1, 300)
+    by_index = statistic_interval(lambda i: float(values[i].mean()), len(values), resamples=4000)
+    assert by_index == pytest.approx(mean_interval(values, resamples=4000), abs=0.005)
+
+
+def test_frechet_comparison_sees_a_change_and_only_a_change() -> None:
+    generator = np.random.default_rng(8)
+    real, noise = generator.normal(size=(400, 6)), generator.normal(size=(300, 6))
+    worse, close = noise * 1.6 + 0.5, noise * 1.05
+    changed = compare_frechet(real, worse, close, resamples=200)
+    assert verdict(changed) == "better" and changed["ci95"][0] < changed["difference"] < changed["ci95"][1]
+    assert changed["before"] == pytest.approx(frechet_distance(*moments(real), *moments(worse)))
+    same = compare_frechet(real, close, generator.normal(size=(300, 6)) * 1.05, resamples=200)
+    assert verdict(same) == "unclear"
+
+
+def test_table_is_aligned_and_ascii_where_the_terminal_is() -> None:
+    metrics = {
+        "canny/f1": metric(0.05, 0.09),
+        "text/alignment": metric(-0.01, 0.012),
+        "fid": metric(2, 4, higher=False),
+    }
+    plain, fancy = table(metrics, unicode=False), table(metrics, unicode=True)
+    assert plain.isascii() and "\u2191 better" in fancy and "\u2191 worse" in fancy
+    lines = plain.splitlines()
+    assert lines[0].split("  ")[0] == "metric" and "difference [95 % interval]" in lines[0]
+    assert "unclear (interval contains 0)" in lines[3] and lines[2].endswith("better") and lines[4].endswith("worse")
+    assert len({line.index("[") for line in (lines[0], lines[2])}) == 2
+    assert len({line.rindex("better") for line in lines if line.endswith("better")}) == 1
+    assert "+0.070 [+0.050, +0.090]" in lines[2]
+
+
+def test_numbers_for_people() -> None:
+    assert number(-0.00001, 3, sign=True) == "0.000" and number(None, 2) == "n/a" and number(math.inf, 2) == "n/a"
+    assert number(1.2345, 2, sign=True) == "+1.23"
