@@ -1,0 +1,60 @@
+# Every target installs what it needs first; the stamp makes that free when nothing has changed.
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEVICE ?= auto
+SEED   ?= 0
+ARGS   ?=
+
+# Spinning OpenMP threads make torch tens of times slower on a machine that does anything else.
+export OMP_WAIT_POLICY ?= PASSIVE
+# Modules that are compiled once start several times faster.
+unexport PYTHONDONTWRITEBYTECODE
+unexport VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-gpu tiny real lint lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## install the pinned packages and this one into .venv
+
+demo: $(STAMP)  ## CPO on canny with the embedded model and data: a table, a report, a trained ControlNet (SEED=0 DEVICE=auto ARGS=)
+	$(BIN)/lpo-train method=cpo task=canny resume=auto seed=$(SEED) hardware=$(DEVICE) $(ARGS)
+
+test: $(STAMP)  ## the tests, about 10 minutes on two cores (ARGS= goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP)  ## the long tests: learning on several seeds, the wheel, kill and resume
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+tiny: $(STAMP)  ## train the embedded tiny models again
+	$(BIN)/python launchers/tiny.py $(ARGS)
+
+real: $(STAMP)  ## the same job on photographs and rendered pictures that come with packages
+	$(BIN)/python launchers/real.py $(ARGS)
+
+lint: $(STAMP)  ## check the style
+	$(BIN)/ruff check .
+
+lock:  ## resolve the versions again and write requirements.lock (needs .venv)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 --upgrade --quiet --output-file requirements.lock
+
+clean:  ## remove .venv and what tools have cached; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): requirements.lock pyproject.toml Makefile
+	@PYTHON=$$(command -v python3.11 || command -v python3) && "$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: Python 3.11 or newer is needed, as python3.11 or python3 on the PATH" >&2; exit 1; }; \
+	  test -x $(BIN)/python || { echo "making $(VENV) with $$PYTHON" && "$$PYTHON" -m venv $(VENV); } || { rm -rf $(VENV); exit 1; }
+	@awk '/^[a-z0-9]/ {wanted = /^uv==/} wanted && !/#/' requirements.lock > $(VENV)/uv.lock
+	@$(BIN)/uv --version 2>/dev/null | grep -q "^uv $$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' $(VENV)/uv.lock)\b" \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.lock
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-build-isolation --no-deps --offline --editable .
+	@touch $@
