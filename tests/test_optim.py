@@ -1,0 +1,73 @@
+"""The optimiser against probes P14 (tiny learning rates) and P13 (EMA decay) of specs/cpo.md."""
+
+import pytest
+import torch
+from torch import nn
+
+from lpo_platform.callbacks.ema import EMA, decay_at
+from lpo_platform.methods.optim import AdamW
+
+
+def displacement(weight: float, *, lr: float, gradient: float = 1e-2) -> float:
+    """How far the first step moves a weight, in units of lr."""
+    parameter = nn.Parameter(torch.tensor([weight]))
+    optimizer, _ = AdamW(lr=lr, weight_decay=0.01).build([parameter], steps=1)
+    parameter.grad = torch.tensor([gradient])
+    optimizer.step()
+    return (parameter.item() - torch.tensor([weight]).item()) / lr
+
+
+@pytest.mark.parametrize(
+    ("lr", "weight", "expected"),
+    [(1e-8, 0.01, -1.024), (1e-8, 0.1, -0.745), (1e-8, 0.2, -1.490), (1e-8, 0.3, 0.0), (3e-9, 0.05, -1.242), (3e-9, 0.07, 0.0)],
+)  # fmt: skip
+def test_p14_float32_loses_tiny_steps(lr: float, weight: float, expected: float) -> None:
+    assert displacement(weight, lr=lr) == pytest.approx(expected, abs=1e-3)
+
+
+def test_p14_weight_decay_is_a_no_op_at_lr_1e_8() -> None:
+    weights = nn.Parameter(torch.randn(10_000, generator=torch.Generator().manual_seed(0)))
+    before = weights.detach().clone()
+    optimizer, _ = AdamW(lr=1e-8, weight_decay=0.01).build([weights], steps=1)
+    weights.grad = torch.zeros_like(weights)
+    optimizer.step()
+    assert torch.equal(weights, before)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.5, 1, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]), ("cosine", [0.5, 1, 1, 0.8536, 0.5, 0.1464])],
+)  # fmt: skip
+def test_schedule_warms_up_in_optimiser_steps(schedule: str, expected: list[float]) -> None:
+    chosen = AdamW(warmup_steps=2, schedule=schedule)
+    assert [chosen.factor(step, 6) for step in range(6)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_p13_ema_decay() -> None:
+    expected = {1: 0, 2: 0.181818, 3: 0.25, 10: 0.526316, 100: 0.917431, 1000: 0.991080, 4000: 0.997755, 10000: 0.999101}
+    assert {n: decay_at(n) for n in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_ema_is_diffusers_ema() -> None:
+    from diffusers.training_utils import EMAModel
+
+    weight = nn.Parameter(torch.zeros(3))
+    ours, theirs = EMA(0.9999), EMAModel([weight], decay=0.9999)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 50):
+        weight.data += torch.randn(3, generator=generator)
+        ours.update({"w": weight}, step)
+        theirs.step([weight])
+    torch.testing.assert_close(ours.shadow["w"], theirs.shadow_params[0])
+    trained = weight.detach().clone()
+    with ours.averaged({"w": weight}):
+        torch.testing.assert_close(weight.data, theirs.shadow_params[0])
+    assert torch.equal(weight.data, trained)
+
+
+def test_p13_ema_of_a_ramp_is_its_last_tenth() -> None:
+    weight, ema = nn.Parameter(torch.zeros(())), EMA()
+    for step in range(1, 2001):
+        weight.data.fill_(step / 2000)
+        ema.update({"w": weight}, step)
+    assert ema.shadow["w"].item() == pytest.approx(0.9, abs=2e-3)

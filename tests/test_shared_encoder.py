@@ -1,0 +1,55 @@
+"""P7 of specs/cpo.md: the UNet in two halves is the UNet, and sharing the first half changes neither loss nor gradient."""
+
+import pytest
+import torch
+import toy_size
+
+from lpo_platform.models.shared_encoder import decode, encode
+
+
+@pytest.mark.parametrize("size", [8, 6, 7])
+def test_halves_are_the_whole(size: int) -> None:
+    """Also where the latent size is not a multiple of the down-sampling and diffusers resizes on the way up."""
+    unet = toy_size.unet()
+    x, t, text, _ = toy_size.inputs(size=size)
+    with torch.no_grad():
+        expected = unet(x, t, text).sample
+        assert torch.equal(decode(unet, encode(unet, x, t, text)), expected)
+
+
+def test_residuals_enter_where_diffusers_adds_them() -> None:
+    unet = toy_size.unet()
+    control = toy_size.controlnet(unet)
+    x, t, text, image = toy_size.inputs()
+    with torch.no_grad():
+        down, middle = control(x, t, text, image, return_dict=False)
+        whole = unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+        assert torch.equal(decode(unet, encode(unet, x, t, text), (down, middle)), whole)
+        assert not torch.allclose(whole, unet(x, t, text).sample)
+
+
+def test_p7_one_encoder_pass_for_winner_and_loser() -> None:
+    unet = toy_size.unet().requires_grad_(False)
+    control = toy_size.controlnet(unet)
+    x, t, text, winner = toy_size.inputs()
+    loser = winner.flip(-1)
+
+    def gradient(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        loss = outputs[0].square().mean() - outputs[1].square().mean()
+        return torch.autograd.grad(loss, list(control.parameters()))
+
+    plain = []
+    for image in (winner, loser):
+        down, middle = control(x, t, text, image, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        plain.append(unet(x, t, text, **residuals).sample)
+    with torch.no_grad():
+        encoded = encode(unet, x, t, text)
+    rows = torch.tensor([0, 1, 0, 1])
+    both = encoded[rows]
+    residuals = control(both.x, both.t, both.text, torch.cat([winner, loser]), return_dict=False)
+    shared = list(decode(unet, both, residuals).chunk(2))
+    for ours, theirs in zip(shared, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for ours, theirs in zip(gradient(shared), gradient(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=0)
