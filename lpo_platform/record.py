@@ -32,24 +32,27 @@ _SECRET_NAME = re.compile(
     r"|^(.*_)?(auth|access|api|hub|hf|hugging_?face|wandb|bearer)_?token$",
     re.IGNORECASE,
 )
-_SECRET_VALUE = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,})"
-)
+_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,})")
 _URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
 
 
 def start(folder: Path, config: Mapping[str, Any], command: Sequence[str]) -> None:
     """Puts a run on record: what it is (resolved.yaml), where it runs (env.json), that it runs (result.json).
 
-    `config` holds literal values only. Calling it again in the same folder (a resumed run) rewrites all
-    three. Raises ValueError if the config still holds a reference into the hydra node, because such a file
-    could not be loaded again.
+    `config` holds literal values only. Calling it again with the same config in the same folder (a resumed run)
+    keeps the first command and counts. Raises ValueError if the config still refers to the hydra node, because such
+    a file could not be loaded again.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = redact_command(command)
-    write_text(folder / "resolved.yaml", resolved_yaml(config))
-    write_json(folder / "env.json", {**environment(), "command": shown})
+    again = {"resume": None} if "resume" in config else {}  # or loading the file would continue this run
+    text, file = resolved_yaml({**config, **again}), folder / "resolved.yaml"
+    known = read_json(folder / "env.json") or {}
+    resumed = "command" in known and file.exists() and file.read_text(encoding="utf-8") == text
+    shown = known["command"] if resumed else redact_command(command)
+    write_text(file, text)
+    count = known.get("resumed", 0) + 1 if resumed else 0
+    write_json(folder / "env.json", {**environment(), "command": shown, "resumed": count})
     write_json(folder / "result.json", _result("running", command=shown, seed=config.get("seed")))
 
 
@@ -68,9 +71,7 @@ def finish(
     """
     for name, metric in metrics.items():
         if set(metric) != METRIC_KEYS or len(metric["ci95"]) != 2:
-            raise ValueError(
-                f"metric {name}: needs exactly {sorted(METRIC_KEYS)}, ci95 of two, got {dict(metric)}"
-            )
+            raise ValueError(f"metric {name}: needs exactly {sorted(METRIC_KEYS)}, ci95 of two, got {dict(metric)}")
     result = _result("finished", command=_command(folder), seed=seed, seconds=seconds, samples=samples)
     result["metrics"] = {name: dict(metric) for name, metric in metrics.items()}
     result["paths"] = {name: str(path) for name, path in paths.items()}
@@ -106,9 +107,7 @@ def resolved_yaml(config: Mapping[str, Any]) -> str:
     """
     text = OmegaConf.to_yaml(OmegaConf.create(_plain(dict(config))))
     if "${hydra:" in text:
-        raise ValueError(
-            "resolved.yaml: the config refers to the hydra node, which exists only inside its own job"
-        )
+        raise ValueError("resolved.yaml: the config refers to the hydra node, which exists only inside its own job")
     return _HEADER + text
 
 
@@ -190,11 +189,7 @@ def git_state(file: Path) -> dict[str, Any] | None:
 def machine() -> dict[str, Any]:
     """Operating system, processor, cores that this process may use, memory in GiB and names of the GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpus = (
-        _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
-        if shutil.which("nvidia-smi")
-        else None
-    )
+    gpus = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]) if shutil.which("nvidia-smi") else None
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_model(),
@@ -206,9 +201,7 @@ def machine() -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes strict JSON atomically; numbers that JSON has no word for (nan, inf) become null."""
-    write_text(
-        path, json.dumps(_plain(value, escape=False, finite=True), indent=2, ensure_ascii=False) + "\n"
-    )
+    write_text(path, json.dumps(_plain(value, escape=False, finite=True), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -250,9 +243,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _result(
-    status: str, *, command: list[str], seed: Any, seconds: float | None = None, samples: int = 0
-) -> dict:
+def _result(status: str, *, command: list[str], seed: Any, seconds: float | None = None, samples: int = 0) -> dict:
     return {
         "status": status,
         "command": command,
@@ -276,13 +267,9 @@ def _is_secret(name: str) -> bool:
 def _plain(value: Any, *, escape: bool = True, finite: bool = False) -> Any:
     """Plain containers. `escape` is for OmegaConf: a literal `${` stays literal, a secret becomes ???."""
     if isinstance(value, Mapping):
-        hide = {
-            key for key, inner in value.items() if escape and inner not in (None, "") and _is_secret(str(key))
-        }
+        hide = {key for key, inner in value.items() if escape and inner not in (None, "") and _is_secret(str(key))}
         return {
-            (key if escape else str(key)): "???"
-            if key in hide
-            else _plain(inner, escape=escape, finite=finite)
+            (key if escape else str(key)): "???" if key in hide else _plain(inner, escape=escape, finite=finite)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
@@ -302,9 +289,7 @@ def _output(command: list[str], *, cwd: Path | None = None) -> str | None:
     """Standard output of a program, or None if it is missing, fails or hangs. Takes no git locks."""
     environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(
-            command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=20, check=True
-        )
+        done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -66,6 +66,16 @@ def test_start_finish_and_fail_follow_the_schema(tmp_path: Path) -> None:
     assert result(tmp_path)["metrics"] == done["metrics"] and result(tmp_path)["seed"] == 3
 
 
+def test_a_resumed_run_keeps_its_command_and_another_config_does_not(tmp_path: Path) -> None:
+    record.start(tmp_path, {**CONFIG, "resume": None}, ["lpo-train", "method=cpo"])
+    record.start(tmp_path, {**CONFIG, "resume": "here"}, ["lpo-train", "resume=here"])
+    assert OmegaConf.load(tmp_path / "resolved.yaml").resume is None
+    assert result(tmp_path)["command"] == ["lpo-train", "method=cpo"]
+    assert json.loads((tmp_path / "env.json").read_text())["resumed"] == 1
+    record.start(tmp_path, {**CONFIG, "seed": 4}, ["lpo-train", "seed=4"])
+    assert result(tmp_path)["command"] == ["lpo-train", "seed=4"]
+
+
 def test_a_failure_is_recorded_even_before_the_start(tmp_path: Path) -> None:
     record.fail(tmp_path, "no disk")
     assert result(tmp_path)["status"] == "failed" and result(tmp_path)["command"] == []

@@ -55,6 +55,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
+    config_name: str = "train"
     rows: list[dict[str, Any]] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,6 +68,7 @@ class Run:
             config=record.redact_config(_yaml(folder / "resolved.yaml", resolve=True)),
             environment=_mapping(record.read_json(folder / "env.json")),
             result=_mapping(record.read_json(folder / "result.json")),
+            config_name=str((hydra.get("job") or {}).get("config_name") or "train"),
             choices={k: v for k, v in choices.items() if not k.startswith("hydra/") and v is not None},
             rows=record.read_lines(folder / "metrics.jsonl"),
             items=record.read_lines(folder / "evaluation" / "items.jsonl"),
@@ -117,6 +119,8 @@ def write_report(folder: str | Path) -> Path:
 def title(run: Run) -> str:
     """Method, task and model in words, or the folder's name."""
     method, model, task = (run.option(group) for group in ("method", "model", "task"))
+    if run.config.get("run"):
+        return f"Evaluation of {run.config['run']}"
     if method is None:
         return run.folder.resolve().name or "run"
     words = [method.upper() if len(method) <= 4 else method.replace("_", " ")]
@@ -161,23 +165,23 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def compose_defaults(choices: Mapping[str, str]) -> dict[str, Any] | None:
-    """What conf/train.yaml composes to with these options and nothing else; None if it does not compose here."""
+def compose_defaults(choices: Mapping[str, str], config_name: str = "train") -> dict[str, Any] | None:
+    """What a root config composes to with these options and nothing else; None if it does not compose here."""
     overrides = [f"{g}={o}" for g, o in choices.items() if g not in {"experiment", "sweep", "debug", "local"}]
     for attempt in (overrides, []):
         try:
-            return _compose(attempt)
+            return _compose(config_name, attempt)
         except Exception:  # a report must not fail because a configuration has moved on
             continue
     return None
 
 
-def _compose(overrides: list[str]) -> dict[str, Any]:
+def _compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
     state = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", overrides=overrides)
+            cfg = compose(config_name, overrides=overrides)
         with open_dict(cfg):
             cfg.pop("hydra", None)
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
@@ -358,12 +362,12 @@ def _axes(x0: float, x1: float, y_ticks: Sequence[float]) -> Iterator[str]:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred moving average over about a twelfth of the series, so that it does not lag; narrower at the ends."""
+    """Centred moving average over about a twelfth of the series, so that it does not lag; one-sided at the ends."""
     reach, count = len(values) // 24, len(values)
     total = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
-    here = np.arange(count)
-    side = np.minimum(reach, np.minimum(here, count - 1 - here))
-    return ((total[here + side + 1] - total[here - side]) / (2 * side + 1)).tolist()
+    low = np.maximum(np.arange(count) - reach, 0)
+    high = np.minimum(np.arange(count) + reach + 1, count)
+    return ((total[high] - total[low]) / (high - low)).tolist()
 
 
 def thinned(points: list[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
@@ -418,7 +422,7 @@ def _choices(choices: Mapping[str, str]) -> str:
 
 
 def _difference_table(run: Run) -> str:
-    defaults = compose_defaults(run.choices)
+    defaults = compose_defaults(run.choices, run.config_name)
     if defaults is None:
         return _absent("The defaults could not be composed here, so the difference to them is not shown.")
     rows = record.difference(run.config, record.redact_config(defaults))
@@ -438,7 +442,9 @@ def _difference_table(run: Run) -> str:
 
 
 def _time(run: Run) -> str:
-    rows = [("whole run", duration(run.result["seconds"]))] if run.result.get("seconds") else []
+    resumed = run.environment.get("resumed")
+    whole = "since it was last resumed" if resumed else "whole run"
+    rows = [(whole, duration(run.result["seconds"]))] if run.result.get("seconds") else []
     for name, points in run.series().items():
         if name.startswith("perf/"):
             values = [value for _, value in points]
