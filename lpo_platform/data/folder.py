@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from lpo_platform.data.source import Sample
 
 logger = logging.getLogger(__name__)
 
-CROPS = ("squash", "center")
+CaptionsFrom = Literal["auto", "jsonl", "sidecar", "filename"]
+Crop = Literal["squash", "center"]
 NOT_PICTURE = "not a picture file"
 DUPLICATE = "same picture as another file, kept on the same side"
 
@@ -83,10 +85,10 @@ class Folder:
     def __init__(
         self,
         path: str | Path,
-        captions: str = "auto",
+        captions: CaptionsFrom = "auto",
         test_fraction: float = 0.1,
         seed: int = 0,
-        crop: str = "squash",
+        crop: Crop = "squash",
         cache_folder: str | Path | None = "outputs/cache/folder",
         *,
         resolution: int,
@@ -192,10 +194,10 @@ def _usable(looks: dict[str, Look], findings: Findings) -> list[str]:
 
 
 def _check_options(captions: str, test_fraction: float, crop: str) -> None:
-    if captions not in ("auto", *ORIGINS):
-        raise UserError(f"data.captions={captions}; what works: auto, {', '.join(ORIGINS)}")
-    if crop not in CROPS:
-        raise UserError(f"data.crop={crop}; what works: {', '.join(CROPS)}")
+    if captions not in get_args(CaptionsFrom):
+        raise UserError(f"data.captions={captions}; what works: {', '.join(get_args(CaptionsFrom))}")
+    if crop not in get_args(Crop):
+        raise UserError(f"data.crop={crop}; what works: {', '.join(get_args(Crop))}")
     if not 0 < test_fraction < 1:
         raise UserError(f"data.test_fraction={test_fraction}; what works: between 0 and 1, such as 0.1")
 
