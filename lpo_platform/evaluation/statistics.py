@@ -17,9 +17,7 @@ _CHUNK = 4_000_000
 Interval = tuple[float, float]
 
 
-def mean_interval(
-    values: ArrayLike, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
-) -> Interval:
+def mean_interval(values: ArrayLike, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of the mean of (B,) values (Efron and Tibshirani 1993, section 13.3).
 
     Fewer than two values say nothing about their spread: (nan, nan), which reads as "unclear" everywhere.
@@ -201,11 +199,7 @@ def number(value: float | None, digits: int, *, sign: bool = False) -> str:
 def _word(metric: Mapping[str, Any], unicode: bool) -> str:
     word = verdict(metric)
     if word == "unclear":
-        return (
-            "unclear (interval contains 0)"
-            if math.isfinite(metric["ci95"][0] or 0.0)
-            else "unclear (too few items)"
-        )
+        return "unclear (interval contains 0)" if math.isfinite(metric["ci95"][0] or 0.0) else "unclear (too few items)"
     return f"{chr(0x2191) if metric['difference'] > 0 else chr(0x2193)} {word}" if unicode else word
 
 
@@ -236,9 +230,7 @@ def _percentiles(values: NDArray[np.float64], *, level: float) -> Interval:
 def _both(before: ArrayLike, after: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1:
-        raise ValueError(
-            f"before and after: one number per item, got shapes {before.shape} and {after.shape}"
-        )
+        raise ValueError(f"before and after: one number per item, got shapes {before.shape} and {after.shape}")
     keep = ~(np.isnan(before) | np.isnan(after))
     return before[keep], after[keep]
 

@@ -73,9 +73,7 @@ def connect(
         _define_axes(run)
         return Guest(experiment=run, save_dir=str(folder), log_model=False, **arguments)
     except (Exception, SystemExit) as error:
-        log.warning(
-            "W&B is not used (%s); metrics.csv and metrics.jsonl hold everything.", _first_line(error)
-        )
+        log.warning("W&B is not used (%s); metrics.csv and metrics.jsonl hold everything.", _first_line(error))
         return None
 
 
