@@ -6,14 +6,13 @@ ControlNets are trained by the platform's own `method=control` (launchers/tiny.p
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import trange
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -23,8 +22,106 @@ from lpo_platform.data.toy import ToySplit, all_contents
 FOLDER = Path(__file__).parents[1] / "assets" / "tiny"
 RESOLUTION = 64
 LATENT_CHANNELS = 4
+TEXT_CHANNELS = 64
 MAX_TOKENS = 24
 GROUPS = 8
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges are learned from the toy captions; every other text falls apart into bytes.
+
+    Vocabulary: 256 bytes, 256 bytes that end a word, the merges, start and end. The end token has the last id, because
+    CLIPTextModel pools at the largest id (and at another place when `eos_token_id` is 2).
+    """
+    end_of_word, alphabet = "</w>", sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix=end_of_word))
+    learner.normalizer = normalizers.Lowercase()
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix=end_of_word, show_progress=False)
+    learner.train_from_iterator((content.caption() for content in all_contents()), trainer)
+    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    words = alphabet + [byte + end_of_word for byte in alphabet] + ["".join(merge) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Two layers of 64 channels with random weights."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_CHANNELS,
+        intermediate_size=4 * TEXT_CHANNELS,
+        projection_dim=TEXT_CHANNELS,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """16 x 16 -> 8 x 8 -> 4 x 4 with random weights; no attention at 16 x 16, where it would double the time."""
+    return UNet2DConditionModel(
+        sample_size=RESOLUTION // 4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 48, 48),
+        layers_per_block=1,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        cross_attention_dim=TEXT_CHANNELS,
+        attention_head_dim=4,
+        norm_num_groups=GROUPS,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion 1.5."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def build(folder: Path = FOLDER, *, seed: int = 0) -> None:
+    """Writes every part with random weights, as a StableDiffusionPipeline folder."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=build_vae(),
+        text_encoder=build_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=build_unet(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    stored_as_single(folder / "text_encoder")
+
+
+def save_half(model: ModelMixin | CLIPTextModel, folder: Path) -> None:
+    """Writes the weights in half precision; they are read back as float32."""
+    copy.deepcopy(model).half().save_pretrained(folder)
+    if isinstance(model, CLIPTextModel):
+        stored_as_single(folder)
+
+
+def stored_as_single(folder: Path) -> None:
+    """Lets transformers read half-precision weights as float32, as diffusers does, whoever loads them."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def build_vae() -> AutoencoderKL:
@@ -88,7 +185,7 @@ def vae_loss(vae: AutoencoderKL, pixels: Tensor, noise: Tensor, *, kl_weight: fl
 def train_vae(
     vae: AutoencoderKL,
     *,
-    steps: int = 6000,
+    steps: int = 5500,
     batch: int = 8,
     lr: float = 2e-3,
     kl_weight: float = 1e-4,
@@ -101,6 +198,7 @@ def train_vae(
     """
     torch.manual_seed(seed)
     crops = Crops(ToySplit("train", num_scenes, seed, resolution=RESOLUTION), seed=seed)
+    vae.to(memory_format=torch.channels_last)  # a tenth faster on two cores
     weights = list(vae.parameters())
     average = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -109,6 +207,7 @@ def train_vae(
     for step in (bar := trange(steps, desc="vae", mininterval=5)):
         whole = step >= 0.6 * steps
         pixels = crops.batch(batch // 2, RESOLUTION) if whole else crops.batch(batch, RESOLUTION // 2)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         side = pixels.shape[-1] // 4
         noise = torch.randn(len(pixels), LATENT_CHANNELS, side, side, generator=crops.generator)
         loss = vae_loss(vae, pixels, noise, kl_weight=kl_weight)
@@ -117,7 +216,7 @@ def train_vae(
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        torch._foreach_lerp_(average, [weight.detach() for weight in weights], min(0.005, 1.0) if step > 100 else 1.0)
+        torch._foreach_lerp_(average, [weight.detach() for weight in weights], 0.005 if step > 100 else 1.0)
         if step % 100 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
     with torch.no_grad():
@@ -128,7 +227,7 @@ def train_vae(
 
 @torch.no_grad()
 def latent_scale(vae: AutoencoderKL, crops: Crops, *, num: int = 256) -> float:
-    """1 / standard deviation of the latents of whole pictures, as in Eq. (A) of arXiv:2112.10752, appendix G."""
+    """1 / standard deviation of the latents of whole pictures, as arXiv:2112.10752 (appendix G) scales them."""
     pixels = crops.images[:num].float() / 127.5 - 1
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(32)])
     return round(1 / latents.std().item(), 5)
