@@ -142,6 +142,7 @@ def test_the_page_holds_everything_and_loads_nothing(run: Path) -> None:
     assert "http" not in re.sub(r'src="data:[^"]*"', "", text).replace("http-equiv", "")
     assert page.tags.count("img") == 16 * 5
     assert "CPO raised canny/f1 from" in page.words
+    assert "Elsewhere it cost something: image/distance +1." in page.words
     for words in ("better", "worse", "unclear", "train/loss", "cpo/implicit_accuracy", "2 min 28 s", "method=cpo"):
         assert words in page.words
     assert "lpo-train method=cpo task=canny optim.lr=1e-5" in page.words

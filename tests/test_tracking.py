@@ -66,6 +66,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
 def test_a_run_in_two_pieces_leaves_the_lines_of_a_straight_one(tmp_path: Path) -> None:
     straight = fit(tmp_path / "straight")
     pieces = fit(tmp_path / "pieces", stop_at=14)

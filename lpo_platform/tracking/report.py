@@ -496,8 +496,9 @@ def _guards(metrics: Mapping[str, Mapping[str, Any]], guards: Sequence[str]) -> 
         f"{g} {number(metrics[g]['difference'], decimals(metrics[g]), sign=True)} ({verdict(metrics[g])})"
         for g in guards
     ]
-    if any(verdict(metrics[name]) == "worse" for name in guards):
-        return f"Elsewhere it cost something: {', '.join(said)}."
+    said.sort(key=lambda words: not words.endswith("(worse)"))
+    if said[0].endswith("(worse)"):
+        return f"Elsewhere it cost something: {'; '.join(said)}."
     return f"The guard{'s' if len(guards) > 1 else ''} held: {', '.join(said)}."
 
 
