@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+
 from lpo_platform import record
 from lpo_platform.config import CONF, ConfigError, UserError, check, diagnose, run_folder
 
@@ -246,8 +249,6 @@ def quote(value: object) -> str:
 
 def _run(command: Command, cfg: DictConfig) -> int:
     """One job; returns its exit code. Every kind of end leaves the folder in a state that can be resumed."""
-    from hydra.core.hydra_config import HydraConfig
-
     settings = HydraConfig.get()
     folder = Path(shown(Path(settings.runtime.output_dir)))
     single = settings.mode is None or settings.mode.name == "RUN"
@@ -259,9 +260,6 @@ def _run(command: Command, cfg: DictConfig) -> int:
                 record.link_latest(folder)
             command.work(cfg, folder)
         return 0
-    except UserError as error:
-        _note(folder, settings.job.name, str(error))
-        return _refuse(command, error)
     except KeyboardInterrupt:
         return _interrupted(command, folder, single)
     except SystemExit as error:
@@ -270,7 +268,7 @@ def _run(command: Command, cfg: DictConfig) -> int:
             return _interrupted(command, folder, single)
         raise
     except Exception as error:
-        return _crashed(command, folder, settings.job.name, error)
+        return _failed(command, folder, settings.job.name, error)
 
 
 def _check_again(cfg: DictConfig, settings: DictConfig) -> None:
@@ -300,23 +298,32 @@ def _interrupted(command: Command, folder: Path, single: bool) -> int:
     return 130
 
 
-def _crashed(command: Command, folder: Path, name: str, error: Exception) -> int:
-    text = "".join(traceback.format_exception(error))
-    _note(folder, name, text)
-    if os.environ.get("LPO_DEBUG", "") not in ("", "0"):
-        print(text, file=sys.stderr)
-    last = traceback.format_exception_only(error)[-1].strip()
-    say(command, f"{last}\n  the whole story: {shown(folder / f'{name}.log')} (LPO_DEBUG=1 shows it here)")
+def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
+    """2 for what the user can put right, 1 for everything else, whose traceback goes to the log."""
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    debug = os.environ.get("LPO_DEBUG", "") not in ("", "0")
+    whole = "".join(traceback.format_exception(error))
+    if debug:
+        print(whole, file=sys.stderr)
+    if isinstance(cause, UserError):
+        _note(folder, name, str(cause), str(cause))
+        return _refuse(command, cause)
+    last = traceback.format_exception_only(cause)[-1].strip()
+    _note(folder, name, whole, last)
+    more = "" if debug else " (LPO_DEBUG=1 shows it)"
+    say(command, f"{last}\n  the whole story: {shown(folder / f'{name}.log')}{more}")
     return 1
 
 
-def _note(folder: Path, name: str, text: str) -> None:
+def _note(folder: Path, name: str, text: str, reason: str) -> None:
     """Puts the end of a run on record, in its log and in result.json."""
     try:
         with (folder / f"{name}.log").open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
         if (folder / "result.json").exists():
-            record.fail(folder, text.strip().splitlines()[-1])
+            record.fail(folder, reason)
     except OSError:
         log.warning("the end of the run could not be written to %s", folder)
 

@@ -87,8 +87,12 @@ def help_text(primary: str, config_dirs: Sequence[str]) -> str:
 
 def compose(primary: str, overrides: Sequence[str], config_dirs: Sequence[str], conf: Path) -> Composed:
     """The configuration of one job as plain values. Raises HydraException where Hydra would."""
-    parsed = _parser().parse_overrides(list(overrides))
-    return _merge(source(primary, config_dirs, conf), parsed)
+    return compose_from(source(primary, config_dirs, conf), overrides)
+
+
+def compose_from(files: Source, overrides: Sequence[str]) -> Composed:
+    """`compose` for many command lines: the files are read once."""
+    return _merge(files, _parser().parse_overrides(list(overrides)))
 
 
 @lru_cache(maxsize=1)

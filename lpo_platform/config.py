@@ -153,9 +153,8 @@ def combination_problems(choices: Choices, overrides: Iterable[str] = ()) -> lis
 
     best = min(range(len(rows)), key=cost)
     others = {group for index, groups in enumerate(wrong) if index != best for group in groups}
-    context = "".join(
-        f" with {group}={choices[group]}" for group in rows[best] if group in others - set(wrong[best])
-    )
+    fixed = [f"{group}={choices[group]}" for group in rows[best] if group in others - set(wrong[best])]
+    context = f" with {' and '.join(fixed)}" if fixed else ""
     return [
         f"method={method}{context} {_need(group, choices[group], rows[best][group])}" for group in wrong[best]
     ]

@@ -1,0 +1,300 @@
+"""The check of a configuration: exact messages, all problems at once, and the table of what goes with what."""
+
+import itertools
+import re
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from lpo_platform import compose, config
+from lpo_platform.config import COMPATIBILITY, CONF, check, diagnose, fits, shipped
+
+CPO = "batch, beta, form, margin, pretrain_weight, share_timestep, steps"
+ROOT = (
+    "callbacks, control, data, debug, experiment, hardware, logger, method, metrics, model, name, optim, resume, "
+    "seed, sweep, task, tune"
+)
+
+TYPOS = [
+    ("method=cp0", "method=cp0: no such option; did you mean 'cpo'? Options: control, cpo"),
+    ("task=cany", "task=cany: no such option; did you mean 'canny'? Options: canny, none"),
+    ("model=tny", "model=tny: no such option; did you mean 'tiny'? Options: sd15, tiny"),
+    ("hardware=tpu", "hardware=tpu: no such option; did you mean 'gpu'? Options: auto, cpu, gpu"),
+    ("mehtod=cpo", f"mehtod: no such key or group; did you mean 'method'? Options: {ROOT}"),
+    ("sed=1", f"sed: no such key or group; did you mean 'seed'? Options: {ROOT}"),
+    ("method.betta=1", f"method.betta: CPO has no such option; did you mean 'beta'? Options: {CPO}"),
+    ("+method.stepz=1", f"method.stepz: CPO has no such option; did you mean 'steps'? Options: {CPO}"),
+    (
+        "optim.wieght_decay=0",
+        "optim.wieght_decay: AdamW has no such option; did you mean 'weight_decay'? "
+        "Options: betas, clip, eps, lr, schedule, warmup_steps, weight_decay",
+    ),
+    ("method.beta=high", "method.beta=high: must be float"),
+    ("seed=one", "seed=one: must be int"),
+    ("method", "method: not an override; write key=value"),
+    ("logger.projekt=x", "logger.projekt: logger=wandb has no such option; did you mean 'project'? Options: entity, project"),
+]
+
+COMBINATIONS = [
+    (["method=cpo", "task=none"], ["method=cpo needs a task, but task=none; add task=canny"]),
+    (["method=cpo", "control=none"], ["method=cpo needs a control, but control=none; add control=controlnet"]),
+    (["method=cpo", "tune=lora"], ["method=cpo needs tune=control, not tune=lora"]),
+    (["method=cpo", "tune=full"], ["method=cpo needs tune=control, not tune=full"]),
+    (
+        ["method=cpo", "task=none", "control=none", "tune=full"],
+        [
+            "method=cpo needs a control, but control=none; add control=controlnet",
+            "method=cpo needs tune=control, not tune=full",
+            "method=cpo needs a task, but task=none; add task=canny",
+        ],
+    ),
+    (
+        ["method=control", "control=none"],
+        [
+            "method=control with control=none needs tune=full or tune=lora, not tune=control",
+            "method=control with control=none needs task=none, not task=canny",
+        ],
+    ),
+    (
+        ["method=control", "task=none", "tune=control"],
+        ["method=control with control=controlnet and tune=control needs a task, but task=none; add task=canny"],
+    ),
+    (
+        ["method=control", "tune=lora", "control=controlnet", "task=canny"],
+        ["method=control with control=controlnet and task=canny needs tune=control, not tune=lora"],
+    ),
+    (
+        ["model=sd15"],
+        [
+            "model=sd15 with data=toy: toy data under a full-size model must be asked for; "
+            "add data=folder data.path=<folder of pictures>, or data=toy"
+        ],
+    ),
+    (["data=folder"], ["data.path: required by data=folder; add data.path=<value>"]),
+    (["data=folder", "data.path=/no/such/folder"], ["data.path=/no/such/folder: no such folder"]),
+    (["resume=/no/such/run"], ["resume=/no/such/run: no such folder"]),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), TYPOS)
+def test_a_typo_gets_one_exact_line(override: str, message: str):
+    assert diagnose("train", [override]) == [message]
+
+
+@pytest.mark.parametrize(("overrides", "messages"), COMBINATIONS)
+def test_a_wrong_combination_gets_exact_lines(overrides: list[str], messages: list[str]):
+    assert diagnose("train", overrides) == messages
+
+
+def test_all_problems_at_once():
+    problems = diagnose("train", ["task=none", "tune=lora", "seed=x", "method.betta=1", "optim.lr=fast", "modle=tiny"])
+    assert problems == [
+        f"method.betta: CPO has no such option; did you mean 'beta'? Options: {CPO}",
+        f"modle: no such key or group; did you mean 'model'? Options: {ROOT}",
+        "method=cpo needs tune=control, not tune=lora",
+        "method=cpo needs a task, but task=none; add task=canny",
+        "seed=x: must be int",
+        "optim.lr=fast: must be float",
+    ]
+
+
+def test_an_unknown_option_does_not_cause_further_lines():
+    assert diagnose("train", ["method=cp0", "task=none", "method.foo=1"]) == [TYPOS[0][1]]
+
+
+def test_syntax_interpolation_and_hydras_own_errors_are_one_line_each():
+    assert diagnose("train", ["name='x"]) == [
+        "name='x: not an override; quote a value with spaces or special characters: 'key=\"a b\"'"
+    ]
+    assert diagnose("train", ["name=${nowhere}"]) == ["name='${nowhere}': Interpolation key 'nowhere' not found"]
+    (line,) = diagnose("train", ["hydra.run.dirr=x"])
+    assert "hydra.run.dirr" in line and "\n" not in line
+    assert diagnose("train", ["seed=0,1"]) == ["seed=0,1: several values need -m (a sweep); a list is [a,b]"]
+
+
+def test_a_sweep_is_checked_value_by_value():
+    assert diagnose("train", ["seed=0,1,2", "method=cpo,control"], multirun=True) == []
+    assert diagnose("train", ["seed=0,x", "task=canny,none"], multirun=True) == [
+        "method=cpo needs a task, but task=none; add task=canny",
+        "seed=x: must be int",
+    ]
+    assert diagnose("train", ["method=cpo,cp0", "seed=range(0,3)"], multirun=True) == [TYPOS[0][1]]
+    many = ["seed=range(0,40)", "task=canny,cany"]
+    assert diagnose("train", many, multirun=True) == [TYPOS[1][1]]
+    assert diagnose("train", ["sweep=seeds"]) == []
+
+
+# --- what goes with what --------------------------------------------------------------------------------------------
+
+GROUPS = ("model", "control", "tune", "task", "data", "method")
+
+
+def allowed(choice: dict[str, str]) -> bool:
+    """The facts of the methods in words, beside the table in config.py."""
+    branch = choice["control"] != "none" and choice["tune"] == "control" and choice["task"] != "none"
+    plain = choice["control"] == "none" and choice["tune"] in ("full", "lora") and choice["task"] == "none"
+    return {"cpo": branch, "control": branch or plain}[choice["method"]]
+
+
+def by_table(choice: dict[str, str]) -> bool:
+    rows = COMPATIBILITY[choice["method"]]
+    return any(all(fits(group, choice[group], cell) for group, cell in row.items()) for row in rows)
+
+
+def test_every_combination_gets_the_verdict_of_the_table(tmp_path: Path):
+    files = compose.source("train", [], CONF)
+    for options in itertools.product(*(shipped(group) for group in GROUPS)):
+        choice = dict(zip(GROUPS, options, strict=True))
+        overrides = [f"{group}={option}" for group, option in choice.items()]
+        if choice["data"] == "folder":
+            overrides.append(f"data.path={tmp_path}")
+        composed = compose.compose_from(files, overrides)
+        problems = check(OmegaConf.create(composed.values), composed.choices, overrides)
+        assert (problems == []) == allowed(choice) == by_table(choice), (choice, problems)
+
+
+def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path: Path):
+    given = {
+        ("data", "folder"): [f"data.path={tmp_path}"],
+        ("model", "sd15"): ["data=toy"],
+        ("experiment", "cpo_canny_sd15"): [f"data.path={tmp_path}"],
+        ("control", "none"): ["method=control", "task=none", "tune=full"],
+        ("task", "none"): ["method=control", "control=none", "tune=full"],
+        ("tune", "full"): ["method=control", "control=none", "task=none"],
+        ("tune", "lora"): ["method=control", "control=none", "task=none"],
+    }
+    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local")):
+        for option in shipped(group):
+            overrides = [f"{group}={option}", *given.get((group, option), [])]
+            assert diagnose("train", overrides) == [], overrides
+            assert ours("train", overrides) == hydras("train", overrides), overrides
+
+
+def ours(primary: str, overrides: list[str]) -> dict:
+    return compose.compose(primary, overrides, [], CONF).values
+
+
+def hydras(primary: str, overrides: list[str]) -> dict:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose(primary, overrides))
+
+
+@pytest.mark.parametrize(
+    ("primary", "overrides"),
+    [
+        ("train", ["method.beta=3", "+method.extra=[1,{a: 2}]", "~task.low", "optim.betas=[0.5,0.9]", "name='a b'"]),
+        ("train", ["experiment=cpo_canny_sd15", "tune=lora", "method.steps=7"]),
+        ("train", ["debug=smoke", "callbacks=default", "++name=null"]),
+        ("prepare", ["task=canny", "force=true"]),
+        ("eval", ["run=/tmp", "metrics.batch=2"]),
+    ],
+)
+def test_our_composition_equals_hydras(primary: str, overrides: list[str]):
+    assert ours(primary, overrides) == hydras(primary, overrides)
+
+
+def test_the_command_line_wins_over_the_method_and_the_method_over_the_default():
+    assert ours("train", [])["control"]["_target_"].endswith("ControlNet")
+    values = ours("train", ["tune=lora", "method.steps=7", "experiment=cpo_canny_sd15"])
+    assert values["tune"]["_target_"].endswith("Lora")
+    assert values["method"]["steps"] == 7 and values["method"]["beta"] == 5000.0
+
+
+def test_the_job_configuration_never_refers_to_hydra():
+    for path in CONF.rglob("*.yaml"):
+        if "hydra" in path.relative_to(CONF).parts:
+            continue
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        values.pop("hydra", None)
+        assert "${hydra" not in str(values), path
+
+
+# --- a user's own options -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "my_conf"
+    for group in ("task", "method", "experiment"):
+        (folder / group).mkdir(parents=True)
+    (tmp_path / "my_task_for_test.py").write_text(
+        "import not_installed_anywhere\nclass Edges:\n    def __init__(self, low: float = 0.1): ...\n"
+    )
+    (folder / "task" / "edges.yaml").write_text("_target_: my_task_for_test.Edges\nlow: 0.2\n")
+    (folder / "method" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /control: controlnet\n"
+        "method:\n  _target_: lpo_platform.methods.cpo.CPO\n  betta: 3\n  steps: many\n  batch: 1\n"
+    )
+    (folder / "experiment" / "wrong.yaml").write_text("# @package _global_\nmehtod: 3\ntask:\n  loww: 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def test_an_option_of_the_user_passes_without_being_imported(own: Path):
+    assert diagnose("train", ["task=edges"], [str(own)]) == []
+    assert diagnose("train", ["task=edges", "task.low=x"], [str(own)]) == ["task.low=x: must be float"]
+    assert diagnose("train", ["task=edgs"], [str(own)]) == [
+        "task=edgs: no such option; did you mean 'edges'? Options: canny, edges, none"
+    ]
+    assert diagnose("train", [], ["/no/such/conf"]) == ["--config-dir /no/such/conf: no such folder"]
+
+
+def test_a_problem_in_a_file_names_the_file(own: Path):
+    assert diagnose("train", ["method=mine", "experiment=wrong", "task=canny"], [str(own)]) == [
+        f"mehtod in experiment/wrong.yaml: no such key or group; did you mean 'method'? Options: {', '.join(sorted(root()))}",
+        "task.loww in experiment/wrong.yaml: Canny has no such option; did you mean 'low'? Options: form, high, low",
+        f"method.betta in method/mine.yaml: CPO has no such option; did you mean 'beta'? Options: {CPO}",
+        "method.steps=many in method/mine.yaml: must be int",
+    ]
+
+
+def root() -> list[str]:
+    return list(config.Train.__dataclass_fields__)
+
+
+def test_a_wrong_target_is_named(own: Path):
+    path = own / "task" / "lost.yaml"
+    path.write_text("_target_: lpo_platform.tasks.cany.Canny\n")
+    (line,) = diagnose("train", ["task=lost"], [str(own)])
+    assert line == (
+        "task._target_='lpo_platform.tasks.cany.Canny' in task/lost.yaml: no 'cany' in lpo_platform.tasks to import; "
+        "did you mean 'canny'?"
+    )
+    path.write_text("_target_: lpo_platform.tasks.canny.Cany\n")
+    (line,) = diagnose("train", ["task=lost"], [str(own)])
+    assert line.endswith("no 'Cany' in lpo_platform.tasks.canny to import; did you mean 'Canny'?")
+
+
+def test_what_the_platform_passes_cannot_be_set_and_what_is_needed_must_be():
+    assert diagnose("train", ["+data.resolution=32"]) == ["data.resolution: Toy gets it from the platform; remove it"]
+    assert diagnose("train", ["~method.steps"]) == ["method.steps: required by method=cpo; add it"]
+
+
+def test_eval_and_prepare(tmp_path: Path):
+    assert diagnose("eval", []) == ["run: required; add run=<value>"]
+    assert diagnose("eval", [f"run={tmp_path}/none"]) == [f"run={tmp_path}/none: no such folder"]
+    assert diagnose("eval", [f"run={tmp_path}", "task=canny"]) == [
+        "task: no such key or group; options: hardware, metrics, run, seed",
+        f"run={tmp_path}: not a run folder (neither it nor its 'latest' holds resolved.yaml)",
+    ]
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "resolved.yaml").touch()
+    assert diagnose("eval", [f"run={tmp_path}"]) == []
+    assert diagnose("prepare", ["task=canny"]) == []
+    assert diagnose("prepare", ["force=3", "seed=0"]) == ["force=3: must be bool"]
+
+
+def test_a_path_that_is_relative_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert diagnose("train", ["data=folder", "data.path=pics"]) == [f"data.path=pics: no such folder in {tmp_path}"]
+    assert diagnose("train", ["data=folder", "data.path=file"]) == [f"data.path=file: not a folder in {tmp_path}"]
+    Path("pics").mkdir()
+    assert diagnose("train", ["data=folder", "data.path=pics"]) == []
+
+
+def test_every_key_of_a_shipped_option_is_an_argument_and_every_message_is_one_line():
+    for overrides, _ in COMBINATIONS:
+        assert not [line for line in diagnose("train", overrides) if "\n" in line or not re.match(r"\S", line)]
