@@ -6,9 +6,11 @@ import hashlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lpo_platform.data.toy import (
     BACKGROUNDS,
+    CLASSES,
     COLOUR_NAMES,
     COLOURS,
     RELATIONS,
@@ -45,7 +47,8 @@ def test_a_paraphrase_lies_in_the_same_split() -> None:
     for content in all_contents():
         if isinstance(content, ShapePair):
             opposite = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
-            turned = ShapePair(content.second, opposite[content.relation], content.first, content.background)
+            relation = opposite[content.relation]
+            turned = ShapePair(content.second, relation, content.first, content.background)
             assert held_out(turned) == held_out(content)
     share = sum(map(held_out, all_contents())) / len(all_contents())
     assert 0.07 < share < 0.13
@@ -73,28 +76,30 @@ def test_pixels_are_pinned_to_the_version() -> None:
 def test_sample_is_a_picture_in_range(scenes: list[Scene]) -> None:
     sample = Toy(3).train[0]
     assert sample.image.shape == (3, 64, 64) and sample.image.dtype == torch.float32
-    assert 0 <= sample.image.min() and sample.image.max() <= 1
+    assert sample.image.min() >= 0 and sample.image.max() <= 1
     assert sample.id == "toy-train-0-000000" and parse(sample.caption)
     assert {type(scene.content) for scene in scenes} == {ShapePair, Person}
 
 
 def test_masks_agree_with_the_picture(scenes: list[Scene]) -> None:
-    named = {name: torch.tensor(rgb) for name, rgb in (COLOURS | BACKGROUNDS).items()}
+    palette = torch.tensor([*(COLOURS | BACKGROUNDS).values(), (0, 0, 0)])
+    right = []
     for scene in scenes:
-        inside = torch.nn.functional.max_pool2d(scene.parts[None].float(), 3, 1, 1)[0] == scene.parts
-        inside &= -torch.nn.functional.max_pool2d(-scene.parts[None].float(), 3, 1, 1)[0] == scene.parts
-        for name, rgb in named.items():
-            where = inside & (scene.colours == COLOUR_NAMES.index(name))
-            error = (scene.image.permute(1, 2, 0)[where].int() - rgb).abs()
-            assert not where.any() or error.max() <= 9, (scene.caption, name)
+        parts = scene.parts[None].float()
+        inside = F.max_pool2d(parts, 3, 1, 1) == -F.max_pool2d(-parts, 3, 1, 1)
+        inside &= scene.colours != COLOUR_NAMES.index("other")
+        error = (scene.image.permute(1, 2, 0).int() - palette[scene.colours]).abs().amax(2)
+        right.append(error[inside[0]] <= 9)  # colours vary by 8 from scene to scene
+    # a sliver narrower than a pixel, between the legs for instance, may lie inside a mask
+    assert torch.cat(right).float().mean() > 0.998
 
 
 def test_relations_hold_between_centroids(scenes: list[Scene]) -> None:
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for scene in scenes:
         if isinstance(scene.content, ShapePair):
-            index = {"circle": 1, "square": 2, "triangle": 3}
-            masks = [scene.classes == index[shape] for _, shape in (scene.content.first, scene.content.second)]
+            shapes = (scene.content.first[1], scene.content.second[1])
+            masks = [scene.classes == CLASSES.index(shape) for shape in shapes]
             (x1, y1), (x2, y2) = ((columns[m].mean(), rows[m].mean()) for m in masks)
             dx, dy = RELATIONS[scene.content.relation]
             along, across = (x1 - x2, y1 - y2) if dx else (y1 - y2, x1 - x2)
@@ -116,7 +121,7 @@ def test_keypoints_lie_on_the_person(scenes: list[Scene]) -> None:
 
 def test_depth_puts_things_before_the_background(scenes: list[Scene]) -> None:
     for scene in scenes:
-        assert 0 <= scene.depth.min() and scene.depth.max() <= 1
+        assert scene.depth.min() >= 0 and scene.depth.max() <= 1
         assert scene.depth[scene.parts > 0].min() > scene.depth[scene.parts == 0].max()
 
 
