@@ -215,9 +215,7 @@ class Cache:
                 f"{self.path(shard)}: {error}; run lpo-prepare with the same arguments, it rebuilds it"
             ) from error
         except OSError as error:
-            raise CacheError(
-                f"{self.path(shard)}: cannot be read ({error.strerror}); check its permissions"
-            ) from error
+            raise CacheError(f"{self.path(shard)}: cannot be read ({error.strerror}); check its permissions") from error
 
     def _check_alike(self, parts: list[Shard]) -> None:
         def form(part: Shard) -> tuple[dict[str, tuple[torch.dtype, torch.Size]], set[str]]:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lpo_platform.config import UserError
@@ -54,7 +55,7 @@ class Pictures:
         self._crop = crop
         self._resolution = resolution
         rows = [[picture.id, picture.look.file, picture.caption] for picture in pictures]
-        self.fingerprint = fingerprint("folder", VERSION, crop, resolution, rows)
+        self.fingerprint = fingerprint("folder", VERSION, Image.__version__, crop, resolution, rows)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -210,7 +211,5 @@ def _existing_folder(path: str | Path) -> Path:
         raise UserError(f"data.path={path} is a file; what works: its folder, data.path={folder.parent}")
     if not folder.is_dir():
         near = next(parent for parent in folder.parents if parent.is_dir())
-        raise UserError(
-            f"data.path={path}: {folder} does not exist ({near} does); what works: a folder with pictures"
-        )
+        raise UserError(f"data.path={path}: {folder} does not exist ({near} does); what works: a folder with pictures")
     return folder

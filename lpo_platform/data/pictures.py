@@ -119,7 +119,7 @@ def look_at_all(folder: Path, names: list[str], cache_folder: str | Path | None)
 
 
 def _look_at(folder: Path, names: list[str]) -> dict[str, Look]:
-    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit says it in the report
         looks = pool.map(look, [folder / name for name in names])
         title = f"reading {folder.name}"
