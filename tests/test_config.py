@@ -34,7 +34,10 @@ TYPOS = [
     ("method.beta=high", "method.beta=high: must be float"),
     ("seed=one", "seed=one: must be int"),
     ("method", "method: not an override; write key=value"),
-    ("logger.projekt=x", "logger.projekt: logger=wandb has no such option; did you mean 'project'? Options: entity, project"),
+    (
+        "logger.projekt=x",
+        "logger.projekt: logger=wandb has no such option; did you mean 'project'? Options: entity, project",
+    ),
 ]
 
 COMBINATIONS = [
@@ -242,16 +245,13 @@ def test_an_option_of_the_user_passes_without_being_imported(own: Path):
 
 
 def test_a_problem_in_a_file_names_the_file(own: Path):
+    names = ", ".join(sorted(config.Train.__dataclass_fields__))
     assert diagnose("train", ["method=mine", "experiment=wrong", "task=canny"], [str(own)]) == [
-        f"mehtod in experiment/wrong.yaml: no such key or group; did you mean 'method'? Options: {', '.join(sorted(root()))}",
+        f"mehtod in experiment/wrong.yaml: no such key or group; did you mean 'method'? Options: {names}",
         "task.loww in experiment/wrong.yaml: Canny has no such option; did you mean 'low'? Options: form, high, low",
         f"method.betta in method/mine.yaml: CPO has no such option; did you mean 'beta'? Options: {CPO}",
         "method.steps=many in method/mine.yaml: must be int",
     ]
-
-
-def root() -> list[str]:
-    return list(config.Train.__dataclass_fields__)
 
 
 def test_a_wrong_target_is_named(own: Path):
