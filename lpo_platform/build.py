@@ -105,16 +105,23 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     say(f"{cfg.model.name} on {job.hardware.describe()}, run folder {folder}")
 
     before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
-    method: Method = create(cfg.method, policy=job.policy, optim=create(cfg.optim), seed=cfg.seed)
-    ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
-    fit(job, method, evaluator, settings, ema, folder)
-    load_trained(job.policy, folder, settings)
-    after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
-    return conclude(job, evaluator, before, after, folder, seconds=time.monotonic() - started)
+    guest = track(cfg, folder)
+    try:
+        method: Method = create(cfg.method, policy=job.policy, optim=create(cfg.optim), seed=cfg.seed)
+        fit(job, method, evaluator, settings, folder, guest)
+        load_trained(job.policy, folder, settings)
+        after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
+        metrics = conclude(job, evaluator, before, after, folder, seconds=time.monotonic() - started)
+        tell(guest, metrics, folder)
+    except BaseException:
+        wandb.finish(guest, failed=True)
+        raise
+    wandb.finish(guest)
+    return metrics
 
 
 def fit(
-    job: Job, method: Method, evaluator: Evaluator, settings: Callbacks, ema: EMA | None, folder: Path
+    job: Job, method: Method, evaluator: Evaluator, settings: Callbacks, folder: Path, guest: wandb.Guest | None
 ) -> None:
     """The training itself, from the newest checkpoint of the folder if it has one."""
     micro_batch, accumulation = job.hardware.split(method.batch)
@@ -122,7 +129,7 @@ def fit(
         job.rows(), job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps,
         every=settings.every, seed=job.cfg.seed, num_workers=job.hardware.num_workers,
     )  # fmt: skip
-    guest = track(job.cfg, folder)
+    ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
     callbacks = [Resume(), Progress(title(job.cfg), method.steps), *([ema] if ema else [])]
     if settings.samples:
         samples = Samples(folder / "samples", job.data, job.task, evaluator, settings.samples, settings.samples_every)
@@ -144,11 +151,8 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    try:
-        method.train()
-        trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
-    finally:
-        wandb.finish(guest, failed=trainer.interrupted)
+    method.train()
+    trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict:
@@ -209,12 +213,22 @@ def track(cfg: DictConfig, folder: Path) -> wandb.Guest | None:
     return wandb.connect(
         folder,
         project=cfg.logger.project,
+        entity=cfg.logger.entity,
         name=cfg.name or folder.name,
         group=cfg.name or folder.parent.name,
         job_type=cfg.method._target_.rsplit(".", 1)[-1].lower(),
         tags=[cfg.model.name, *([get_class(cfg.task._target_).name] if cfg.get("task") else [])],
         config=plain(cfg),
     )
+
+
+def tell(guest: wandb.Guest | None, metrics: dict, folder: Path) -> None:
+    """The result as W&B shows it: the table and the grid of the report."""
+    columns = ["metric", "before", "after", "difference", "low", "high"]
+    rows = [[name, m["before"], m["after"], m["difference"], *m["ci95"]] for name, m in metrics.items()]
+    wandb.log_table(guest, "eval/table", columns, rows)
+    grid = folder / "samples" / "grid.png"
+    wandb.log_images(guest, "eval/grid", [str(grid)], ["condition, base, trained, re-detected"])
 
 
 def plain(cfg: DictConfig) -> dict:
