@@ -30,6 +30,11 @@ def integers(positions: Sequence[Key], high: int, *, seed: int, stream: str) -> 
     return _draw(positions, seed, stream, lambda generator: torch.randint(high, (), generator=generator))
 
 
+def uniform(positions: Sequence[Key], *, seed: int, stream: str) -> Tensor:
+    """Uniform numbers in [0, 1), shape (len(positions),), on the CPU."""
+    return _draw(positions, seed, stream, lambda generator: torch.rand((), generator=generator))
+
+
 def permutation(size: int, *, seed: int, stream: str) -> Tensor:
     """A permutation of range(size)."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(key(seed, stream)))

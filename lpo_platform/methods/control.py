@@ -1,7 +1,8 @@
 """Supervised denoising: trains a ControlNet on its condition, or (control=none) the denoiser on its captions."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lpo_platform.losses import denoising_error
@@ -12,13 +13,33 @@ class Control(Method):
     """min E || output(x_t, t, y, c) - target ||^2, mean over C, H, W, with t ~ U and a fresh draw of the VAE posterior.
 
     It makes the tiny models, it is stage 1 of CPO, and continued for the same steps it is CPO's control experiment.
+    drop_text: probability that a sample sees the empty prompt, which is what classifier-free guidance needs.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control")
 
+    def __init__(self, *, drop_text: float = 0.0, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.drop_text, self._empty = drop_text, None
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         process = self.policy.adapter.process
         z, e, t = self.latents(batch), self.normal(batch, "pretrain"), self.times(batch, "pretrain")
-        encoded = self.policy.encode(process.add_noise(z, e, t), t, self.text(batch))
+        encoded = self.policy.encode(process.add_noise(z, e, t), t, self.prompts(batch))
         output = self.policy.decode(encoded, batch.get("control"))
         return denoising_error(output, process.target(z, e, t)).mean(), {}
+
+    def prompts(self, batch: Batch) -> Tensor:
+        """Text embeddings, some of them that of the empty prompt."""
+        text = self.text(batch)
+        if self.drop_text == 0:
+            return text
+        dropped = self.uniform(batch, "drop_text") < self.drop_text
+        return torch.where(dropped.view(-1, 1, 1), self._empty_prompt(), text)
+
+    def _empty_prompt(self) -> Tensor:
+        """Encoded anew only while the text encoder learns."""
+        if self._empty is None or self.policy.trains_text:
+            adapter = self.policy.adapter
+            self._empty = adapter.embed(adapter.tokenize([""]))
+        return self._empty

@@ -70,6 +70,10 @@ class Method(L.LightningModule):
         high = self.policy.adapter.process.num_train_steps
         return noise.integers(self._keys(batch), high, seed=self.seed, stream=f"{stream}/t").to(self.device)
 
+    def uniform(self, batch: Batch, stream: str) -> Tensor:
+        """u ~ U[0, 1), (B,)."""
+        return noise.uniform(self._keys(batch), seed=self.seed, stream=stream).to(self.device)
+
     def _keys(self, batch: Batch) -> list[int]:
         return batch["position"].tolist()
 
