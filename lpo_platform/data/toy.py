@@ -28,11 +28,11 @@ COLOURS = {
     "red": (214, 44, 44),
     "green": (46, 160, 67),
     "blue": (46, 84, 214),
-    "yellow": (244, 208, 46),
+    "yellow": (248, 214, 50),
     "purple": (156, 54, 184),
-    "cyan": (52, 196, 212),
+    "cyan": (40, 180, 196),
 }
-BACKGROUNDS = {"white": (246, 246, 246), "gray": (148, 148, 148), "black": (28, 28, 28)}
+BACKGROUNDS = {"white": (246, 246, 246), "gray": (168, 168, 168), "black": (28, 28, 28)}
 SKIN, DARK = (240, 188, 156), (70, 46, 34)
 COLOUR_NAMES = (*COLOURS, *BACKGROUNDS, "other")
 SHAPES = ("circle", "square", "triangle")
