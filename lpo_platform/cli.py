@@ -107,11 +107,11 @@ def _hydra(command: Command) -> None:
 
     def job(cfg: DictConfig) -> None:
         command.code = max(command.code, _run(command, cfg))
+        if command.code == 130:
+            # An interrupt ends a whole sweep.
+            sys.exit(130)
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.primary)(job)()
-
-
-# --- before Hydra ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -151,7 +151,7 @@ def _parse(arguments: Sequence[str]) -> Line:
         config_dirs=[args.config_dir] if args.config_dir else [],
         config_path=args.config_path,
         config_name=args.config_name,
-        multirun=args.multirun,
+        multirun=args.multirun or any(_split(item)[0] in ("sweep", "hydra.mode") for item in left),
         shows=bool(args.cfg or args.info),
         helps=bool(args.help),
         passes=bool(args.hydra_help or args.shell_completion or args.experimental_rerun),
@@ -160,8 +160,8 @@ def _parse(arguments: Sequence[str]) -> Line:
 
 def _ready(command: Command, arguments: list[str], line: Line) -> list[str]:
     """The arguments for Hydra; raises ConfigError with every problem of the command line."""
-    # A user's own classes may lie where the command is called or beside the --config-dir.
-    sys.path += [str(Path.cwd()), *(str(Path(folder).resolve().parent) for folder in line.config_dirs)]
+    sys.path.append(str(Path.cwd()))
+    _look_in(line.config_dirs)
     if line.passes:
         return arguments
     problems = [] if line.shows else _continue(line)
@@ -177,6 +177,11 @@ def _ready(command: Command, arguments: list[str], line: Line) -> list[str]:
     if not line.shows and conf == CONF:
         _settle(command, line, primary)
     return [*line.flags, *line.overrides]
+
+
+def _look_in(config_dirs: Sequence[str]) -> None:
+    """A user's own classes may lie beside the --config-dir (or where the command is called)."""
+    sys.path += [str(Path(folder).resolve().parent) for folder in config_dirs]
 
 
 def _settle(command: Command, line: Line, primary: str) -> None:
@@ -202,7 +207,7 @@ def _continue(line: Line) -> list[str]:
     if value is None:
         return []
     if line.multirun or value.startswith("["):
-        return [f"resume={value}: one run at a time; leave -m out"]
+        return [f"resume={value}: one run at a time; leave -m and sweep= out"]
     folder = Path(value).expanduser()
     if value == "auto" or not folder.is_dir() or line.value("hydra.run.dir") is not None:
         return []
@@ -213,6 +218,10 @@ def _continue(line: Line) -> list[str]:
     given = {_split(item)[0] for item in line.overrides}
     before = [item for item in resume.overrides_of(folder) if _split(item)[0] not in given]
     line.overrides = [*before, *line.overrides, f"hydra.run.dir={quote(folder)}"]
+    if not line.config_dirs:
+        line.config_dirs = resume.config_dirs_of(folder)
+        line.flags += [word for path in line.config_dirs for word in ("--config-dir", path)]
+        _look_in(line.config_dirs)
     return []
 
 
@@ -244,9 +253,6 @@ def quote(value: object) -> str:
     return '"' + re.sub(r'(\\*)"', r'\1\1\\"', text) + '"'
 
 
-# --- inside Hydra ---------------------------------------------------------------------------------------------------
-
-
 def _run(command: Command, cfg: DictConfig) -> int:
     """One job; returns its exit code. Every kind of end leaves the folder in a state that can be resumed."""
     settings = HydraConfig.get()
@@ -261,11 +267,11 @@ def _run(command: Command, cfg: DictConfig) -> int:
             command.work(cfg, folder)
         return 0
     except KeyboardInterrupt:
-        return _interrupted(command, folder, single)
+        return _interrupted(command, folder)
     except SystemExit as error:
         # Lightning turns an interrupt into SystemExit(1).
         if isinstance(error.__context__, KeyboardInterrupt):
-            return _interrupted(command, folder, single)
+            return _interrupted(command, folder)
         raise
     except Exception as error:
         return _failed(command, folder, settings.job.name, error)
@@ -290,9 +296,9 @@ def claim(folder: Path) -> Iterator[None]:
         yield
 
 
-def _interrupted(command: Command, folder: Path, single: bool) -> int:
+def _interrupted(command: Command, folder: Path) -> int:
     again = f"{command.name} resume={quote(shown(folder))}"
-    if not single or command.primary != "train":
+    if command.primary != "train":
         again = shlex.join([command.name, *sys.argv[1:]])
     print(f"\n{command.name}: interrupted; to go on:  {again}", file=sys.stderr, flush=True)
     return 130

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
@@ -30,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lpo_platform.config import COMMAND, CONF, ROOTS, Composed, hint, one_line, problems_of
+from lpo_platform.config import COMMAND, CONF, ROOTS, Composed, Values, hint, one_line, problems_of
 from lpo_platform.signature import NotFound, signature
 
 MAX_VARIANTS = 32
@@ -269,7 +268,7 @@ def _merge_file(files: Source, composed: Composed, default: ResultDefault) -> No
         _update(composed, composed.values, content, path, "")
 
 
-def _update(composed: Composed, into: dict[str, Any], new: dict[Any, Any], origin: str, prefix: str) -> None:
+def _update(composed: Composed, into: Values, new: Values, origin: str, prefix: str) -> None:
     for key, value in new.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -315,7 +314,7 @@ def _unknown_root(files: Source, key: str) -> str:
     return f"{key}: no such key or group{hint(key, names)}"
 
 
-def _unknown_key(composed: Composed, item: Override, parts: list[str], index: int, node: dict[str, Any]) -> str | None:
+def _unknown_key(composed: Composed, item: Override, parts: list[str], index: int, node: Values) -> str | None:
     """A key that its node does not have; one that the constructor has takes a `+`."""
     target = node.get("_target_")
     name, names = _name(composed, ".".join(parts[:index])), [key for key in node if key != "_target_"]

@@ -34,9 +34,6 @@ class ConfigError(UserError):
         super().__init__("\n".join(self.problems))
 
 
-# --- schema ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Train:
     """Root of `lpo-train`. A field of type Any is a group."""
@@ -107,8 +104,6 @@ RUNTIME: dict[str, frozenset[str]] = {
 # Values that name a folder which must exist, relative to the current directory.
 FOLDERS = frozenset({"data.path"})
 
-# --- what goes with what --------------------------------------------------------------------------------------------
-
 NOT_NONE = "!none"
 
 # For each method the combinations that it accepts: group -> options, or NOT_NONE. A group that is not named is free. An
@@ -125,6 +120,7 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
 FULL_SIZE = frozenset({"sd15"})
 
 Choices = Mapping[str, str | None]
+Values = dict[str, Any]
 
 
 def shipped(group: str) -> tuple[str, ...]:
@@ -183,14 +179,11 @@ def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield key.lstrip("+~"), value
 
 
-# --- one composed configuration -------------------------------------------------------------------------------------
-
-
 @dataclass
 class Composed:
     """A configuration as plain values, with the file that set each key (`method/cpo`, or COMMAND)."""
 
-    values: dict[str, Any]
+    values: Values
     choices: dict[str, str | None]
     origins: dict[str, str] = field(default_factory=dict)
     unsure: frozenset[str] = frozenset()
@@ -237,7 +230,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
             problems += _node_problems(composed, group, node, group)
-    return problems + _folder_problems(composed)
+    return problems + _folder_problems(composed) + _batch_problems(composed)
 
 
 def _root(composed: Composed) -> type:
@@ -269,7 +262,7 @@ def _schema(schema: type) -> Signature:
     return found
 
 
-def _node_problems(composed: Composed, path: str, node: dict[str, Any], group: str) -> list[str]:
+def _node_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
     """Problems of a node with a `_target_`, of a node of plain values, or of a mapping of such nodes."""
     target = node.get("_target_")
     if target is None and path == group and group in SCHEMAS:
@@ -287,7 +280,7 @@ def _node_problems(composed: Composed, path: str, node: dict[str, Any], group: s
     return [] if found is None else _argument_problems(composed, path, node, found, group)
 
 
-def _mapping_problems(composed: Composed, path: str, node: dict[str, Any], group: str) -> list[str]:
+def _mapping_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
     problems = []
     for key, value in node.items():
         below = f"{path}.{key}"
@@ -308,7 +301,7 @@ def _target_problem(composed: Composed, path: str, target: str, error: NotFound)
 
 
 def _argument_problems(
-    composed: Composed, path: str, node: dict[str, Any], known: Signature, group: str
+    composed: Composed, path: str, node: Values, known: Signature, group: str
 ) -> list[str]:
     runtime = _runtime(known, group)
     free = [item.name for item in known.parameters if item.name not in runtime]
@@ -384,6 +377,17 @@ def _folder_problems(composed: Composed) -> list[str]:
     return problems
 
 
+def _batch_problems(composed: Composed) -> list[str]:
+    """A batch is cut into equal micro-batches."""
+    micro, batch = (
+        (composed.values.get(group) or {}).get(key) for group, key in (("hardware", "micro_batch"), ("method", "batch"))
+    )
+    if type(micro) is not int or type(batch) is not int or (micro > 0 and (micro >= batch or batch % micro == 0)):
+        return []
+    sizes = ", ".join(str(size) for size in range(1, batch + 1) if batch % size == 0)
+    return [f"hardware.micro_batch={micro} does not divide method.batch={batch}; these do: {sizes}"]
+
+
 def folder_problem(key: str, value: str) -> list[str]:
     folder = Path(value).expanduser()
     if folder.is_dir():
@@ -422,9 +426,6 @@ def one_line(error: BaseException) -> str:
     """OmegaConf adds lines about its own types below the reason; Hydra spreads one reason over several."""
     text = str(error)
     return text.partition("\n")[0] if isinstance(error, OmegaConfBaseException) else " ".join(text.split())
-
-
-# --- the command line -----------------------------------------------------------------------------------------------
 
 
 def diagnose(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lpo_platform import record
 from lpo_platform.compose import compose
-from lpo_platform.config import CONF
+from lpo_platform.config import CONF, Values
 
 # Keys that do not change what a run computes.
 FREE = frozenset({"resume", "name"})
@@ -44,9 +43,16 @@ def problem(folder: Path, changes: Sequence[str]) -> str | None:
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """The overrides of a run's own command line, without where it was to write and what it resumed."""
+    """The overrides of a run's own command line, without where it was to write, what it resumed, and the sweep."""
     saved = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    return [item for item in saved if not item.lstrip("+~").startswith(("resume=", "hydra.", "hydra/"))]
+    return [item for item in saved if not item.lstrip("+~").startswith(("resume=", "sweep=", "hydra.", "hydra/"))]
+
+
+def config_dirs_of(folder: Path) -> list[str]:
+    """The --config-dir of a run's command line."""
+    path = folder / ".hydra" / "hydra.yaml"
+    sources = OmegaConf.load(path).hydra.runtime.config_sources if path.is_file() else []
+    return [str(item.path) for item in sources if item.provider == "command-line"]
 
 
 def choices_of(folder: Path) -> dict[str, str]:
@@ -58,7 +64,7 @@ def choices_of(folder: Path) -> dict[str, str]:
     return {}
 
 
-def config_of(folder: Path) -> dict[str, Any] | None:
+def config_of(folder: Path) -> Values | None:
     """A run's job configuration as far as it decides what is computed; None where it cannot be read."""
     try:
         return _essential(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml")))
@@ -66,7 +72,7 @@ def config_of(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _essential(values: dict[str, Any]) -> dict[str, Any]:
+def _essential(values: Values) -> Values:
     return {key: value for key, value in values.items() if key not in FREE and value not in (None, {})}
 
 

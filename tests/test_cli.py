@@ -65,9 +65,6 @@ def finished(cfg: DictConfig, folder: Path) -> None:
     record.finish(folder, {}, 0, 1.0, {}, cfg.seed)
 
 
-# --- without a job --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_help_lists_groups_options_and_four_examples(name: str, tmp_path: Path):
     done = call(name, "--help", cwd=tmp_path)
@@ -141,9 +138,6 @@ def test_threads_sleep_unless_the_user_says_otherwise(tmp_path: Path):
     env |= {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}
     shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout.split()
     assert shown == ["ACTIVE", "1"]
-
-
-# --- the ends of a job ----------------------------------------------------------------------------------------------
 
 
 def test_a_run_gets_a_folder_a_log_and_latest(main, tmp_path: Path):
@@ -283,6 +277,41 @@ def test_a_sweep_runs_every_job_and_ends_with_the_worst_code(main, capsys):
     seen.clear()
     assert main("task=canny", "sweep=seeds", work=work) == 2
     assert [seed for seed, _ in seen] == [0, 1, 2]
+
+
+def test_an_interrupt_ends_the_sweep_and_its_job_can_be_resumed(main, capsys):
+    seen = []
+
+    def work(cfg: DictConfig, folder: Path) -> None:
+        seen.append((cfg.seed, cfg.method.steps, folder))
+        started(cfg, folder)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    assert main("task=canny", "sweep=seeds", "method.steps=5", work=work) == 130
+    assert [seed for seed, _, _ in seen] == [0, 1]
+    command = capsys.readouterr().err.strip().partition("lpo-train resume=")[2]
+    assert main(f"resume={command}", work=work) == 0
+    assert seen[2] == seen[1]
+    assert main("-m", "seed=0,1", "resume=auto", work=work) == 2
+    assert "resume=auto: one run at a time; leave -m and sweep= out" in capsys.readouterr().err
+
+
+def test_resuming_finds_the_options_of_the_user_again(main, tmp_path: Path):
+    (tmp_path / "here" / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "here" / "my_other_task.py").write_text("class Edges:\n    def __init__(self, low: float = 0.1): ...\n")
+    (tmp_path / "here" / "conf" / "task" / "edges.yaml").write_text("_target_: my_other_task.Edges\nlow: 0.2\n")
+    seen = []
+
+    def work(cfg: DictConfig, folder: Path) -> None:
+        from hydra.utils import instantiate
+
+        seen.append((type(instantiate(cfg.task)).__name__, folder))
+        started(cfg, folder)
+
+    assert main("--config-dir", "here/conf", "task=edges", work=work) == 0
+    assert main(f"resume={seen[0][1]}", work=work) == 0
+    assert seen[0] == seen[1] and seen[0][0] == "Edges"
 
 
 def test_overrides_may_stand_on_both_sides_of_flags(main):

@@ -77,6 +77,10 @@ COMBINATIONS = [
     ),
     (["data=folder"], ["data.path: required by data=folder; add data.path=<value>"]),
     (["data=folder", "data.path=/no/such/folder"], ["data.path=/no/such/folder: no such folder"]),
+    (
+        ["hardware.micro_batch=5"],
+        ["hardware.micro_batch=5 does not divide method.batch=16; these do: 1, 2, 4, 8, 16"],
+    ),
     (["resume=/no/such/run"], ["resume=/no/such/run: no such folder"]),
 ]
 
@@ -128,8 +132,6 @@ def test_a_sweep_is_checked_value_by_value():
     assert diagnose("train", many, multirun=True) == [TYPOS[1][1]]
     assert diagnose("train", ["sweep=seeds"]) == []
 
-
-# --- what goes with what --------------------------------------------------------------------------------------------
 
 GROUPS = ("model", "control", "tune", "task", "data", "method")
 
@@ -212,9 +214,6 @@ def test_the_job_configuration_never_refers_to_hydra():
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         values.pop("hydra", None)
         assert "${hydra" not in str(values), path
-
-
-# --- a user's own options -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
