@@ -108,34 +108,24 @@ def build(folder: Path = FOLDER, *, seed: int = 0) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    stored_as_single(folder / "text_encoder")
+    for part in ("vae", "text_encoder", "unet"):
+        _tidy(folder / part)
 
 
 def save_half(model: ModelMixin | CLIPTextModel, folder: Path) -> None:
     """Writes the weights in half precision; they are read back as float32."""
     copy.deepcopy(model).half().save_pretrained(folder)
-    if isinstance(model, CLIPTextModel):
-        stored_as_single(folder)
+    _tidy(folder)
 
 
-def stored_as_single(folder: Path) -> None:
-    """Lets transformers read half-precision weights as float32, as diffusers does, whoever loads them."""
+def _tidy(folder: Path) -> None:
+    """Drops the path that the weights came from, and has transformers read half precision as float32 for everybody."""
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-
-
-def build_vae() -> AutoencoderKL:
-    """An f = 4 autoencoder with 4 latent channels; convolutional throughout, so that crops can teach it."""
-    return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=GROUPS,
-        sample_size=RESOLUTION,
-        mid_block_add_attention=False,
-    )
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    if "dtype" in config:
+        config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 class Crops:
