@@ -201,8 +201,8 @@ nothing else; they know six colours, three shapes and cartoon people, and no pho
 was never trained on. No picture by anybody else was used. **Licence.** Apache-2.0, as the rest of the repository.
 
 **Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge and autoencoder with short loops of their own, UNet
-with text encoder and the ControlNets with `lpo-train method=control`. The time it took on two shared CPU cores: {times}.
-Another machine gives other roundings, so other weights of the same quality.
+with text encoder and ControlNets with `lpo-train method=control`. The time it took on two shared CPU cores: {times}.
+Another machine rounds differently and gives other weights of the same quality.
 
 | weights (half precision, read as float32) | MB |
 |---|---|
@@ -213,9 +213,9 @@ Another machine gives other roundings, so other weights of the same quality.
 |---|---|---|
 {measured}
 
-The judge sees no generated picture while it learns, and no method optimises it. It reads blurred and noisy scenes about
-as well as sharp ones; it grades presence, colours, direction, pose, background and purity, none of which larger objects
-improve.
+The judge sees no generated picture while it learns, and no method optimises it. It reads blurred and noisy scenes
+about as well as sharp ones; it grades presence, colours, direction, pose, background and purity, none of which larger
+objects improve.
 """
 
 

@@ -79,6 +79,20 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
+def build_vae() -> AutoencoderKL:
+    """An f = 4 autoencoder with 4 latent channels; convolutional throughout, so that crops can teach it."""
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=GROUPS,
+        sample_size=RESOLUTION,
+        mid_block_add_attention=False,
+    )
+
+
 def build_scheduler() -> DDIMScheduler:
     """The noise schedule of Stable Diffusion 1.5."""
     return DDIMScheduler(
