@@ -1,0 +1,106 @@
+"""The losses of a CPO micro-step as its authors compute them, on stock diffusers classes: what ours is measured by.
+
+Written from specs/cpo.md sections 0 and 2 (train/reward_CPO.py of ZonglinL/CPO @2cc4b76). Per sample: one VAE encoding
+and one text encoding, 5 ControlNet and 5 UNet forwards (1 pretraining, 2 policy, 2 reference), two backward calls.
+Left out, in its favour: anomaly detection, the half-precision noise schedule (W9), gathers for logging (W20).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of the step; all frozen but `control`."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    control: ControlNetModel
+    reference: ControlNetModel
+
+    def checkpoint(self, on: bool) -> None:
+        """Gradient checkpointing of ControlNet and UNet: on in six of the seven published plain ControlNet scripts."""
+        for module in (self.control, self.unet):
+            module.enable_gradient_checkpointing() if on else module.disable_gradient_checkpointing()
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every random number of a step: normal noises (B, C, h, w) and timesteps (B,)."""
+
+    posterior: Tensor
+    noise: Tensor
+    t: Tensor
+    pretrain_noise: Tensor
+    pretrain_t: Tensor
+
+    @classmethod
+    def new(cls, batch: int, latent_shape: tuple[int, int, int], device: torch.device | str) -> "Draws":
+        normal = lambda: torch.randn(batch, *latent_shape, device=device)  # noqa: E731
+        times = lambda: torch.randint(0, 1000, (batch,), device=device)  # noqa: E731
+        return cls(normal(), normal(), times(), normal(), times())
+
+
+def predict(parts: Parts, control: ControlNetModel, x: Tensor, t: Tensor, text: Tensor, condition: Tensor) -> Tensor:
+    """The UNet's output under a ControlNet, in float32."""
+    x, text = x.to(parts.unet.dtype), text.to(parts.unet.dtype)
+    inner = control.dtype
+    down, middle = control(x.to(inner), t, text.to(inner), condition.to(inner), return_dict=False)
+    return parts.unet(
+        x,
+        t,
+        encoder_hidden_states=text,
+        down_block_additional_residuals=[residual.to(x.dtype) for residual in down],
+        mid_block_additional_residual=middle.to(x.dtype),
+        return_dict=False,
+    )[0].float()
+
+
+def plain_losses(
+    parts: Parts,
+    pixels: Tensor,
+    tokens: Tensor,
+    winner: Tensor,
+    loser: Tensor,
+    draws: Draws,
+    *,
+    beta: float,
+    margin: float,
+    form: str,
+    pretrain_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """lambda * L_pre and L_CPO: scalars, whose backward calls follow in this order, the first keeping the graph.
+
+    pixels, winner, loser (B, 3, H, W) in [0, 1]; tokens (B, L) int64.
+    """
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    with torch.no_grad():
+        text = parts.text_encoder(tokens).last_hidden_state
+        posterior = parts.vae.encode((2 * pixels - 1).to(parts.vae.dtype)).latent_dist
+        z = (posterior.mean.float() + posterior.std.float() * draws.posterior) * parts.vae.config.scaling_factor
+
+    x = scheduler.add_noise(z, draws.pretrain_noise, draws.pretrain_t)
+    output = predict(parts, parts.control, x, draws.pretrain_t, text, winner)
+    pretraining = (output - draws.pretrain_noise).square().mean()
+
+    x = scheduler.add_noise(z, draws.noise, draws.t).repeat(2, 1, 1, 1)
+    t, text, noise = draws.t.repeat(2), text.repeat(2, 1, 1), draws.noise.repeat(2, 1, 1, 1)
+    conditions = torch.cat([winner, loser])
+    output = predict(parts, parts.control, x, t, text, conditions)
+    l_winner, l_loser = (output - noise).square().mean((1, 2, 3)).chunk(2)
+    with torch.no_grad():
+        output = predict(parts, parts.reference, x, t, text, conditions)
+        r_winner, r_loser = (output - noise).square().mean((1, 2, 3)).chunk(2)
+
+    d, r = l_winner - l_loser, r_winner - r_loser
+    s = torch.sigmoid(0.5 * beta * (d - r)).detach()
+    loss = s * torch.relu(d + margin)
+    if form == "soft":
+        loss = 0.9 * loss + 0.1 * (1 - s) * torch.relu(-d + margin)
+    mask = (draws.t > 0).float()
+    return pretrain_weight * pretraining, (loss * mask).sum() / mask.sum().clamp_min(1)

@@ -1,0 +1,140 @@
+"""The benchmark compares like with like: the original's CPO step and ours give one loss and one gradient."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import toy_size
+
+from lpo_platform.benchmark.plain import Draws, plain_losses
+from lpo_platform.benchmark.random_model import SD15, RandomStableDiffusion, Shape
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from launchers import benchmark
+
+TOY = Shape(
+    name="toy",
+    resolution=32,
+    unet=dict(toy_size.unet().config),
+    vae={
+        "latent_channels": 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "block_out_channels": [8, 8, 8],
+        "norm_num_groups": 4,
+        "scaling_factor": 0.18215,
+    },
+    text_encoder={
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 6,
+        "bos_token_id": 48,
+        "eos_token_id": 49,
+        "pad_token_id": 49,
+    },
+)
+
+
+def trained_a_little(form: str) -> benchmark.Bench:
+    """A bench whose condition matters and whose policy has left its reference: the preference is half the gradient."""
+    bench = benchmark.build(TOY, batch=3, form=form)
+    bench.batch["loser"].zero_()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for control in (bench.parts.control, bench.parts.reference):
+            control.controlnet_cond_embedding.conv_out.weight *= 30
+        for weight in bench.parts.control.parameters():
+            weight += 0.03 * torch.randn_like(weight)
+    return bench
+
+
+def gradient(bench: benchmark.Bench, *losses: torch.Tensor) -> torch.Tensor:
+    parameters = list(bench.parts.control.parameters())
+    gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in losses]
+    return torch.cat([sum(g for g in all_ if g is not None).flatten() for all_ in zip(*gradients, strict=True)])
+
+
+@pytest.mark.parametrize("form", ["soft", "hard"])
+@pytest.mark.parametrize("share_timestep", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plain_step_and_ours_are_one(form: str, share_timestep: bool, checkpointing: bool) -> None:
+    bench = trained_a_little(form)
+    method, batch = bench.method, bench.batch
+    method.share_timestep = share_timestep
+    own = "pair" if share_timestep else "pretrain"
+    pair, pretrain = ((method.normal(batch, name), method.times(batch, name)) for name in ("pair", own))
+    draws = Draws(method.normal(batch, "vae"), *pair, *pretrain)
+    pictures = (batch[name] for name in ("pixels", "tokens", "control", "loser"))
+
+    loss, report = method.loss(batch)
+    ours = gradient(bench, loss)
+    bench.parts.checkpoint(checkpointing)
+    losses = plain_losses(bench.parts, *pictures, draws, form=form, **benchmark.SETTINGS)
+    plain = gradient(bench, *losses)
+
+    assert 0.05 < abs(report["cpo/weight"].item() - 0.5) < 0.45, "policy and reference must differ"
+    assert report["cpo/preference"] > 0.05 * loss, "the preference must be a part of the loss"
+    torch.testing.assert_close(loss, sum(losses), rtol=2e-3, atol=0)
+    assert (ours - plain).norm() < 2e-3 * plain.norm()
+
+
+def test_a_step_leaves_the_gradient_of_its_loss() -> None:
+    bench = trained_a_little("soft")
+    for variant in benchmark.VARIANTS:
+        assert bench.step(variant).isfinite()
+        norms = [weight.grad.norm() for weight in bench.parts.control.parameters()]
+        assert all(norm.isfinite() for norm in norms) and sum(norms) > 0
+        assert all(weight.grad is None for weight in bench.parts.unet.parameters())
+
+
+def test_flops_of_the_meta_device_are_those_of_the_computation() -> None:
+    meta = benchmark.build(TOY, batch=1, device="meta")
+    count = benchmark.step_flops(meta, benchmark.VARIANTS)
+    parts = benchmark.part_flops(meta)
+    assert parts["UNet"] == parts["UNet encoder + middle"] + parts["UNet decoder"]
+    # 3 of 5 encoder passes are saved, and VAE and text; nothing else is
+    saved = 3 * parts["UNet encoder + middle"] + parts["VAE encoder"] + parts["text encoder"]
+    assert count["plain"] - count["exact"] == saved
+    assert count["plain-ckpt"] - count["exact-ckpt"] == saved
+    assert count["shared"] < count["exact"] < count["exact-ckpt"] < count["plain-ckpt"]
+
+
+def test_sd15_has_the_published_size() -> None:
+    model = RandomStableDiffusion(SD15, device="meta")
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert count(model.unet) == 859_520_964
+    assert count(model.new_control()) == 361_279_120
+    assert count(model.vae) == 83_653_863
+    assert count(model.text_encoder) == 123_060_480
+    assert model.latent_shape == (4, 64, 64)
+
+
+def test_the_command_prints_ratios_of_time_flops_and_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(benchmark, "tiny", lambda: TOY)
+    options = ["--device", "cpu", "--repeats", "2", "--variants", "plain,exact", "--no-memory"]
+    report = benchmark.main([*options, "--json", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    assert "| plain / this: FLOPs, time |" in printed
+    assert report["variants"]["plain"]["flops"] > report["variants"]["exact"]["flops"]
+    assert all(len(result["seconds"]) == 2 for result in report["variants"].values())
+    assert (tmp_path / "out.json").stat().st_size > 0
+
+
+def test_an_unknown_variant_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--variants", "plain,fast"])
+    assert "fast unknown; there are plain-ckpt, plain, exact, exact-ckpt, shared" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_in_mixed_precision() -> None:
+    bench = benchmark.build(TOY, batch=2, hardware=benchmark.Hardware(accelerator="gpu"))
+    losses = {variant: bench.step(variant).item() for variant in ("plain", "exact", "shared")}
+    assert all(loss == loss for loss in losses.values())
+    assert benchmark.timed(bench, "exact")[1] > 0
