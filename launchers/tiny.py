@@ -190,15 +190,16 @@ pipeline_tag: text-to-image
 # The embedded tiny models
 
 A Stable Diffusion at toy size in the usual diffusers layout: 64 px pictures, an f = 4 autoencoder with 4 latent
-channels, a UNet of about 1 million weights, a two-layer CLIP text encoder with a tokenizer of its own, and ControlNets. Beside
-them `judge/`, a small network that reads parts, colours and poses from a picture and compares them with the caption.
+channels, a UNet of about 1 million weights, a two-layer CLIP text encoder with a tokenizer of its own, and ControlNets.
+Beside them `judge/`, a small network that reads parts, colours and poses from a picture and compares them with the
+caption.
 
 They exist so that every method of the platform runs, and measurably improves something, within minutes on two CPU
 cores. UNet and ControlNets are mediocre on purpose: a method needs something left to improve. They are good for
 nothing else; they know six colours, three shapes and cartoon people, and no photograph.
 
-**Data.** Procedural scenes of `lpo_platform/data/toy.py`, drawn from code; about a tenth of the captions is held out and
-was never trained on. No picture by anybody else was used. **Licence.** Apache-2.0, as the rest of the repository.
+**Data.** Procedural scenes of `lpo_platform/data/toy.py`, drawn from code; about a tenth of the captions is held out
+and was never trained on. No picture by anybody else was used. **Licence.** Apache-2.0, as the rest of the repository.
 
 **Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge and autoencoder with short loops of their own, UNet
 with text encoder and ControlNets with `lpo-train method=control`. The time it took on two shared CPU cores: {times}.
