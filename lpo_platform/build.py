@@ -5,6 +5,8 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from lpo_platform import record
 from lpo_platform.callbacks.checkpoint import Checkpoint, newest
 from lpo_platform.callbacks.ema import EMA
-from lpo_platform.callbacks.export import Export, restore
 from lpo_platform.callbacks.progress import Progress
 from lpo_platform.callbacks.samples import Samples
 from lpo_platform.callbacks.settings import Callbacks
@@ -30,6 +31,7 @@ from lpo_platform.evaluation.pictures import save_pictures
 from lpo_platform.evaluation.statistics import table
 from lpo_platform.hardware import Hardware
 from lpo_platform.methods.method import Method
+from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
 from lpo_platform.tasks.task import Task
 from lpo_platform.tracking import report, wandb
@@ -104,13 +106,20 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     settings: Callbacks = create(cfg.callbacks)
     say(f"{cfg.model.name} on {job.hardware.describe()}, run folder {folder}")
 
-    before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
+    phases = Phases()
+    with phases("evaluate_base"):
+        before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
     guest = track(cfg, folder)
     try:
-        method: Method = create(cfg.method, policy=job.policy, optim=create(cfg.optim), seed=cfg.seed)
-        fit(job, method, evaluator, settings, folder, guest)
-        load_trained(job.policy, folder, settings)
-        after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
+        with phases("prepare"):
+            rows = job.rows()
+        with phases("train"):
+            method: Method = create(cfg.method, policy=job.policy, optim=create(cfg.optim), seed=cfg.seed)
+            fit(job, method, rows, evaluator, settings, folder, guest)
+        with phases("evaluate_trained"):
+            load_trained(job.policy, folder, settings)
+            after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
+        Files(folder).log_metrics(phases.seconds, step=method.steps - 1)
         metrics = conclude(job, evaluator, before, after, folder, seconds=time.monotonic() - started)
         tell(guest, metrics, folder)
     except BaseException:
@@ -120,13 +129,32 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     return metrics
 
 
+class Phases:
+    """Seconds of each part of a job, as the report shows them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[f"perf/{name}_seconds"] = time.monotonic() - started
+
+
 def fit(
-    job: Job, method: Method, evaluator: Evaluator, settings: Callbacks, folder: Path, guest: wandb.Guest | None
+    job: Job,
+    method: Method,
+    rows: ConditionPairs,
+    evaluator: Evaluator,
+    settings: Callbacks,
+    folder: Path,
+    guest: wandb.Guest | None,
 ) -> None:
-    """The training itself, from the newest checkpoint of the folder if it has one."""
+    """The training itself, from the newest checkpoint of the folder if it has one, and the export of its result."""
     micro_batch, accumulation = job.hardware.split(method.batch)
     rounds = Rounds(
-        job.rows(), job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps,
+        rows, job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps,
         every=settings.every, seed=job.cfg.seed, num_workers=job.hardware.num_workers,
     )  # fmt: skip
     ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
@@ -134,7 +162,7 @@ def fit(
     if settings.samples:
         samples = Samples(folder / "samples", job.data, job.task, evaluator, settings.samples, settings.samples_every)
         callbacks.append(samples)
-    callbacks += [Export(folder / "export", ema), Checkpoint(folder / "checkpoints")]  # the checkpoint comes last
+    callbacks.append(Checkpoint(folder / "checkpoints"))  # last: it saves what the others have done in this round
     trainer = L.Trainer(
         accelerator=job.hardware.device.type,
         devices=1,
@@ -153,6 +181,11 @@ def fit(
     )
     method.train()
     trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
+    # here and not in a callback: a run that was killed after its last checkpoint trains no more, but is exported
+    export(job.policy, folder / "export")
+    if ema is not None:
+        with ema.averaged(job.policy.trainable()):
+            export(job.policy, folder / "export", "_ema")
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict:

@@ -5,9 +5,11 @@ and the same caption (specs/cpo.md section 1). Nothing here depends on the weigh
 and kept in a fingerprinted cache.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -23,17 +25,24 @@ VERSION = 1  # raise it when the columns change their meaning
 
 
 class ConditionPairs(Dataset):
-    """Rows of a complete cache: column name -> tensor, control images as uint8."""
+    """Rows of a complete cache, column name -> tensor, control images as uint8; read from mapped files as needed."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.columns, _ = cache.load()
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return self.cache.total
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        return {name: column[row] for name, column in self.columns.items()}
+        shard = self.cache.shards[row // len(self.cache.shards[0])]
+        file = _open(self.cache.path(shard))
+        return {name: file.get_slice(name)[row - shard.start] for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+@lru_cache(maxsize=256)
+def _open(path: Path) -> safe_open:
+    """A mapped shard; the limit keeps a large cache below what a process may hold open."""
+    return safe_open(path, framework="pt")
 
 
 def cache_of(

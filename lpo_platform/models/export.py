@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import lightning as L
-from lightning.pytorch.callbacks import Callback
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from lpo_platform.callbacks.ema import EMA
 from lpo_platform.config import UserError
 from lpo_platform.models.policy import Policy
 
@@ -39,16 +36,3 @@ def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
             set_peft_model_state_dict(module, load_file(source / "pytorch_lora_weights.safetensors"))
         else:
             module.load_state_dict(type(module).from_pretrained(source).state_dict())
-
-
-class Export(Callback):
-    """At the end of training: the trained weights, and beside them their moving average with the suffix _ema."""
-
-    def __init__(self, folder: Path, ema: EMA | None) -> None:
-        self.folder, self.ema = Path(folder), ema
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        export(module.policy, self.folder)
-        if self.ema is not None:
-            with self.ema.averaged(module.policy.trainable()):
-                export(module.policy, self.folder, "_ema")
