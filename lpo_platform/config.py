@@ -135,12 +135,17 @@ def fits(group: str, option: str | None, allowed: str | tuple[str, ...]) -> bool
     return option in allowed or option not in (None, *shipped(group))
 
 
-def combination_problems(choices: Choices, overrides: Iterable[str] = ()) -> list[str]:
-    """One line for each chosen option that does not go with the method; [] where the table agrees."""
+def combination_problems(
+    choices: Choices, overrides: Iterable[str] = (), *, unsure: frozenset[str] = frozenset()
+) -> list[str]:
+    """One line for each chosen option that does not go with the method; [] where the table agrees.
+
+    A group of which no option is chosen counts as none; one that is `unsure` counts as fitting.
+    """
     method = choices.get("method")
     rows = COMPATIBILITY.get(method or "", ())
     explicit = {key for key, _ in _pairs(overrides)}
-    wrong = [[g for g, allowed in row.items() if g in choices and not fits(g, choices[g], allowed)] for row in rows]
+    wrong = [[g for g, cell in row.items() if g not in unsure and not fits(g, choices.get(g), cell)] for row in rows]
     if not rows or not all(wrong):
         return []
 
@@ -149,11 +154,10 @@ def combination_problems(choices: Choices, overrides: Iterable[str] = ()) -> lis
 
     best = min(range(len(rows)), key=cost)
     others = {group for index, groups in enumerate(wrong) if index != best for group in groups}
-    fixed = [f"{group}={choices[group]}" for group in rows[best] if group in others - set(wrong[best])]
+    fixed = [f"{group}={choices.get(group)}" for group in rows[best] if group in others - set(wrong[best])]
     context = f" with {' and '.join(fixed)}" if fixed else ""
-    return [
-        f"method={method}{context} {_need(group, choices[group], rows[best][group])}" for group in wrong[best]
-    ]
+    who = f"method={method}{context}"
+    return [f"{who} {_need(group, choices.get(group) or 'null', rows[best][group])}" for group in wrong[best]]
 
 
 def _need(group: str, option: str | None, allowed: str | tuple[str, ...]) -> str:
@@ -224,7 +228,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     choices = {g: option for g, option in composed.choices.items() if g not in composed.unsure}
     problems = []
     if "method" not in composed.unsure:
-        problems += combination_problems(choices, overrides or ())
+        problems += combination_problems(choices, overrides or (), unsure=composed.unsure)
     problems += _toy_problems(choices, overrides)
     problems += _root_problems(composed)
     for group, node in composed.values.items():

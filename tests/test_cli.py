@@ -22,11 +22,13 @@ COMMANDS = {"lpo-train": "train", "lpo-eval": "evaluate", "lpo-prepare": "prepar
 
 
 def call(name: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a command in a process of its own and has it say at exit which heavy modules it imported."""
+    """Runs a command in a process of its own, which says at exit what it imported and whether it was quick."""
     code = (
-        "import atexit, sys\n"
+        "import atexit, sys, time\n"
         f"heavy = {HEAVY!r}.split(', ')\n"
-        "atexit.register(lambda: print('HEAVY', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
+        "def quick():\n"
+        "    return 'quick' if time.process_time() < 2 else f'slow: {time.process_time()} s'\n"
+        "atexit.register(lambda: print('HEAVY', [m for m in heavy if m in sys.modules], quick(), file=sys.stderr))\n"
         f"sys.argv[0] = {name!r}\n"
         f"from lpo_platform.cli import {COMMANDS[name]} as main\n"
         "main()\n"
@@ -68,7 +70,7 @@ def finished(cfg: DictConfig, folder: Path) -> None:
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_help_lists_groups_options_and_four_examples(name: str, tmp_path: Path):
     done = call(name, "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "HEAVY []" in done.stderr
+    assert done.returncode == 0 and "HEAVY [] quick" in done.stderr
     assert "  hardware: auto, cpu, gpu\n" in done.stdout
     assert ("  method: control, cpo\n" in done.stdout) == (name != "lpo-eval")
     examples = [line for line in done.stdout.splitlines() if line.startswith(f"  {name} ")]
@@ -83,7 +85,7 @@ def test_a_wrong_command_line_is_answered_at_once(tmp_path: Path):
     assert lines[0] == "lpo-train: 2 problems"
     assert lines[1] == "  task=cany: no such option; did you mean 'canny'? Options: canny, none"
     assert lines[2].startswith("  method.betta: CPO has no such option; did you mean 'beta'?")
-    assert lines[3:] == ["HEAVY []"]
+    assert lines[3:] == ["HEAVY [] quick"]
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
@@ -107,7 +109,7 @@ def test_the_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.
 
 def test_cfg_shows_the_configuration_even_where_values_are_missing(tmp_path: Path):
     done = call("lpo-train", "data=folder", "--cfg", "job", "-p", "data", cwd=tmp_path)
-    assert done.returncode == 0 and "path: ???" in done.stdout and "HEAVY []" in done.stderr
+    assert done.returncode == 0 and "path: ???" in done.stdout and "HEAVY [] quick" in done.stderr
     wrong = call("lpo-train", "data=foldr", "--cfg", "job", cwd=tmp_path)
     assert wrong.returncode == 2 and "did you mean 'folder'?" in wrong.stderr
 
@@ -122,7 +124,7 @@ def test_tab_completion(typed: str, offered: list[str], tmp_path: Path):
         "lpo-train", "-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)), _HYDRA_COMP_="1"
     )
     assert done.returncode == 0 and sorted(done.stdout.split()) == offered
-    assert "HEAVY []" in done.stderr
+    assert "HEAVY [] quick" in done.stderr
     install = call("lpo-train", "-sc", "install=bash", cwd=tmp_path)
     assert "complete -o nospace" in install.stdout
 

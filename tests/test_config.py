@@ -95,6 +95,10 @@ def test_a_wrong_combination_gets_exact_lines(overrides: list[str], messages: li
     assert diagnose("train", overrides) == messages
 
 
+def test_a_group_that_is_taken_away_counts_as_none():
+    assert diagnose("train", ["~task"]) == ["method=cpo needs a task, but task=null; add task=canny"]
+
+
 def test_all_problems_at_once():
     problems = diagnose("train", ["task=none", "tune=lora", "seed=x", "method.betta=1", "optim.lr=fast", "modle=tiny"])
     assert problems == [
