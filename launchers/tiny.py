@@ -32,8 +32,8 @@ TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"), "method=contro
 # How the platform trains the last two parts; the moving average of the weights is what is kept.
 BASE = (
     "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=8192", "method.steps=2400",
-    "method.batch=32", "optim.lr=1.5e-3", "optim.warmup_steps=100", "optim.schedule=cosine",
-    "callbacks.ema_decay=0.995",
+    "method.batch=32", "method.drop_text=0.1", "optim.lr=1.5e-3", "optim.warmup_steps=100", "optim.schedule=cosine",
+    "callbacks.ema_decay=0.995", "callbacks.every=200", "callbacks.log_every=10",
 )  # fmt: skip
 CANNY = (
     "task=canny", "control.weights=unet", "data.num_train=4096", "method.steps=300", "method.batch=32", "optim.lr=2e-3",
