@@ -170,26 +170,35 @@ def part_flops(bench: Bench) -> dict[str, int]:
 # Time and memory
 
 
-def timed(bench: Bench, variant: str) -> tuple[float, int]:
-    """Seconds of one step, and on CUDA the peak of allocated bytes (else 0)."""
+def timed(bench: Bench, variant: str) -> tuple[float, float]:
+    """Seconds of one step, and on CUDA the peak of allocated bytes, else the process's CPU seconds.
+
+    CPU seconds say the same on a machine that is busy with something else; seconds do not.
+    """
     cuda = bench.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     bench.step(variant)
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated() if cuda else 0
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated() if cuda else time.process_time() - busy
 
 
 def interleaved(bench: Bench, variants: list[str], repeats: int, warmup: int) -> dict[str, dict[str, Any]]:
     """Seconds of every repeat, one variant after the other in each round; the warm-up rounds are dropped."""
-    rounds = [{variant: timed(bench, variant) for variant in variants} for _ in range(warmup + repeats)][warmup:]
-    results = {v: {"seconds": [r[v][0] for r in rounds]} for v in variants}
-    if bench.device.type == "cuda":
-        for variant, result in results.items():
-            result["peak_bytes"] = max(r[variant][1] for r in rounds)
+    rounds = []
+    for number in range(warmup + repeats):
+        rounds.append({variant: timed(bench, variant) for variant in variants})
+        spent = ", ".join(f"{variant} {seconds:.2f} s" for variant, (seconds, _) in rounds[-1].items())
+        print(f"round {number + 1} of {warmup + repeats}: {spent}", file=sys.stderr, flush=True)
+    results: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        seconds, others = zip(*(r[variant] for r in rounds[warmup:]), strict=True)
+        other = {"peak_bytes": max(others)} if bench.device.type == "cuda" else {"cpu_seconds": list(others)}
+        results[variant] = {"seconds": list(seconds)} | other
     return results
 
 
@@ -251,6 +260,9 @@ def table(results: dict[str, dict[str, Any]], batch: int) -> str:
     if "seconds" in first:
         measures.append(("time", lambda r: statistics.median(r["seconds"])))
         head += ["s / step (min to max)", "images / s"]
+    if "cpu_seconds" in first:
+        measures.append(("CPU time", lambda r: statistics.median(r["cpu_seconds"])))
+        head += ["CPU s / step (min to max)"]
     if "peak_bytes" in first:
         measures.append(("memory", lambda r: r["peak_bytes"]))
         head += ["peak GiB"]
@@ -262,6 +274,9 @@ def table(results: dict[str, dict[str, Any]], batch: int) -> str:
         if "seconds" in result:
             low, middle, high = (f(result["seconds"]) for f in (min, statistics.median, max))
             row += [f"{middle:.3g} ({low:.3g} to {high:.3g})", f"{batch / middle:.3g}"]
+        if "cpu_seconds" in result:
+            low, middle, high = (f(result["cpu_seconds"]) for f in (min, statistics.median, max))
+            row += [f"{middle:.3g} ({low:.3g} to {high:.3g})"]
         if "peak_bytes" in result:
             row += [f"{result['peak_bytes'] / 2**30:.2f}"]
         row += [", ".join(ratio(results, base, variant, value) for _, value in measures) for base in bases]

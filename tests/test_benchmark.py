@@ -120,7 +120,7 @@ def test_the_command_prints_ratios_of_time_flops_and_memory(
     options = ["--device", "cpu", "--repeats", "2", "--variants", "plain,exact", "--no-memory"]
     report = benchmark.main([*options, "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
-    assert "| plain / this: FLOPs, time |" in printed
+    assert "| plain / this: FLOPs, time, CPU time |" in printed
     assert report["variants"]["plain"]["flops"] > report["variants"]["exact"]["flops"]
     assert all(len(result["seconds"]) == 2 for result in report["variants"].values())
     assert (tmp_path / "out.json").stat().st_size > 0
