@@ -39,7 +39,7 @@ def test_p4_schedule_and_forward_noise() -> None:
 
 
 def test_p4_half_precision_tables_would_lose_the_noise() -> None:
-    """Why the process is float32: cast to bf16, sigma is exactly 0 at two timesteps; ours never is, whatever the input."""
+    """Why the process is float32: cast to bf16, sigma is exactly 0 at two timesteps; ours never is."""
     process = DDIM.from_config(CONFIG)
     lossy = (1 - process.alphas_cumprod.bfloat16()).sqrt()
     assert (lossy == 0).nonzero().flatten().tolist() == [0, 1]
@@ -92,13 +92,19 @@ def test_probe_1_times_and_sigmas() -> None:
 
 @pytest.mark.parametrize(
     ("t", "eta", "expected", "tolerance"),
-    [(981, 1.0, -0.1806608, 1e-5), (501, 1.0, 0.2580230, 1e-5), (501, 0.5, 0.7734447, 1e-5), (1, 1.0, -0.840572, 1e-4)],
+    [
+        (981, 1.0, -0.1806608, 1e-5),
+        (501, 1.0, 0.2580230, 1e-5),
+        (501, 0.5, 0.7734447, 1e-5),
+        (1, 1.0, -0.840572, 1e-4),
+    ],
 )
 def test_probe_2_log_probability(t: int, eta: float, expected: float, tolerance: float) -> None:
     gaussian = DDIM.from_config(CONFIG).step(NOISE, at(t), at(t - 20), X, eta=eta)
     assert gaussian.log_prob(PREVIOUS_X).item() == pytest.approx(expected, abs=tolerance)
     if (t, eta) == (501, 1.0):
-        assert gaussian.mean.flatten().tolist() == pytest.approx([0.5131094, -1.0262187, 0.2287577, 2.0524374], abs=1e-5)
+        expected_mean = [0.5131094, -1.0262187, 0.2287577, 2.0524374]
+        assert gaussian.mean.flatten().tolist() == pytest.approx(expected_mean, abs=1e-5)
 
 
 def test_log_probability_is_that_of_torch() -> None:

@@ -19,8 +19,15 @@ def displacement(weight: float, *, lr: float, gradient: float = 1e-2) -> float:
 
 @pytest.mark.parametrize(
     ("lr", "weight", "expected"),
-    [(1e-8, 0.01, -1.024), (1e-8, 0.1, -0.745), (1e-8, 0.2, -1.490), (1e-8, 0.3, 0.0), (3e-9, 0.05, -1.242), (3e-9, 0.07, 0.0)],
-)  # fmt: skip
+    [
+        (1e-8, 0.01, -1.024),
+        (1e-8, 0.1, -0.745),
+        (1e-8, 0.2, -1.490),
+        (1e-8, 0.3, 0.0),
+        (3e-9, 0.05, -1.242),
+        (3e-9, 0.07, 0.0),
+    ],
+)
 def test_p14_float32_loses_tiny_steps(lr: float, weight: float, expected: float) -> None:
     assert displacement(weight, lr=lr) == pytest.approx(expected, abs=1e-3)
 
@@ -36,15 +43,20 @@ def test_p14_weight_decay_is_a_no_op_at_lr_1e_8() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
-    [("constant", [0.5, 1, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]), ("cosine", [0.5, 1, 1, 0.8536, 0.5, 0.1464])],
-)  # fmt: skip
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.8536, 0.5, 0.1464]),
+    ],
+)
 def test_schedule_warms_up_in_optimiser_steps(schedule: str, expected: list[float]) -> None:
     chosen = AdamW(warmup_steps=2, schedule=schedule)
     assert [chosen.factor(step, 6) for step in range(6)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_p13_ema_decay() -> None:
-    expected = {1: 0, 2: 0.181818, 3: 0.25, 10: 0.526316, 100: 0.917431, 1000: 0.991080, 4000: 0.997755, 10000: 0.999101}
+    expected = {1: 0, 2: 0.181818, 3: 0.25, 10: 0.526316, 100: 0.917431, 1000: 0.991080, 4000: 0.997755}
+    expected[10000] = 0.999101
     assert {n: decay_at(n) for n in expected} == pytest.approx(expected, abs=1e-6)
 
 

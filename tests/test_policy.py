@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-import toy_size
 import torch
+import toy_size
 
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.losses import cpo, denoising_error

@@ -1,4 +1,4 @@
-"""P7 of specs/cpo.md: the UNet in two halves is the UNet, and sharing the first half changes neither loss nor gradient."""
+"""P7 of specs/cpo.md: the UNet in two halves is the UNet; sharing the first half changes no loss and no gradient."""
 
 import pytest
 import torch
