@@ -125,7 +125,7 @@ def test_deterministic_steps_have_no_log_probability(offset: int, final_is_one: 
 
 
 def test_rollout_repeats_diffusers_sampling_loop() -> None:
-    """A whole trajectory, eta 1, with a closed-form model: diffusers' scheduler on the same noise ends at the same x."""
+    """A whole trajectory, eta 1, closed-form model: diffusers' scheduler on the same noise ends at the same x."""
     process, theirs = DDIM.from_config(CONFIG), DDIMScheduler.from_config(CONFIG)
     theirs.set_timesteps(10)
     generator = torch.Generator().manual_seed(0)

@@ -10,12 +10,7 @@ from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.weights import digest
 
 SETTINGS = {"name": "tiny", "resolution": 64, "guidance": 1.0, "num_inference_steps": 10}
-SD15 = {
-    "cross_attention_dim": 768,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": 8,
-    "sample_size": 64,
-}
+SD15 = {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8}
 
 
 @pytest.fixture(scope="module")
