@@ -55,7 +55,10 @@ from lpo_platform.models.tuning import Control
 VARIANTS = ("plain-ckpt", "plain", "exact", "exact-ckpt", "shared")
 SETTINGS = {"beta": 5000.0, "margin": 0.005, "pretrain_weight": 0.05}  # canny's
 
-# specs/cpo.md, "Cost model": GFLOP per sample at Stable Diffusion 1.5 and 512 px
+# specs/cpo.md, "Cost model": GFLOP per sample at Stable Diffusion 1.5 and 512 px. Its parts are counted, its steps are
+# reckoned from them, with two roundings that the count corrects: a backward through the frozen decoder is more than one
+# forward (attention multiplies activations with each other: two products each), and checkpointing recomputes less than
+# all (diffusers checkpoints blocks, and torch stops at the last tensor that the backward needs).
 PUBLISHED_PARTS = {
     "UNet": 803.3,
     "UNet encoder + middle": 261.4,
