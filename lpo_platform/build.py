@@ -120,7 +120,8 @@ def train(cfg: DictConfig, folder: Path) -> dict:
             load_trained(job.policy, folder, settings)
             after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
         Files(folder).log_metrics(phases.seconds, step=method.steps - 1)
-        metrics = conclude(job, evaluator, before, after, folder, seconds=time.monotonic() - started)
+        export_folder, seconds = folder / "export", time.monotonic() - started
+        metrics = conclude(job, evaluator, before, after, folder, export_folder, seconds)
         tell(guest, metrics, folder)
     except BaseException:
         wandb.finish(guest, failed=True)
@@ -199,7 +200,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
     load_trained(job.policy, run, create(of_run.callbacks))
     after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
-    return conclude(job, evaluator, before, after, folder, seconds=time.monotonic() - started)
+    return conclude(job, evaluator, before, after, folder, run / "export", time.monotonic() - started)
 
 
 def prepare(cfg: DictConfig, folder: Path) -> None:
@@ -225,18 +226,24 @@ def load_trained(policy: Policy, run: Path, settings: Callbacks) -> None:
 
 
 def conclude(
-    job: Job, evaluator: Evaluator, before: Evaluation, after: Evaluation, folder: Path, *, seconds: float
+    job: Job,
+    evaluator: Evaluator,
+    before: Evaluation,
+    after: Evaluation,
+    folder: Path,
+    exported: Path,
+    seconds: float,
 ) -> dict:
     """Writes result.json, the items, the pictures and the report, and prints the table."""
     metrics = compare_evaluations(before, after, job.task)
     samples = evaluator.items(job.data)
     write_items(folder / "evaluation" / "items.jsonl", samples, before, after)
     save_pictures(folder / "samples", before, after)
-    paths = {"export": str(folder / "export"), "report": str(folder / "report.html")}
+    paths = {"export": str(exported), "report": str(folder / "report.html")}
     record.finish(folder, metrics, len(samples), seconds, paths, job.cfg.seed)
     page = report.write_report(folder)
     say(f"\n{table(metrics)}\n\n{len(samples)} held-out items, the same conditions and noise before and after.")
-    say(f"report  {page}\nexport  {paths['export']}")
+    say(f"report  {page}\nexport  {exported}")
     return metrics
 
 

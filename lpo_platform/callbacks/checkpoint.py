@@ -14,7 +14,7 @@ from lpo_platform.config import UserError
 
 
 class Checkpoint(Callback):
-    """Saves at the end of every round. The first Ctrl-C finishes the step in hand and stops, the second does not wait."""
+    """Saves at the end of every round. The first Ctrl-C finishes the step in hand and stops, the second aborts it."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep, self.interrupted = Path(folder), keep, False
