@@ -77,7 +77,6 @@ class Eval:
     hardware: Any = None
     metrics: Any = None
     run: str = "???"
-    seed: int = 0
 
 
 ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval}

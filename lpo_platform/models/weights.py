@@ -22,6 +22,8 @@ def locate(weights: str) -> str:
 def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **options: object) -> T:
     """from_pretrained(weights), its failures told as one UserError that names the configuration key `setting`."""
     place = locate(weights)
+    if _is_path(weights) and not Path(place).is_dir():  # a hub would be asked for it, and asked again
+        raise UserError(f"{setting}={weights}: no such folder")
     try:
         return from_pretrained(place, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -32,6 +34,11 @@ def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **opt
             f"{setting}={weights}: no usable weights{part}: not a {kind} in diffusers layout. "
             f"Pass {setting}=<folder>, or download the id first on a machine with network. Reason: {first}"
         ) from error
+
+
+def _is_path(weights: str) -> bool:
+    """A hub id is `name` or `owner/name`."""
+    return weights.startswith(("/", ".", "~")) or weights.count("/") > 1
 
 
 def digest(weights: str) -> str:
