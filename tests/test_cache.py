@@ -151,15 +151,15 @@ WRITER = """
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_writer_killed_at_any_moment_leaves_whole_shards_or_none(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path)]
     torn = 0
-    for attempt in range(4):
+    for attempt in range(3):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as writer:
             assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
-            until = time.monotonic() + 20
+            until = time.monotonic() + 60
             while time.monotonic() < until and not list(tmp_path.glob("*/.*.tmp")):
                 time.sleep(0.001)
             time.sleep(0.003 * attempt)
@@ -198,7 +198,7 @@ def test_two_processes_build_disjoint_shards(tmp_path: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     writers = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert [writer.wait(180) for writer in writers] == [0, 0]
     tensors, texts = Cache(tmp_path, "a" * 64, 40, 2).load()
     assert tensors["x"].tolist() == list(range(40))
     assert texts["t"] == [str(i) for i in range(40)]
