@@ -60,5 +60,14 @@ def test_f1_is_torchmetrics_per_item() -> None:
     torch.testing.assert_close(f1(prediction, target), expected)
 
 
+def test_edges_everywhere_are_no_better_than_chance() -> None:
+    """Filling the picture raises F1 over drawing a few wrong edges; above chance it is worth nothing."""
+    target = Canny().detect(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).round())
+    everywhere = Canny().score(torch.ones_like(target), target)
+    assert (everywhere["canny/f1"] > 0.2).all()
+    torch.testing.assert_close(everywhere["canny/f1_above_chance"], torch.zeros(4))
+    assert (Canny().score(target, target)["canny/f1_above_chance"] > 0.2).all()
+
+
 def test_a_cache_key_changes_with_the_thresholds() -> None:
     assert Canny(0.1, 0.2).fingerprint != Canny(0.15, 0.3).fingerprint

@@ -52,7 +52,7 @@ def test_two_seeds_draw_two_pictures(policy: Policy, data: Toy, evaluation: Eval
 
 def test_a_model_compared_with_itself(evaluation: Evaluation) -> None:
     metrics = compare_evaluations(evaluation, evaluation, Canny())
-    assert set(metrics) == {"canny/f1", ALIGNMENT, LATENT_FD}
+    assert set(metrics) == {"canny/f1", "canny/f1_above_chance", ALIGNMENT, LATENT_FD}
     for metric in metrics.values():
         assert metric["difference"] == 0 and metric["ci95"] == [0, 0]
     assert metrics["canny/f1"]["higher_is_better"] and not metrics[LATENT_FD]["higher_is_better"]

