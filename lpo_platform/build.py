@@ -69,15 +69,14 @@ class Job:
         losers = "loser" in self.needs()
         cache = condition_pairs.cache_of(
             self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
-            sampling=self.sampling, seed=self.cfg.seed, folder=CACHE,
+            sampling=self.sampling, folder=CACHE,
         )  # fmt: skip
         if force:
             shutil.rmtree(cache.folder, ignore_errors=True)
-        batch = self.cfg.metrics.batch if "metrics" in self.cfg else 50
+        batch = self.hardware.micro_batch or 32
         with self.hardware.autocast():
             return condition_pairs.prepare(
-                cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling,
-                seed=self.cfg.seed, batch=batch,
+                cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=batch,
             )  # fmt: skip
 
 

@@ -15,12 +15,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lpo_platform.data.cache import Cache, fingerprint
-from lpo_platform.data.source import Source
+from lpo_platform.data.source import Sample, Source
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.tasks.task import Task
 
+SEED = 0  # losers are data: a run's seed leaves them as they are, and a sweep over seeds computes them once
 VERSION = 1  # raise it when the columns change their meaning
 
 
@@ -52,13 +53,12 @@ def cache_of(
     *,
     control_digest: str | None,
     sampling: Sampling,
-    seed: int,
     folder: Path,
 ) -> Cache:
     """The cache that these parts determine, existing or not. control_digest is None where no loser is wanted."""
     parts = [VERSION, source.fingerprint, policy.adapter.fingerprint, task and task.fingerprint]
     if control_digest is not None:
-        parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta, seed]
+        parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta]
     key = fingerprint(*parts)
     return Cache(folder, key, len(source), shard_size=128)
 
@@ -72,7 +72,6 @@ def prepare(
     *,
     losers: bool,
     sampling: Sampling,
-    seed: int,
     batch: int,
 ) -> ConditionPairs:
     """Builds what is missing of the cache, with a progress bar, and opens it. Resumable at the last whole shard."""
@@ -85,7 +84,7 @@ def prepare(
             for start in range(shard.start, shard.stop, batch):
                 rows = range(start, min(start + batch, shard.stop))
                 samples = [source[row] for row in rows]
-                encoded = _encode(samples, policy, task, losers=losers, sampling=sampling, seed=seed)
+                encoded = _encode(samples, policy, task, losers=losers, sampling=sampling)
                 for name, column in encoded.items():
                     columns.setdefault(name, []).append(column.cpu())
                 captions += [sample.caption for sample in samples]
@@ -95,7 +94,7 @@ def prepare(
 
 
 def _encode(
-    samples: list, policy: Policy, task: Task | None, *, losers: bool, sampling: Sampling, seed: int
+    samples: list[Sample], policy: Policy, task: Task | None, *, losers: bool, sampling: Sampling
 ) -> dict[str, Tensor]:
     adapter = policy.adapter
     images = torch.stack([sample.image for sample in samples]).to(adapter.device)
@@ -107,7 +106,7 @@ def _encode(
         columns["control"] = to_uint8(control, gray=task.gray)
     if losers:
         ids = [sample.id for sample in samples]
-        latents = sample_latents(policy, Condition(text, control), ids, sampling, seed=seed, stream="loser")
+        latents = sample_latents(policy, Condition(text, control), ids, sampling, seed=SEED, stream="loser")
         columns["loser"] = to_uint8(task.render(task.detect(adapter.decode(latents))), gray=task.gray)
     return columns
 
