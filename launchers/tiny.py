@@ -37,8 +37,8 @@ BASE = (
 )  # fmt: skip
 CANNY = (
     "task=canny", "control.weights=unet", "data.num_train=8192", "method.steps=1200", "method.batch=32",
-    "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.99", "callbacks.every=100",
-    "callbacks.log_every=10",
+    "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.99",
+    "callbacks.every=100", "callbacks.log_every=10",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The embedded model learns: CPO raises canny F1 on three seeds, and more than supervised training of the same compute."""
+"""The embedded model learns: CPO raises canny F1 on three seeds, and more than supervised training of more compute."""
 
 import json
 import subprocess

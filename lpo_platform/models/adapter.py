@@ -1,7 +1,6 @@
 """What every architecture offers to the rest of the platform."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -44,4 +43,3 @@ class Adapter(Protocol):
     def sample_latents(self, moments: Tensor, noise: Tensor) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...  # -> [0, 1]
     def load_control(self, task: str, weights: str, subfolder: str | None) -> nn.Module: ...
-    def save_pipeline(self, folder: Path, replaced: dict[str, nn.Module]) -> None: ...
