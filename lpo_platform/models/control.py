@@ -21,4 +21,5 @@ class ControlNet:
     def digest(self, adapter: Adapter, task: str) -> str:
         """What identifies the starting weights in a cache key."""
         place = adapter.controls[task] if self.weights == "auto" else self.weights
-        return f"{digest(place.partition('::')[0])}::{self.subfolder}"
+        weights, _, subfolder = place.partition("::")
+        return f"{digest(weights)}::{self.subfolder or subfolder}"
