@@ -240,7 +240,7 @@ def test_difference_to_the_defaults_lists_what_was_changed(tmp_path: Path) -> No
 
 def test_the_optimised_metric_is_the_tasks_and_the_rest_are_guards() -> None:
     names = {"text/alignment": 1, "canny/f1": 2, "canny/recall": 3}
-    assert split_metrics(names, "canny") == ("canny/f1", ["text/alignment"])
+    assert split_metrics(names, "canny") == ("canny/f1", ["text/alignment", "canny/recall"])
     assert split_metrics(names, None) == ("text/alignment", ["canny/f1", "canny/recall"])
 
 

@@ -152,9 +152,9 @@ def sentence(run: Run) -> str:
 
 
 def split_metrics(metrics: Mapping[str, Any], task: str | None) -> tuple[str, list[str]]:
-    """The metric that was optimised (the task's first, else the first of all) and the guards (of other tasks)."""
-    own = [name for name in metrics if name.split("/")[0] == task] or list(metrics)[:1]
-    return own[0], [name for name in metrics if name not in own]
+    """The metric that was optimised (the task's first, else the first of all) and the guards: all others."""
+    main = next((name for name in metrics if name.split("/")[0] == task), next(iter(metrics)))
+    return main, [name for name in metrics if name != main]
 
 
 def duration(seconds: float) -> str:
