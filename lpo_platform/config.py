@@ -303,9 +303,7 @@ def _target_problem(composed: Composed, path: str, target: str, error: NotFound)
     )
 
 
-def _argument_problems(
-    composed: Composed, path: str, node: Values, known: Signature, group: str
-) -> list[str]:
+def _argument_problems(composed: Composed, path: str, node: Values, known: Signature, group: str) -> list[str]:
     runtime = _runtime(known, group)
     free = [item.name for item in known.parameters if item.name not in runtime]
     problems = []
@@ -317,9 +315,7 @@ def _argument_problems(
         if key in runtime:
             problems.append(f"{below}{composed.where(below)}: {known.name} gets it from the platform; remove it")
         elif parameter is None and not known.open:
-            problems.append(
-                f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}"
-            )
+            problems.append(f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}")
         elif isinstance(value, str) and value == "???":
             problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}=<value>")
         elif isinstance(value, dict) and "_target_" in value:

@@ -285,9 +285,7 @@ def _of_class(module: Module, node: ast.ClassDef, hops: int = 0) -> Signature | 
     return Signature(node.name, ()) if known + plain == len(node.bases) else None
 
 
-def _with_passed_on(
-    module: Module, node: ast.ClassDef, init: ast.FunctionDef, own: Signature, hops: int
-) -> Signature:
+def _with_passed_on(module: Module, node: ast.ClassDef, init: ast.FunctionDef, own: Signature, hops: int) -> Signature:
     """`__init__(self, *, beta, **shared)` that calls `super().__init__(**shared)` also takes what its base takes."""
     if not own.open or hops >= MAX_HOPS or not _passes_on(init):
         return own
@@ -337,8 +335,7 @@ def _lookup(module: Module, node: ast.AST) -> tuple[Module, ast.AST] | None:
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
     return any(
-        _last_name(item.func if isinstance(item, ast.Call) else item) == "dataclass"
-        for item in node.decorator_list
+        _last_name(item.func if isinstance(item, ast.Call) else item) == "dataclass" for item in node.decorator_list
     )
 
 
@@ -354,9 +351,7 @@ def _fields(module: Module, node: ast.ClassDef) -> dict[str, Parameter]:
             continue
         required = item.value is None or (_is_field(item.value) and not _has_default(item.value))
         keyword_only = _keyword(item.value, "kw_only") is True
-        fields[item.target.id] = Parameter(
-            item.target.id, annotation(module, item.annotation), required, keyword_only
-        )
+        fields[item.target.id] = Parameter(item.target.id, annotation(module, item.annotation), required, keyword_only)
     return fields
 
 

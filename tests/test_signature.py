@@ -9,7 +9,7 @@ import pytest
 from lpo_platform import signature as module
 from lpo_platform.signature import NotFound, signature
 
-SOURCE = '''
+SOURCE = """
 from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,15 +49,15 @@ class Data(S):
     rest: Sequence[int] = ()
 
 def make(lr: float, parameters, flag: bool = False): ...
-'''
-TYPES = '''
+"""
+TYPES = """
 from dataclasses import dataclass
 from typing import Literal
 Form = Literal["hard", "soft"]
 @dataclass
 class Settings:
     level: int = 0
-'''
+"""
 
 
 @pytest.fixture
@@ -160,9 +160,7 @@ def test_the_source_says_what_the_imported_class_says(target: str):
         if "__init__" not in vars(kind):
             continue
         items = list(inspect.signature(kind.__init__).parameters.values())[1:]
-        real |= {
-            i.name: i.default is i.empty for i in items if i.kind in (i.POSITIONAL_OR_KEYWORD, i.KEYWORD_ONLY)
-        }
+        real |= {i.name: i.default is i.empty for i in items if i.kind in (i.POSITIONAL_OR_KEYWORD, i.KEYWORD_ONLY)}
         if not any(i.kind is i.VAR_KEYWORD for i in items):
             break
     assert read == real

@@ -275,9 +275,7 @@ def _skeleton(pose: str, rng: np.random.Generator) -> np.ndarray:
     return points
 
 
-def _draw_person(
-    canvas: _Canvas, content: Person, rng: np.random.Generator
-) -> tuple[dict[str, float], np.ndarray]:
+def _draw_person(canvas: _Canvas, content: Person, rng: np.random.Generator) -> tuple[dict[str, float], np.ndarray]:
     """Draws the person somewhere inside the picture; returns the depths and the (17, 2) unit keypoints."""
     points = _skeleton(content.pose, rng)
     low, high = points.min(0) - 0.05, points.max(0) + 0.05
@@ -377,9 +375,7 @@ class Toy:
     Raises ValueError for a resolution at which faces and limbs cannot be drawn.
     """
 
-    def __init__(
-        self, num_train: int = 600, num_test: int = 200, seed: int = 0, *, resolution: int = 64
-    ) -> None:
+    def __init__(self, num_train: int = 600, num_test: int = 200, seed: int = 0, *, resolution: int = 64) -> None:
         if resolution < 32 or resolution % 8:
             raise ValueError(
                 f"data=toy draws pictures whose side is a multiple of 8, at least 32, not {resolution}: "

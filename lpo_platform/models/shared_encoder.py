@@ -27,9 +27,7 @@ class Encoded:
 
     def __getitem__(self, rows: Tensor | slice) -> "Encoded":
         skips = tuple(skip[rows] for skip in self.skips)
-        return Encoded(
-            self.x[rows], self.t[rows], self.text[rows], self.time[rows], skips, self.middle[rows]
-        )
+        return Encoded(self.x[rows], self.t[rows], self.text[rows], self.time[rows], skips, self.middle[rows])
 
 
 def encode(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
