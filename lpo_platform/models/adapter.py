@@ -16,12 +16,6 @@ class Condition:
     text: Tensor
     control: Tensor | None = None
 
-    def __len__(self) -> int:
-        return self.text.shape[0]
-
-    def __getitem__(self, rows: Tensor | slice) -> "Condition":
-        return Condition(self.text[rows], None if self.control is None else self.control[rows])
-
 
 class Adapter(Protocol):
     """One per architecture. It owns the frozen parts, so that they never reach a state_dict, DDP or EMA."""
