@@ -37,3 +37,30 @@ class Data(Protocol):
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
         """(B, 3, H, W) in [0, 1] and B captions -> (B,) in [0, 1]; None where no independent judge exists."""
         ...
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One row of preference data: n pictures of one prompt, n = 2 for Pick-a-Pic.
+
+    images: (n, 3, H, W) float32 in [0, 1]. labels: (n, n), labels[i, j] is the probability that i is preferred to j, 0.5
+    for a tie and on the diagonal. weight: 1 / the number of rows with this prompt, 1 where the data does not say.
+    gaps: aesthetic, CLIP and VQA score of the first picture less that of the second, None where unknown.
+    """
+
+    id: str
+    caption: str
+    images: Tensor
+    labels: Tensor
+    weight: float = 1.0
+    gaps: tuple[float, float, float] | None = None
+
+
+class Preferences(Protocol):
+    """One split of preference data."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Preference: ...
