@@ -1,0 +1,75 @@
+"""The LAION aesthetic predictor: how much people like a picture, whatever its caption says."""
+
+import pickle
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPModel
+
+from lpo_platform.config import UserError
+from lpo_platform.models.weights import load
+from lpo_platform.rewards.pretrained import Dtype, Pretrained, whole
+
+WIDTH = 768  # of the image embedding of CLIP ViT-L/14
+
+
+class Predictor(nn.Module):
+    """(B, 768) embeddings of length 1 -> (B,); linear throughout, in the layout of the published weight files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(WIDTH, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2),
+            nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1),
+        )  # fmt: skip
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.layers(embeddings)[:, 0]
+
+
+class Aesthetic(Pretrained):
+    """A rating on the scale of its training data, 1 to 10; about 4 to 7 for most pictures. Prompts are not read.
+
+    weights: the file sac+logos+ava1-l14-linearMSE, .pth or .safetensors. clip: folder or hub id of CLIP ViT-L/14.
+    batch: pictures in one forward. dtype is that of CLIP; the predictor computes in float32.
+    """
+
+    name: ClassVar[str] = "aesthetic"
+
+    def __init__(
+        self, weights: str, clip: str = "openai/clip-vit-large-patch14", batch: int = 32, dtype: Dtype = "float32"
+    ) -> None:
+        super().__init__(batch)
+        self.predictor = predictor(weights)
+        self.model = whole(CLIPModel.from_pretrained, clip, setting="clip", dtype=dtype)
+        del self.model.text_model
+        self.processor = load(CLIPImageProcessor.from_pretrained, clip, setting="clip")
+        width = self.model.config.projection_dim
+        if width != WIDTH:
+            raise UserError(f"clip={clip}: its embeddings are {width} wide; the predictor reads {WIDTH}, of ViT-L/14")
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
+        embeddings = self.model.get_image_features(pixel_values=pixels.to(self.device, self.model.dtype)).pooler_output
+        return self.predictor(F.normalize(embeddings.float(), dim=-1))
+
+
+def predictor(weights: str) -> Predictor:
+    """The predictor with the weights of a .pth or .safetensors file; UserError where that is none."""
+    path = Path(weights).expanduser()
+    wanted = "the file sac+logos+ava1-l14-linearMSE as .pth or .safetensors"
+    if not path.is_file():
+        raise UserError(f"weights={weights}: no such file; give {wanted}")
+    model = Predictor()
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        model.load_state_dict(state)
+    except (OSError, RuntimeError, TypeError, AttributeError, EOFError, SafetensorError, pickle.UnpicklingError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"weights={weights}: not the aesthetic predictor; give {wanted}. Reason: {reason}") from e
+    return model.float().requires_grad_(False).eval()

@@ -1,0 +1,53 @@
+"""CLIP score: the cosine between picture and caption (arXiv 2104.08718 without its factor and its clipping at 0)."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPModel, CLIPProcessor
+
+from lpo_platform.models.weights import load
+from lpo_platform.rewards.pretrained import Dtype, Pretrained, whole
+
+VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+class Clip(Pretrained):
+    """Cosine of the projected embeddings, in [-1, 1]; about 0.1 to 0.4 for pictures of their captions.
+
+    weights, processor: a folder in the layout of transformers, or a hub id; processor null is that of the weights.
+    batch: pictures in one forward. Captions are cut at the 77 tokens that CLIP reads.
+    """
+
+    name: ClassVar[str] = "clip"
+
+    def __init__(
+        self, weights: str = VIT_H, processor: str | None = None, batch: int = 32, dtype: Dtype = "float32"
+    ) -> None:
+        super().__init__(batch)
+        self.model = whole(CLIPModel.from_pretrained, weights, setting="weights", dtype=dtype)
+        setting = "weights" if processor is None else "processor"
+        self.processor = load(CLIPProcessor.from_pretrained, processor or weights, setting=setting)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.cosine(images, prompts)
+
+    def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """(b, 3, H, W) uint8 and b prompts -> (b,) float32."""
+        different = list(dict.fromkeys(prompts))  # pairs and groups share their prompt
+        rows = torch.tensor([different.index(prompt) for prompt in prompts], device=self.device)
+        picture = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output
+        text = self.model.get_text_features(**self._tokens(different)).pooler_output
+        return F.cosine_similarity(picture.float(), text.float()[rows], eps=0)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt").pixel_values
+        return pixels.to(self.device, self.model.dtype)
+
+    def _tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = self.processor.tokenizer(
+            prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}

@@ -1,0 +1,29 @@
+"""PickScore, arXiv 2305.01569: a CLIP-H that learned which of two pictures people picked."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from lpo_platform.rewards.clip import VIT_H, Clip
+from lpo_platform.rewards.pretrained import Dtype
+
+
+class PickScore(Clip):
+    """exp(logit_scale) * cosine, about 15 to 25; differences are log-odds of being picked. Arguments as for `Clip`.
+
+    The published weights come without a processor; theirs is that of CLIP-H.
+    """
+
+    name: ClassVar[str] = "pickscore"
+
+    def __init__(
+        self,
+        weights: str = "yuvalkirstain/PickScore_v1",
+        processor: str | None = VIT_H,
+        batch: int = 32,
+        dtype: Dtype = "float32",
+    ) -> None:
+        super().__init__(weights, processor, batch, dtype)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.model.logit_scale.float().exp() * self.cosine(images, prompts)

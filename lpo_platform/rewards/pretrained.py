@@ -1,0 +1,82 @@
+"""What the rewards that a published model computes have in common: frozen, batched, on 8-bit pictures."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lpo_platform.config import UserError
+from lpo_platform.models.weights import load
+from lpo_platform.rewards.reward import checked
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: as the weights are stored
+T = TypeVar("T", bound=nn.Module)
+
+
+class Pretrained(nn.Module):
+    """A `Reward`: subclasses name themselves and write `score`. Never in training mode, so dropout stays inert."""
+
+    name: ClassVar[str]
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        if batch < 1:
+            raise UserError(f"reward {self.name}: batch={batch}: must be at least 1 picture")
+        self.batch = batch
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """(b, 3, H, W) uint8 on this reward's device and b prompts -> (b,); b is at most `batch`."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "Pretrained":
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] and B prompts -> (B,) float32 on the device of the pictures.
+
+        The precision is that of the weights, whatever autocast the caller is in. Raises ValueError for another number
+        of prompts than pictures, UserError for pictures or scores that are not finite.
+        """
+        if len(prompts) != len(images):
+            raise ValueError(f"reward {self.name}: {len(images)} pictures, but {len(prompts)} prompts")
+        starts = range(0, len(images), self.batch)
+        scores = [torch.zeros(0, device=self.device)]
+        with torch.autocast(self.device.type, enabled=False):
+            for start in starts:
+                part = slice(start, start + self.batch)
+                pictures = eight_bit(images[part].to(self.device), self.name)
+                scores.append(checked(self.name, self.score(pictures, prompts[part]), len(pictures)))
+        return torch.cat(scores).to(images.device)
+
+
+def eight_bit(images: Tensor, name: str) -> Tensor:
+    """[0, 1] -> uint8, rounded: what the published models saw were picture files.
+
+    Raises UserError where a number is not finite, which uint8 would hide.
+    """
+    if not torch.isfinite(images).all():
+        raise UserError(f"reward {name}: the pictures hold NaN or infinity; the model that drew them has diverged")
+    return images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def whole(from_pretrained: Callable[..., tuple[T, dict]], weights: str, *, setting: str, **options: object) -> T:
+    """A frozen model all of whose weights were found.
+
+    from_pretrained fills gaps with random numbers and a warning; a reward with random parts is an error here.
+    """
+    ask = partial(from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
+    model, found = load(ask, weights, setting=setting, **options)
+    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if lacking:
+        raise UserError(
+            f"{setting}={weights}: not the weights of a {type(model).__name__}: {len(lacking)} tensors are missing "
+            f"or of another shape, first {lacking[0]}"
+        )
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,110 @@
+"""The models behind the rewards as real classes at toy size with random weights, saved as the published ones are."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+
+from lpo_platform.models.weights import ASSETS
+
+WORDS = [
+    *("Yes", "yes", "no", "Does", "this", "figure", "show", "Please", "answer", "or", "USER", "ASSISTANT", ":"),
+    *("a", "red", "blue", "cat", "dog", "on", "?", ",", ".", '"'),
+]
+SPECIAL = ["<unk>", "<pad>", "<s>", "</s>", "<image>"]
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "hidden_size": 32}
+CHAT = (
+    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT :{% endif %}"
+)
+
+
+def clip(folder: Path, *, width: int = 768, seed: int = 0) -> Path:
+    """A CLIP that reads 224 px pictures in patches of 32 and embeds in `width` numbers."""
+    torch.manual_seed(seed)
+    text = LAYERS | {"vocab_size": 613, "max_position_embeddings": 24, "eos_token_id": 612, "bos_token_id": 611}
+    config = CLIPConfig(text_config=text, vision_config=LAYERS | {"patch_size": 32}, projection_dim=width)
+    processor = CLIPProcessor(CLIPImageProcessor(), CLIPTokenizer.from_pretrained(ASSETS / "tiny" / "tokenizer"))
+    return _save(_loud(CLIPModel(config)), processor, folder)
+
+
+def llava(folder: Path, *, chat: bool = True) -> Path:
+    """A LLaVA of 32 px pictures: a decoder that reads picture and question and goes on writing."""
+    torch.manual_seed(1)
+    text = LAYERS | {"model_type": "llama", "num_key_value_heads": 2, "vocab_size": len(SPECIAL) + len(WORDS)}
+    vision = LAYERS | {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 8}
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    layout = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaProcessor(pictures, _tokenizer(), chat_template=CHAT if chat else None, **layout)
+    return _save(_loud(LlavaForConditionalGeneration(config)), processor, folder)
+
+
+def blip2(folder: Path) -> Path:
+    """A BLIP-2 of 32 px pictures on T5: an encoder reads, a decoder answers; no chat template."""
+    torch.manual_seed(2)
+    vocabulary = len(SPECIAL) + len(WORDS)
+    config = Blip2Config(
+        vision_config=LAYERS | {"image_size": 32, "patch_size": 8},
+        qformer_config=LAYERS | {"encoder_hidden_size": 32, "vocab_size": vocabulary},
+        text_config={"model_type": "t5", "vocab_size": vocabulary, "d_model": 32, "d_kv": 16, "d_ff": 64}
+        | {"num_layers": 2, "num_heads": 2, "pad_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": 3},
+        num_query_tokens=8,
+        image_token_index=4,
+    )
+    processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), _tokenizer(), num_query_tokens=8)
+    return _save(_loud(Blip2ForConditionalGeneration(config)), processor, folder)
+
+
+def predictor(*, seed: int = 3) -> dict[str, torch.Tensor]:
+    """State of an aesthetic predictor, in the names of the published file."""
+    torch.manual_seed(seed)
+    sizes = {0: (768, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
+    state = {f"layers.{i}.weight": torch.randn(b, a) / a**0.5 for i, (a, b) in sizes.items()}
+    return state | {f"layers.{i}.bias": torch.randn(b) for i, (_, b) in sizes.items()}
+
+
+def _loud(model: nn.Module) -> nn.Module:
+    """Weights large enough for different inputs to give different outputs."""
+    with torch.no_grad():
+        for weight in _matrices(model.parameters()):
+            weight.normal_(std=0.2)
+    return model
+
+
+def _matrices(parameters: Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
+    return (weight for weight in parameters if weight.ndim > 1)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word of WORDS."""
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    names = dict(zip(("unk_token", "pad_token", "bos_token", "eos_token"), SPECIAL, strict=False))
+    return PreTrainedTokenizerFast(tokenizer_object=words, additional_special_tokens=SPECIAL[4:], **names)
+
+
+def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
