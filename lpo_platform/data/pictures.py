@@ -9,6 +9,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -48,7 +49,7 @@ class Look:
     problem: str | None = None
 
 
-def open_rgb(path: Path, *, side: int) -> tuple[Image.Image, tuple[str, ...]]:
+def open_rgb(path: Path | BinaryIO, *, side: int) -> tuple[Image.Image, tuple[str, ...]]:
     """The first frame as upright RGB, transparency on white, and what had to be converted for that.
 
     A JPEG comes in reduced form while that has at least 3 * `side` (the gap from which Pillow calls the

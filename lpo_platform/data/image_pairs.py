@@ -1,0 +1,303 @@
+"""Pick-a-Pic, or any table of two pictures with a preference, as a data option."""
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lpo_platform.config import UserError
+from lpo_platform.data.cache import fingerprint
+from lpo_platform.data.findings import Findings
+from lpo_platform.data.hub import local_folder
+from lpo_platform.data.mpcf import Scores, Strategy, read_scores
+from lpo_platform.data.pictures import FORMATS, HUGE, MAX_PIXELS, MIN_SIDE, TINY, UNREADABLE, open_rgb
+from lpo_platform.data.row_files import RowFiles, Unreadable, find_split, identity
+from lpo_platform.data.source import Preference
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # raise it when a row is judged or decoded differently
+PICTURES = ("jpg_0", "jpg_1")
+REQUIRED = ("caption", *PICTURES, "label_0", "label_1")
+LABELLED, COUNT = "has_label", "num_example_per_prompt"
+
+NO_CAPTION = "row without a caption"
+NO_LABEL = "row without a label"
+BAD_LABEL = "row whose labels are not two shares of 1"
+NO_PICTURE = "row without a picture"
+BROKEN = f"picture {UNREADABLE}"
+LOST = "row that its file does not give"
+NO_COUNT = f"row without a usable {COUNT}, it weighs 1"
+OTHER_TIE = "row that the score file calls a tie and the labels do not, or the reverse: is its order that of the split?"
+
+
+class Unusable(ValueError):
+    """A row that proved unusable when its pictures were read, for `Findings.skip(error.reason, error.where)`."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.where, self.reason)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of the rows of a split without reading a picture, all of the same length.
+
+    row: their numbers in the files. label: probability that the first picture is preferred. gaps: (N, 3), the first
+    picture's scores less the second's, NaN where unknown.
+    """
+
+    row: np.ndarray
+    captions: pa.Array
+    label: np.ndarray
+    weight: np.ndarray
+    gaps: np.ndarray
+
+    def take(self, kept: np.ndarray) -> "Rows":
+        """The rows of a mask, or of a slice."""
+        captions = self.captions.take(pa.array(np.arange(len(self.row))[kept]))
+        return Rows(self.row[kept], captions, self.label[kept], self.weight[kept], self.gaps[kept])
+
+    def digest(self) -> str:
+        result = hashlib.sha256()
+        for column in (self.row, self.label, self.weight, self.gaps):
+            result.update(np.ascontiguousarray(column))
+        return result.hexdigest()
+
+
+class Pairs:
+    """One split, as `data.source.Preferences`. Threads may share it, and rows are cheapest in rising order."""
+
+    def __init__(self, name: str, files: RowFiles, rows: Rows, *, resolution: int) -> None:
+        self._name = name
+        self._files = files
+        self._rows = rows
+        self._resolution = resolution
+        identities = [identity(file) for file in files.files]
+        self.fingerprint = fingerprint(
+            "image_pairs", VERSION, Image.__version__, resolution, name, identities, rows.digest()
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows.row)
+
+    def id(self, i: int) -> str:
+        """`<split>-<number of the row in the files>`."""
+        return f"{self._name}-{int(self._rows.row[i]):07d}"
+
+    def caption(self, i: int) -> str:
+        """The prompt of item i, without reading a picture."""
+        return self._rows.captions[i].as_py()
+
+    @property
+    def captions(self) -> list[str]:
+        """Every prompt, in order, without reading a picture."""
+        return self._rows.captions.to_pylist()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the files, those left out included."""
+        return len(self._files)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(N,) number of each item's row in the files."""
+        return self._rows.row
+
+    @property
+    def preferred(self) -> np.ndarray:
+        """(N,) probability that the first picture is preferred, without reading a picture."""
+        return self._rows.label
+
+    def __getitem__(self, i: int) -> Preference:
+        """Item i, images (2, 3, R, R) float32 in [0, 1]: the whole picture, resized by Pillow, bilinear with antialias
+        (which is torchvision's Resize on a Pillow image). Raises Unusable where a picture is missing or broken.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self._name} has {len(self)} pairs, number {i} was asked for")
+        name = self.id(i)
+        try:
+            cells = self._files.cells(int(self._rows.row[i]), PICTURES)
+        except Unreadable as error:
+            raise Unusable(f"{name} ({error})", LOST) from error
+        images = torch.stack([self._picture(cell, f"{name} {key}") for key, cell in zip(PICTURES, cells, strict=True)])
+        first, gaps = float(self._rows.label[i]), self._rows.gaps[i]
+        return Preference(
+            id=name,
+            caption=self.caption(i),
+            images=images,
+            labels=torch.tensor([[0.5, first], [1 - first, 0.5]]),
+            weight=float(self._rows.weight[i]),
+            gaps=None if np.isnan(gaps).any() else tuple(gaps.tolist()),
+        )
+
+    def _picture(self, cell: object, name: str) -> Tensor:
+        """(3, R, R) float32 in [0, 1]; encoded as bytes, or as `datasets` stores a picture: a mapping with `bytes`."""
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not data:
+            raise Unusable(name, NO_PICTURE)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+            problem = TINY if min(width, height) < MIN_SIDE else HUGE if width * height > MAX_PIXELS else None
+            picture = None if problem else open_rgb(io.BytesIO(data), side=self._resolution)[0]
+        except Image.DecompressionBombError:
+            problem = HUGE
+        except Exception as error:  # decoders answer broken data with OSError, SyntaxError, struct.error and others
+            raise Unusable(name, BROKEN) from error
+        if problem:
+            raise Unusable(name, f"picture {problem}")
+        square = picture.resize((self._resolution, self._resolution), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 255
+
+
+class ImagePairs:
+    """Pairs of pictures of one prompt and which of them people preferred, as Pick-a-Pic has them (specs/lpo.md 2.1).
+
+    path: a folder with the parquet or arrow files of the splits (as downloaded, or of `datasets`' save_to_disk), or a
+    hub id, which is fetched. Columns: caption, jpg_0, jpg_1, label_0, label_1, and where there are, has_label and
+    num_example_per_prompt, by whose inverse a row is weighted. train, validation, test: names of the splits;
+    `validation` may be null. num_train, num_test: the first so many usable rows, null for all.
+
+    scores: a score file (`data/mpcf.py`) whose rows are those of the train split, in its order. With it, `strategy` 1,
+    2 or 3 keeps the consistent rows of that split, null keeps all; `absolute_ties` is that of `mpcf.consistent`.
+
+    Rows without a caption or label are counted, reported and left out at once. Pictures are not looked at before they
+    are needed, since that would read the whole dataset: a broken one raises `Unusable` at its item.
+    Raises UserError where nothing is found or nothing is left.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        scores: str | Path | None = None,
+        strategy: Strategy | None = 2,
+        absolute_ties: bool = False,
+        train: str = "train",
+        validation: str | None = "validation_unique",
+        test: str = "test_unique",
+        num_train: int | None = None,
+        num_test: int | None = None,
+        *,
+        resolution: int,
+    ) -> None:
+        if len({train, validation, test}) < 3:
+            raise UserError(f"data.train={train}, validation={validation}, test={test}; what works: different splits")
+        for key, number in (("num_train", num_train), ("num_test", num_test)):
+            if number is not None and number < 1:
+                raise UserError(f"data.{key}={number}; what works: 1 or more, or null for all")
+        names = [name for name in (train, validation, test) if name is not None]
+        self.path = local_folder(path, names)
+        self._findings = Findings()
+        self._report: dict[str, object] = {}
+
+        def split(key: str, name: str, number: int | None) -> Pairs:
+            return self._split(key, name, number, resolution)
+
+        self._scores = scores
+        self._mpcf = (strategy, absolute_ties)
+        self.train = split("train", train, num_train)
+        self.validation = split("validation", validation, num_test) if validation is not None else None
+        self.test = split("test", test, num_test)
+        logger.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", self._line())
+
+    def report(self) -> dict[str, object]:
+        """Counts, `filtered` by the score file, `skipped` and `noted` by reason with up to 3 examples."""
+        return {**self._report, **self._findings.report()}
+
+    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
+        """None: nothing here can judge arbitrary captions."""
+        return None
+
+    def _split(self, key: str, name: str, number: int | None, resolution: int) -> Pairs:
+        paths = find_split(self.path, name, self._findings)
+        files = RowFiles(paths, REQUIRED, self._findings)
+        if not files.files:
+            self._refuse(key, name, "there are no usable files" if paths else "there are no files")
+        if self._scores is not None and key == "train" and len(files.files) < len(paths):
+            self._refuse(key, name, "data.scores is joined by position, and a file cannot be used")
+        scores = read_scores(self._scores, len(files)) if key == "train" and self._scores is not None else None
+        try:
+            rows, usable = _rows(files, name, scores, labelled_only=key != "train", findings=self._findings)
+        except Unreadable as error:
+            raise UserError(f"data.path={self.path}: {error}; what works: another copy of this file") from error
+        if scores is not None and self._mpcf[0] is not None:
+            strategy, absolute = self._mpcf
+            kept = usable & scores.consistent(strategy, absolute_ties=absolute)
+            self._report["filtered"] = int(usable.sum() - kept.sum())
+            usable = kept
+        rows = rows.take(usable).take(slice(number))
+        if not len(rows.row):
+            self._refuse(key, name, f"none of its {len(files)} rows can be used")
+        self._report[key] = len(rows.row)
+        return Pairs(name, files, rows, resolution=resolution)
+
+    def _refuse(self, key: str, name: str, what: str) -> None:
+        details = " | ".join(filter(None, [self._filtered(), self._findings.line()]))
+        optional = ", or data.validation=null" if key == "validation" else ""
+        raise UserError(
+            f"data.path={self.path}: split {name}: {what}{f' [{details}]' if details else ''}; what works: "
+            f"{name}-00000-of-00001.parquet or .arrow, or a folder {name}, with the columns {', '.join(REQUIRED)}; "
+            f"data.{key}=<name> if the split is called otherwise{optional}"
+        )
+
+    def _filtered(self) -> str:
+        if "filtered" in self._report:
+            return f"{self._report['filtered']} filtered out by data.scores"
+        return ""
+
+    def _line(self) -> str:
+        row = self._report
+        counts = f"{self.path}: {row['train']} pairs to train on, {row['test']} held out"
+        return " | ".join(filter(None, [counts, self._filtered(), self._findings.line()]))
+
+
+def _rows(
+    files: RowFiles, split: str, scores: Scores | None, *, labelled_only: bool, findings: Findings
+) -> tuple[Rows, np.ndarray]:
+    """Every row of the files, and the mask of those that can be used; the others are reported. Raises Unreadable."""
+    captions = files.column("caption", pa.large_string()).combine_chunks()
+    first, second = (files.column(name, pa.float64()).to_numpy() for name in ("label_0", "label_1"))
+    weight, weightless = _weights(files)
+    unlabelled = np.isnan(first) | np.isnan(second)
+    if labelled_only and LABELLED in files.columns:
+        unlabelled |= ~files.column(LABELLED, pa.bool_()).fill_null(False).to_numpy().astype(bool)
+    shares = (first >= 0) & (second >= 0) & (np.abs(first + second - 1) < 1e-6)
+    blank = pc.equal(pc.utf8_trim_whitespace(captions), "").fill_null(True).to_numpy(zero_copy_only=False)
+    usable = ~blank & ~unlabelled & shares
+
+    def tell(report: Callable[[str, str], None], reason: str, mask: np.ndarray) -> None:
+        for row in np.flatnonzero(mask):
+            report(reason, f"{split}-{row:07d}")
+
+    tell(findings.skip, NO_CAPTION, blank)
+    tell(findings.skip, NO_LABEL, unlabelled & ~blank)
+    tell(findings.skip, BAD_LABEL, ~shares & ~unlabelled & ~blank)
+    tell(findings.note, NO_COUNT, weightless & usable)
+    gaps = np.full((len(files), 3), np.nan)
+    if scores is not None:
+        tell(findings.note, OTHER_TIE, usable & (scores.different != (first != second)))
+        gaps = np.where((first < second)[:, None], -scores.gaps, scores.gaps)
+    return Rows(np.arange(len(files)), captions, first, weight, gaps), usable
+
+
+def _weights(files: RowFiles) -> tuple[np.ndarray, np.ndarray]:
+    """(1 / num_example_per_prompt, mask of the rows that lack it and weigh 1); the mask is empty without the column."""
+    if COUNT not in files.columns:
+        return np.ones(len(files)), np.zeros(len(files), bool)
+    count = files.column(COUNT, pa.float64()).to_numpy()
+    good = np.isfinite(count) & (count >= 1)
+    return 1 / np.where(good, count, 1.0), ~good

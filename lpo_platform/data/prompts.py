@@ -1,0 +1,245 @@
+"""A file of prompts as a data option, for methods that draw their own pictures."""
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from lpo_platform.config import UserError
+from lpo_platform.data.cache import fingerprint
+from lpo_platform.data.findings import Findings
+
+logger = logging.getLogger(__name__)
+
+KEYS = ("caption", "prompt", "text")
+NO_TEXT = "entry without a prompt"
+BAD_LINE = "line that is not JSON"
+ALSO_TEST = "prompt that is held out, left out of training"
+
+Entry = tuple[str, object]  # where it stands, and what should be a text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt; there is no picture."""
+
+    id: str
+    caption: str
+
+
+class PromptList:
+    """One split."""
+
+    def __init__(self, prompts: list[Prompt]) -> None:
+        self._prompts = prompts
+        self.fingerprint = fingerprint("prompts", [[prompt.id, prompt.caption] for prompt in prompts])
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, i: int) -> Prompt:
+        if not 0 <= i < len(self):
+            raise IndexError(f"there are {len(self)} prompts, number {i} was asked for")
+        return self._prompts[i]
+
+    def caption(self, i: int) -> str:
+        return self[i].caption
+
+    @property
+    def captions(self) -> list[str]:
+        """Every prompt, in order."""
+        return [prompt.caption for prompt in self._prompts]
+
+
+class Prompts:
+    """The prompts of a file, `train` in its order with duplicates, `test` without; no prompt is in both.
+
+    path: .json (texts, objects as in LPO's 4k_training_prompts.json, or an object of columns), .jsonl, .txt (one a
+    line), .csv or .parquet. column: where the text stands; null takes the first of caption, prompt, text.
+    White space is collapsed, and prompts that differ in it or in capitals only are the same one.
+
+    test_path: a file of held-out prompts, of which the first num_test are used and left out of training. Without one,
+    num_test different prompts of `path` are held out, at most half of them, chosen by a hash of seed and text.
+    resolution: of the pictures to draw; nothing here depends on it.
+    Raises UserError where a file cannot be read or nothing is left.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        test_path: str | Path | None = None,
+        num_test: int = 200,
+        column: str | None = None,
+        seed: int = 0,
+        *,
+        resolution: int,
+    ) -> None:
+        if num_test < 1:
+            raise UserError(f"data.num_test={num_test}; what works: 1 or more")
+        self.path = Path(path)
+        self._findings = Findings()
+        texts = read_texts("data.path", path, column, self._findings)
+        if test_path is None:
+            different = _different(texts)
+            order = sorted(different, key=lambda key: hashlib.sha256(f"{seed}|{key}".encode()).hexdigest())
+            held_out = [different[key] for key in order[: min(num_test, len(order) // 2)]]
+        else:
+            found = read_texts("data.test_path", test_path, column, self._findings)
+            held_out = list(_different(found).values())[:num_test]
+        keys = {_key(text) for text in held_out}
+        kept = [text for text in texts if _key(text) not in keys]
+        if test_path is not None:
+            for text in texts:
+                if _key(text) in keys:
+                    self._findings.skip(ALSO_TEST, repr(text[:40]))
+        if not kept or not held_out:
+            raise UserError(
+                f"data.path={path}: {len(_different(texts))} different prompts leave {len(kept)} to train on and "
+                f"{len(held_out)} to hold out; what works: two different prompts or more"
+            )
+        self.train = _split("train", kept)
+        self.test = _split("test", held_out)
+        logger.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", self._line())
+
+    def report(self) -> dict[str, object]:
+        """Counts, and `skipped` by reason with up to 3 examples."""
+        counts = {"train": len(self.train), "test": len(self.test)}
+        return {**counts, **self._findings.report()}
+
+    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
+        """None: nothing here can judge arbitrary prompts."""
+        return None
+
+    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        return {}
+
+    def _line(self) -> str:
+        counts = f"{self.path}: {len(self.train)} prompts to train on, {len(self.test)} held out"
+        return " | ".join(filter(None, [counts, self._findings.line()]))
+
+
+def read_texts(setting: str, path: str | Path, column: str | None, findings: Findings) -> list[str]:
+    """The prompts of a file, in order; entries without one are reported. Raises UserError with the key `setting`."""
+    where = f"{setting}={path}"
+    file = Path(path).expanduser()
+    reader = READERS.get(file.suffix.lower())
+    if reader is None or not file.is_file():
+        what = "no such file" if not file.exists() else "a folder" if file.is_dir() else "another kind of file"
+        raise UserError(f"{where}: {what}; what works: a file of prompts ({', '.join(READERS)})")
+    names = KEYS if column is None else (column,)
+    try:
+        entries = list(reader(file, names, findings))
+    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{where}: cannot be read ({reason}); what works: {WORKS[file.suffix.lower()]}") from error
+    texts = []
+    for position, entry in entries:
+        text = " ".join(entry.split()) if isinstance(entry, str) else ""
+        if text:
+            texts.append(text)
+        else:
+            findings.skip(NO_TEXT, f"{file.name}:{position}")
+    if not texts:
+        details = f" [{findings.line()}]" if findings.line() else ""
+        raise UserError(f"{where}: no prompts{details}; what works: {WORKS[file.suffix.lower()]}")
+    return texts
+
+
+def _key(text: str) -> str:
+    return text.casefold()
+
+
+def _different(texts: list[str]) -> dict[str, str]:
+    """Key -> its first spelling, in order."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(_key(text), text)
+    return first
+
+
+def _split(name: str, texts: list[str]) -> PromptList:
+    return PromptList([Prompt(f"{name}-{i:06d}", text) for i, text in enumerate(texts)])
+
+
+def _text_of(entry: object, names: tuple[str, ...]) -> object:
+    """The text of an entry that is one, or an object with one of the names."""
+    if isinstance(entry, dict):
+        return next((entry[name] for name in names if isinstance(entry.get(name), str)), None)
+    return entry
+
+
+def _json(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    if isinstance(content, dict):
+        name = next((name for name in names if name in content), None)
+        if name is None:
+            raise ValueError(f"no key {' or '.join(names)} among {', '.join(list(content)[:8])}")
+        content = content[name]
+        content = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(content, list):
+        raise ValueError("neither a list nor columns")
+    for number, entry in enumerate(content):
+        yield str(number), _text_of(entry, names)
+
+
+def _jsonl(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
+    for number, line in _lines(file):
+        try:
+            yield number, _text_of(json.loads(line), names)
+        except (ValueError, RecursionError):
+            findings.skip(BAD_LINE, f"{file.name}:{number}")
+
+
+def _txt(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
+    yield from _lines(file)
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            yield str(number), line
+
+
+def _csv(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
+    with open(file, encoding="utf-8-sig", newline="") as opened:
+        rows = csv.DictReader(opened)
+        name = _column(list(rows.fieldnames or []), names)
+        for row in rows:
+            yield str(rows.line_num), row[name]
+
+
+def _parquet(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
+    name = _column(pq.read_schema(file).names, names)
+    texts = pq.read_table(file, columns=[name], partitioning=None)[name].to_pylist()
+    return ((str(number), text) for number, text in enumerate(texts))
+
+
+def _column(there: list[str], names: tuple[str, ...]) -> str:
+    name = next((name for name in names if name in there), None)
+    if name is None:
+        raise ValueError(f"no column {' or '.join(names)} among {', '.join(there[:8])}; data.column=<name> chooses one")
+    return name
+
+
+READERS: dict[str, Callable[[Path, tuple[str, ...], Findings], Iterator[Entry]]] = {
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".txt": _txt,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+WORKS = {
+    ".json": "UTF-8 JSON, a list of texts or of objects with a caption, or an object of columns",
+    ".jsonl": "UTF-8, on each line a text in quotes or an object with a caption",
+    ".txt": "UTF-8, one prompt a line",
+    ".csv": "UTF-8 with a header that names the column caption",
+    ".parquet": "a table with a column caption",
+}
