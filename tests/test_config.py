@@ -20,7 +20,7 @@ ROOT = (
 TYPOS = [
     ("method=cp0", "method=cp0: no such option; did you mean 'cpo'? Options: control, cpo"),
     ("task=cany", "task=cany: no such option; did you mean 'canny'? Options: canny, none"),
-    ("model=tny", "model=tny: no such option; did you mean 'tiny'? Options: sd15, tiny"),
+    ("model=tny", "model=tny: no such option; did you mean 'tiny'? Options: sd15, sd21, sdxl, tiny"),
     ("hardware=tpu", "hardware=tpu: no such option; did you mean 'gpu'? Options: auto, cpu, gpu"),
     ("mehtod=cpo", f"mehtod: no such key or group; did you mean 'method'? Options: {ROOT}"),
     ("sed=1", f"sed: no such key or group; did you mean 'seed'? Options: {ROOT}"),
@@ -168,6 +168,8 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
     given = {
         ("data", "folder"): [f"data.path={tmp_path}"],
         ("model", "sd15"): ["data=toy"],
+        ("model", "sd21"): ["data=toy"],
+        ("model", "sdxl"): ["data=toy"],
         ("experiment", "cpo_canny_sd15"): [f"data.path={tmp_path}"],
         ("control", "none"): ["method=control", "task=none", "tune=full"],
         ("task", "none"): ["method=control", "control=none", "tune=full"],

@@ -140,6 +140,7 @@ def test_what_does_not_exist_is_named():
         "lpo_platform.methods.cpo.CPO",
         "lpo_platform.methods.control.Control",
         "lpo_platform.models.stable_diffusion.StableDiffusion",
+        "lpo_platform.models.stable_diffusion_xl.StableDiffusionXL",
         "lpo_platform.models.control.ControlNet",
         "lpo_platform.models.tuning.Lora",
         "lpo_platform.tasks.canny.Canny",

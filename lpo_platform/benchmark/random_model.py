@@ -1,18 +1,20 @@
 """Stable Diffusion at a given shape with random weights: what a benchmark needs, without a download.
 
-SD15 is Stable Diffusion 1.5 written down as data; `tiny` is read from the embedded model's own configuration files.
+SD15, SD21 and SDXL are the published models written down as data; `tiny` is read from the embedded model's own
+configuration files.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.weights import ASSETS
 
 Config = dict[str, Any]
@@ -27,6 +29,7 @@ class Shape:
     unet: Config = field(repr=False)
     vae: Config = field(repr=False)
     text_encoder: Config = field(repr=False)
+    text_encoder_2: Config | None = field(default=None, repr=False)
 
 
 SD15 = Shape(
@@ -64,6 +67,54 @@ SD15 = Shape(
     },
 )
 
+SD21 = replace(
+    SD15,
+    name="sd21",
+    unet=SD15.unet
+    | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
+    text_encoder=SD15.text_encoder
+    | {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "projection_dim": 512,
+    },
+)
+
+SDXL = Shape(
+    name="sdxl",
+    resolution=1024,
+    unet={
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [320, 640, 1280],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    vae=SD15.vae | {"sample_size": 1024, "scaling_factor": 0.13025},
+    text_encoder=SD15.text_encoder,
+    text_encoder_2=SD15.text_encoder
+    | {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "hidden_act": "gelu",
+        "projection_dim": 1280,
+    },
+)
+
 
 def tiny() -> Shape:
     """The embedded model's shape."""
@@ -76,18 +127,21 @@ class RandomStableDiffusion(StableDiffusion):
     memory, and a step on it can be counted but not computed."""
 
     def __init__(self, shape: Shape, *, resolution: int | None = None, device: torch.device | str = "cpu") -> None:
-        self.name, self.weights, self.controls = shape.name, "random", {}
+        self.name, self.weights, self.controls, self.changes = shape.name, "random", {}, {}
         self.resolution = resolution or shape.resolution
         self.guidance, self.num_inference_steps = 1.0, 1
         with torch.device(device):
             self.unet = UNet2DConditionModel.from_config(shape.unet)
             self.vae = AutoencoderKL.from_config(shape.vae)
-            self.text_encoder = CLIPTextModel(CLIPTextConfig(**shape.text_encoder))
+            self._draw_text(shape)
         self.process = DDIM().to(device)
         for part in self.parts:
             part.requires_grad_(False).eval()
         size = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape = (self.vae.config.latent_channels, size, size)
+
+    def _draw_text(self, shape: Shape) -> None:
+        self.text_encoder = CLIPTextModel(CLIPTextConfig(**shape.text_encoder))
 
     def new_control(self) -> ControlNetModel:
         """A ControlNet of this UNet; its zero convolutions are drawn too, so that its condition matters."""
@@ -97,3 +151,11 @@ class RandomStableDiffusion(StableDiffusion):
             if "controlnet_down_blocks" in name or "controlnet_mid_block" in name:
                 torch.nn.init.normal_(weight, std=0.05)
         return control
+
+
+class RandomStableDiffusionXL(RandomStableDiffusion, StableDiffusionXL):
+    """The same for a shape with a second text encoder."""
+
+    def _draw_text(self, shape: Shape) -> None:
+        super()._draw_text(shape)
+        self.text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(**shape.text_encoder_2))

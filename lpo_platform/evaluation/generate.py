@@ -29,7 +29,7 @@ def sample_latents(
     """Latents (B, C, h, w) for B ids and their conditions; each id has its own noise."""
     adapter = policy.adapter
     draw = partial(noise.normal, ids, adapter.latent_shape, seed=seed)
-    empty = adapter.embed(adapter.tokenize([""])) if sampling.guidance != 1.0 else None
+    empty = adapter.empty_text() if sampling.guidance != 1.0 else None
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return policy.predict(x, t, condition, guidance=sampling.guidance, empty=empty)

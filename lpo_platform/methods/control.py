@@ -40,6 +40,5 @@ class Control(Method):
     def _empty_prompt(self) -> Tensor:
         """Encoded anew only while the text encoder learns."""
         if self._empty is None or self.policy.trains_text:
-            adapter = self.policy.adapter
-            self._empty = adapter.embed(adapter.tokenize([""]))
+            self._empty = self.policy.adapter.empty_text()
         return self._empty

@@ -11,7 +11,10 @@ from lpo_platform.diffusion.ddim import DDIM
 
 @dataclass(frozen=True)
 class Condition:
-    """What the model is conditioned on: text (B, L, D) and, with a control branch, an image (B, 3, H, W) in [0, 1]."""
+    """What the model is conditioned on: text (B, L, D) and, with a control branch, an image (B, 3, H, W) in [0, 1].
+
+    SDXL's text is packed: its last row is the pooled vector (models/stable_diffusion_xl.py).
+    """
 
     text: Tensor
     control: Tensor | None = None
@@ -30,9 +33,13 @@ class Adapter(Protocol):
     unet: nn.Module
     text_encoder: nn.Module
 
-    def to(self, device: torch.device | str) -> "Adapter": ...
-    def tokenize(self, prompts: list[str]) -> Tensor: ...  # (B, L) int64
+    text_encoders: tuple[nn.Module, ...]  # text_encoder and, in SDXL, a second one
+    controls: dict[str, str]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Adapter": ...
+    def tokenize(self, prompts: list[str]) -> Tensor: ...  # int64, one row per prompt: (B, L); SDXL (B, 2, L)
     def embed(self, tokens: Tensor) -> Tensor: ...  # (B, L, D)
+    def empty_text(self) -> Tensor: ...  # (1, L, D), classifier-free guidance's unconditional text
     def encode_moments(self, pixels: Tensor) -> Tensor: ...  # [0, 1] -> (B, 2C, h, w) mean and log-variance
     def sample_latents(self, moments: Tensor, noise: Tensor) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...  # -> [0, 1]

@@ -8,7 +8,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter, Condition
-from lpo_platform.models.shared_encoder import Encoded, decode, encode
+from lpo_platform.models.shared_encoder import Encoded, conditions, decode, encode
 from lpo_platform.models.tuning import Lora, Tune, adapters_off
 
 
@@ -17,7 +17,7 @@ class Policy(nn.Module):
 
     def __init__(self, adapter: Adapter, tune: Tune, control: ControlNetModel | None = None) -> None:
         super().__init__()
-        self._adapter, self._tune = [adapter], tune  # in a list: a frozen part must not become a submodule
+        self._adapter, self.tune = [adapter], tune  # in a list: a frozen part must not become a submodule
         self.learning = nn.ModuleDict(tune.learns(adapter, control))
         self._active: dict[str, nn.Module | None] = {"unet": adapter.unet, "control": control}
         self._frozen: dict[str, nn.Module] | None = None
@@ -52,7 +52,7 @@ class Policy(nn.Module):
 
     def freeze_reference(self) -> None:
         """Remembers the present weights as the reference; with LoRA nothing is copied."""
-        self._frozen = self._tune.freeze(dict(self.learning.items()))
+        self._frozen = self.tune.freeze(dict(self.learning.items()))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         active, self._active = self._active, {**self._active, **self._frozen}
         try:
             with torch.no_grad():
-                if isinstance(self._tune, Lora):
+                if isinstance(self.tune, Lora):
                     with adapters_off(self.adapter.unet):
                         yield
                 else:
@@ -81,13 +81,15 @@ class Policy(nn.Module):
         if branch is None:
             return decode(self._active["unet"], encoded).float()
         # under autocast the inputs may be half precision while the branch keeps float32 weights
-        inputs = (encoded.x.to(branch.dtype), encoded.t, encoded.text.to(branch.dtype), control.to(branch.dtype))
-        return decode(self._active["unet"], encoded, branch(*inputs, return_dict=False)).float()
+        text, added = conditions(branch, encoded.x, encoded.text)
+        inputs = (encoded.x.to(branch.dtype), encoded.t, text, control.to(branch.dtype))
+        residuals = branch(*inputs, added_cond_kwargs=added, return_dict=False)
+        return decode(self._active["unet"], encoded, residuals).float()
 
     def predict(
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance: float = 1.0, empty: Tensor | None = None
     ) -> Tensor:
-        """The model's output at (x, t); with guidance > 1, empty (1, L, D) is the embedding of the empty prompt."""
+        """The model's output at (x, t); with guidance > 1, empty (1, L, D) is adapter.empty_text()."""
         if guidance == 1.0:
             return self.decode(self.encode(x, t, condition.text), condition.control)
         text = torch.cat([empty.expand_as(condition.text), condition.text])

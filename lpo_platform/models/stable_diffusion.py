@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -10,13 +11,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lpo_platform.config import UserError
 from lpo_platform.diffusion.ddim import DDIM
-from lpo_platform.models.weights import digest, load
+from lpo_platform.models.lora import merge, read
+from lpo_platform.models.weights import digest, load, split
 
 
 class StableDiffusion:
     """Loads a StableDiffusionPipeline folder or hub id and owns its parts; every part frozen until a `tune` says else.
 
-    controls: the starting ControlNet of each task, as "<folder or hub id>[::<subfolder>]".
+    controls: the starting ControlNet of each task. unet, vae: the part from elsewhere. All of them are
+    "<folder or hub id>[::<subfolder>]". lora: an adapter merged into the UNet (models/lora.py says which files); what
+    is trained then starts at the merged weights, and an exported adapter is relative to them.
     """
 
     def __init__(
@@ -28,28 +32,50 @@ class StableDiffusion:
         guidance: float,
         num_inference_steps: int,
         controls: dict[str, str] | None = None,
+        unet: str | None = None,
+        vae: str | None = None,
+        lora: str | None = None,
     ) -> None:
         self.name, self.weights, self.resolution = name, weights, resolution
         self.guidance, self.num_inference_steps = guidance, num_inference_steps
         self.controls = dict(controls or {})
-        load_part = lambda kind, part, **more: load(  # noqa: E731
-            kind.from_pretrained, weights, setting="model.weights", subfolder=part, **more
-        )
-        self.unet = load_part(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
-        self.vae = load_part(AutoencoderKL, "vae", torch_dtype=torch.float32)
-        self.text_encoder = load_part(CLIPTextModel, "text_encoder", dtype=torch.float32)
-        self.tokenizer = load_part(CLIPTokenizer, "tokenizer")
-        self.process = DDIM.from_config(load_part(DDIMScheduler, "scheduler").config)
+        self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
+        self.unet = self._load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
+        if lora:
+            merge(self.unet, read(lora, setting="model.lora"), setting=f"model.lora={lora}")
+        self.vae = self._load(AutoencoderKL, "vae", torch_dtype=torch.float32)
+        self._load_text()
+        self.process = DDIM.from_config(self._load(DDIMScheduler, "scheduler").config)
+        self._finish()
+
+    def _load(self, kind: type[Any], part: str, **options: object) -> Any:
+        """A part of the pipeline, or what `unet=`, `vae=` put in its place."""
+        weights, subfolder, setting = self.weights, part, "model.weights"
+        if part in self.changes:
+            (weights, subfolder), setting = split(self.changes[part]), f"model.{part}"
+        options |= {"subfolder": subfolder} if subfolder else {}
+        return load(kind.from_pretrained, weights, setting=setting, **options)
+
+    def _load_text(self) -> None:
+        self.text_encoder = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
+        self.tokenizer = self._load(CLIPTokenizer, "tokenizer")
+
+    def _finish(self) -> None:
+        """Freezes the parts and works out the shape of latents."""
         for part in self.parts:
             part.requires_grad_(False).eval()
         for part in (self.unet, self.vae):
             part.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, more on GPUs
-        size = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape = (self.vae.config.latent_channels, size, size)
 
     @property
-    def parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return self.unet, self.vae, self.text_encoder
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return (self.text_encoder,)
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        return self.unet, self.vae, *self.text_encoders
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +84,8 @@ class StableDiffusion:
     @property
     def fingerprint(self) -> str:
         """Changes with every weight file and with the resolution: the model's part of a cache key."""
-        return hashlib.sha256(json.dumps([digest(self.weights), self.resolution]).encode()).hexdigest()
+        changes = [f"{key}={digest(place)}" for key, place in self.changes.items()]
+        return hashlib.sha256(json.dumps([digest(self.weights), self.resolution, *changes]).encode()).hexdigest()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "StableDiffusion":
         """Moves every part; dtype is that of the frozen parts (a trained UNet keeps its own)."""
@@ -76,6 +103,10 @@ class StableDiffusion:
     def embed(self, tokens: Tensor) -> Tensor:
         """Last hidden state of the text encoder: (B, L) -> (B, L, D)."""
         return self.text_encoder(tokens.to(self.device)).last_hidden_state
+
+    def empty_text(self) -> Tensor:
+        """What guidance leads away from, (1, L, D): the embedding of the empty prompt."""
+        return self.embed(self.tokenize([""]))
 
     @torch.no_grad()
     def encode_moments(self, pixels: Tensor) -> Tensor:
@@ -110,7 +141,7 @@ class StableDiffusion:
                     f"control.weights=auto: model={self.name} names no ControlNet for task={task} (it has: {known}). "
                     "Pass control.weights=<folder or hub id>, or control.weights=unet to start a new one"
                 )
-            weights, _, subfolder = self.controls[task].partition("::")
+            weights, subfolder = split(self.controls[task])
         options = {"torch_dtype": torch.float32} | ({"subfolder": subfolder} if subfolder else {})
         control = load(ControlNetModel.from_pretrained, weights, setting="control.weights", **options)
         return control.to(memory_format=torch.channels_last)

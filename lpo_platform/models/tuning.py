@@ -48,11 +48,20 @@ class Full:
 
 
 class Lora:
-    """Low-rank adapters on the UNet's attention (arXiv:2106.09685); the reference is the UNet without them."""
+    """Low-rank adapters on the UNet's attention (arXiv:2106.09685); the reference is the UNet without them.
+
+    A starts at N(0, (1/rank)^2), B at 0. merged: exports the whole UNet with the adapters added, too (3.4 GB for
+    SD-1.5, 10.3 GB for SDXL, twice with EMA); `model.lora=<export>/lora` needs no such export.
+    """
 
     def __init__(
-        self, rank: int = 4, alpha: float = 4.0, targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+        self,
+        rank: int = 4,
+        alpha: float = 4.0,
+        targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
+        merged: bool = False,
     ) -> None:
+        self.merged = merged
         self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
 
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:

@@ -19,10 +19,16 @@ def locate(weights: str) -> str:
     return weights
 
 
+def split(place: str) -> tuple[str, str | None]:
+    """The two parts of "<folder or hub id>[::<subfolder>]"."""
+    weights, _, subfolder = place.partition("::")
+    return weights, subfolder or None
+
+
 def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **options: object) -> T:
     """from_pretrained(weights), its failures told as one UserError that names the configuration key `setting`."""
     place = locate(weights)
-    if _is_path(weights) and not Path(place).is_dir():  # a hub would be asked for it, and asked again
+    if is_path(weights) and not Path(place).is_dir():  # a hub would be asked for it, and asked again
         raise UserError(f"{setting}={weights}: no such folder")
     try:
         return from_pretrained(place, **options)
@@ -31,22 +37,25 @@ def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **opt
         part = f" (part {options['subfolder']!r})" if options.get("subfolder") else ""
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{setting}={weights}: no usable weights{part}: not a {kind} in diffusers layout. "
+            f"{setting}={weights}: no usable weights{part}: not a {kind} in the layout of diffusers or transformers. "
             f"Pass {setting}=<folder>, or download the id first on a machine with network. Reason: {first}"
         ) from error
 
 
-def _is_path(weights: str) -> bool:
+def is_path(weights: str) -> bool:
     """A hub id is `name` or `owner/name`."""
     return weights.startswith(("/", ".", "~")) or weights.count("/") > 1
 
 
-def digest(weights: str) -> str:
-    """What identifies the weights in a cache key: sizes and contents of a folder's files, or the hub id."""
+def digest(place: str) -> str:
+    """What identifies "<folder, file or hub id>[::<subfolder>]" in a cache key: names and contents, or the hub id."""
     from lpo_platform.data.cache import file_digest
 
-    folder = Path(locate(weights))
-    if not folder.is_dir():
-        return weights
-    files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".bin", ".txt"})
-    return json.dumps([(str(p.relative_to(folder)), file_digest(p)) for p in files])
+    weights, subfolder = split(place)
+    path = Path(locate(weights), subfolder or "").expanduser()
+    if path.is_file():
+        return file_digest(path)
+    if not path.is_dir():
+        return place
+    files = sorted(p for p in path.rglob("*") if p.suffix in {".safetensors", ".json", ".bin", ".pt", ".txt"})
+    return json.dumps([(str(p.relative_to(path)), file_digest(p)) for p in files])

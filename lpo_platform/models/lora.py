@@ -1,0 +1,198 @@
+"""LoRA files: reads every layout that LPO and diffusers have written, writes the one that LPO publishes.
+
+Written: pytorch_lora_weights.safetensors with `unet.<module>.lora.down.weight` (r, in) and `.lora.up.weight` (out, r),
+W + up @ down. No alpha is stored, every reader takes it as r; alpha / r is multiplied into `up`.
+
+Read as well: `unet.<module>.lora_A.weight` with the settings in the header (what diffusers writes today), the same
+without `unet.`, the older `.to_q_lora.down.weight`, any of them with `.alpha`, and LPO's checkpoint `unet_lora.pt`.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.utils import convert_unet_state_dict_to_peft
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lpo_platform.config import UserError
+from lpo_platform.models.weights import is_path, locate, split
+
+FILES = ("pytorch_lora_weights.safetensors", "unet_lora.pt")
+SETTINGS = "lora_adapter_metadata"  # diffusers' key in the header of a safetensors file
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # by module of the UNet: down (r, in), up (out, r) with alpha / r inside
+
+
+def extract(unet: nn.Module) -> Factors:
+    """The adapters that the UNet carries, float32 on the CPU."""
+    return {
+        name: (
+            layer.lora_A["default"].weight.detach().float().cpu(),
+            (_scale(layer) * layer.lora_B["default"].weight.detach()).float().cpu(),
+        )
+        for name, layer in _layers(unet)
+    }
+
+
+@torch.no_grad()
+def insert(unet: nn.Module, factors: Factors, *, setting: str) -> None:
+    """Gives the adapters that the UNet carries those values; UserError where modules or ranks differ."""
+    layers = dict(_layers(unet))
+    if layers.keys() != factors.keys():
+        raise UserError(f"{setting}: the adapter is on other modules, {_difference(layers, factors)}")
+    for name, (down, up) in factors.items():
+        a, b = layers[name].lora_A["default"].weight, layers[name].lora_B["default"].weight
+        if a.shape != down.shape or b.shape != up.shape:
+            raise UserError(f"{setting}: rank {len(down)} at {name}, where tune.rank={len(a)}")
+        a.copy_(down)
+        b.copy_(up / _scale(layers[name]))
+
+
+@torch.no_grad()
+def merge(unet: nn.Module, factors: Factors, *, setting: str) -> None:
+    """W + up @ down in every module named; new weights, so that a copy which shared the old ones keeps them."""
+    modules = dict(unet.named_modules())
+    for name, (down, up) in factors.items():
+        module = modules.get(name)
+        weight = getattr(module, "weight", None)
+        if weight is None or (len(up), down[0].numel()) != (len(weight), weight[0].numel()):
+            raise UserError(f"{setting}: the adapter was made for another UNet, this one has no such {name}")
+        delta = (up.flatten(1).float() @ down.flatten(1).float()).view_as(weight)
+        module.weight = nn.Parameter(weight + delta.to(weight), requires_grad=weight.requires_grad)
+
+
+def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A plain UNet with the adapters merged; it shares every other weight with the one given, which stays as it is."""
+    with torch.device("meta"):
+        plain = UNet2DConditionModel.from_config(unet.config)
+    state = {name.replace(".base_layer.", "."): w for name, w in unet.state_dict().items() if ".lora_" not in name}
+    plain.load_state_dict(state, assign=True)
+    device = unet.device
+    merge(plain, {name: (down.to(device), up.to(device)) for name, (down, up) in extract(unet).items()}, setting="lora")
+    return plain
+
+
+def write(factors: Factors, folder: Path) -> None:
+    """The published layout, at folder/pytorch_lora_weights.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {}
+    for name, (down, up) in factors.items():
+        state[f"unet.{name}.lora.down.weight"], state[f"unet.{name}.lora.up.weight"] = down, up.contiguous()
+    save_file(state, folder / FILES[0], metadata={"format": "pt"})
+
+
+def read(place: str, *, setting: str) -> Factors:
+    """From "<file, folder or hub id>[::<file or subfolder>]"; UserError, which names `setting`, where that fails."""
+    path = _find(place, setting)
+    settings: dict[str, Any] = {}
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise UserError(f"{setting}={place}: {path.name} is not a readable file of weights: {_first(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
+        raise UserError(f"{setting}={place}: {path.name} is not a state dict")
+    return parse(state, settings, setting=f"{setting}={place}")
+
+
+def parse(state: Mapping[str, Tensor], settings: Mapping[str, Any], *, setting: str) -> Factors:
+    """Factors of a state dict in any of the layouts above; settings: a LoraConfig as a dict, its keys may have `unet.`.
+
+    UserError for adapters of a text encoder, for DoRA and for whatever else is not W + up @ down.
+    """
+    foreign = sorted({name.split(".")[0] for name in state if re.match(r"text_encoder|transformer\b|lora_", name)})
+    if foreign:
+        raise UserError(f"{setting}: holds adapters of {', '.join(foreign)}; only those of the UNet can be merged")
+    plain = {name.removeprefix("base_model.model.").removeprefix("unet."): w for name, w in state.items()}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, weight in convert_unet_state_dict_to_peft(plain).items():
+        found = re.fullmatch(r"(.+)\.(lora_A|lora_B|alpha)(?:\.default)?(?:\.weight)?", name)
+        if found is None:
+            raise UserError(f"{setting}: {name} is no part of a LoRA in diffusers' or PEFT's layout")
+        parts.setdefault(found[1], {})[found[2]] = weight
+    settings = {name.removeprefix("unet."): value for name, value in settings.items()}
+    if settings.get("use_dora"):
+        raise UserError(
+            f"{setting}: holds a DoRA, which is more than W + up @ down; merge it elsewhere, see model.unet"
+        )
+    if not parts or any({"lora_A", "lora_B"} - part.keys() for part in parts.values()):
+        raise UserError(f"{setting}: no whole LoRA in diffusers' or PEFT's layout")
+    return {
+        name: (part["lora_A"].float(), part["lora_B"].float() * _stored_scale(name, part, settings))
+        for name, part in parts.items()
+    }
+
+
+def _stored_scale(name: str, part: Mapping[str, Tensor], settings: Mapping[str, Any]) -> float:
+    """alpha / r of one module, 1 where no alpha is stored."""
+    rank = len(part["lora_A"])
+    patterns = settings.get("alpha_pattern") or {}
+    matching = (alpha for key, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name))
+    alpha = next(matching, settings.get("lora_alpha", rank))
+    alpha = float(part["alpha"]) if "alpha" in part else alpha
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _find(place: str, setting: str) -> Path:
+    weights, inner = split(place)
+    here = Path(locate(weights), inner or "").expanduser()
+    if here.is_file():
+        return here
+    if here.is_dir():
+        found = [here / name for name in FILES if (here / name).is_file()] or sorted(here.glob("*.safetensors"))
+        if len(found) == 0:
+            raise UserError(f"{setting}={place}: no {' or '.join(FILES)} in this folder")
+        return found[0]
+    if is_path(weights) or Path(weights).exists() or here.suffix in (".safetensors", ".pt"):
+        raise UserError(f"{setting}={place}: no such file or folder")
+    return _download(weights, inner, f"{setting}={place}")
+
+
+def _download(repository: str, inner: str | None, setting: str) -> Path:
+    """The file of a hub repository that was asked for by its id."""
+    from huggingface_hub import hf_hub_download
+
+    name = inner if inner and Path(inner).suffix else "/".join(filter(None, (inner, FILES[0])))
+    try:
+        return Path(hf_hub_download(repository, name))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{setting}: no such folder, and {name} cannot be fetched from a hub: {_first(error)}"
+        ) from error
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    return ((name, module) for name, module in unet.named_modules() if isinstance(module, LoraLayer))
+
+
+def _scale(layer: LoraLayer) -> float:
+    return layer.scaling["default"]
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """The first module that only one of them has."""
+    name = min(ours.keys() ^ theirs.keys())
+    return f"{name} is {'missing' if name in ours else 'unknown here'}; tune.targets must be those of its training"
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

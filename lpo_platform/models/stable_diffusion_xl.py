@@ -1,0 +1,74 @@
+"""Stable Diffusion XL (arXiv:2307.01952): two text encoders, and their pooled text and the picture's size beside t.
+
+Its text is packed into one tensor, so that caches, gathers and rollouts handle one whatever the model.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from lpo_platform.models.stable_diffusion import StableDiffusion
+
+PIXELS_PER_LATENT = 8  # of every SDXL autoencoder
+
+
+def pack(sequence: Tensor, pooled: Tensor) -> Tensor:
+    """(B, L, D), (B, P) with P <= D -> (B, L + 1, D): the pooled vector is the last row, padded with zeros."""
+    row = F.pad(pooled, (0, sequence.shape[-1] - pooled.shape[-1]))
+    return torch.cat([sequence, row.unsqueeze(1)], 1)
+
+
+def unpack(text: Tensor, pooled_dim: int) -> tuple[Tensor, Tensor]:
+    """The inverse of pack: (B, L, D) and (B, pooled_dim)."""
+    return text[:, :-1], text[:, -1, :pooled_dim]
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Loads a StableDiffusionXLPipeline folder or hub id; settings as for StableDiffusion.
+
+    The stock autoencoder overflows in half precision: `vae=madebyollin/sdxl-vae-fp16-fix` does not.
+    """
+
+    def _load_text(self) -> None:
+        super()._load_text()
+        kind = CLIPTextModelWithProjection
+        self.text_encoder_2 = self._load(kind, "text_encoder_2", dtype=torch.float32)
+        self.tokenizer_2 = self._load(CLIPTokenizer, "tokenizer_2")
+
+    def _finish(self) -> None:
+        """Raises ValueError where the time_ids would name another size than the picture's."""
+        super()._finish()
+        if self.latent_shape[1] * PIXELS_PER_LATENT != self.resolution:
+            raise ValueError(f"model.resolution={self.resolution}: SDXL needs an autoencoder that divides it by 8")
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return self.text_encoder, self.text_encoder_2
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Token ids of both tokenizers, which pad differently: (B, 2, L) int64 on the CPU."""
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        ids = [tokenizer(prompts, **options).input_ids for tokenizer in (self.tokenizer, self.tokenizer_2)]
+        return torch.stack(ids, 1)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Packed text: (B, 2, L) -> (B, L + 1, D)."""
+        return encode_text(*self.text_encoders, tokens.to(self.device))
+
+    def empty_text(self) -> Tensor:
+        """What guidance leads away from: zeros, as StableDiffusionXLPipeline does without a negative prompt."""
+        width = sum(encoder.config.hidden_size for encoder in self.text_encoders)
+        shape = (1, self.tokenizer.model_max_length + 1, width)
+        return torch.zeros(shape, dtype=self.text_encoder.dtype, device=self.device)
+
+
+def encode_text(first: nn.Module, second: nn.Module, tokens: Tensor) -> Tensor:
+    """Token ids (B, 2, L) -> packed text (B, L + 1, D1 + D2).
+
+    The sequence is the state before each encoder's last layer, without the final norm; the pooled vector is the second
+    encoder's projection of its end token, from the last layer.
+    """
+    one = first(tokens[:, 0], output_hidden_states=True)
+    two = second(tokens[:, 1], output_hidden_states=True)
+    return pack(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds)
