@@ -1,4 +1,4 @@
-"""The commands lpo-train, lpo-eval and lpo-prepare: a check of the whole command line, then Hydra, then the job.
+"""The commands lpo-train, -eval, -prepare and -score: a check of the whole command line, then Hydra, then the job.
 
 Nothing heavy is imported before the check has passed: help, completion and a wrong command line take about a second.
 """
@@ -56,6 +56,11 @@ def prepare() -> None:
     _main(Command("lpo-prepare", "prepare", _prepare))
 
 
+def score() -> None:
+    """Console command lpo-score."""
+    _main(Command("lpo-score", "score", _score))
+
+
 def _train(cfg: DictConfig, folder: Path) -> object:
     from lpo_platform import build
 
@@ -72,6 +77,12 @@ def _prepare(cfg: DictConfig, folder: Path) -> object:
     from lpo_platform import build
 
     return build.prepare(cfg, folder)
+
+
+def _score(cfg: DictConfig, folder: Path) -> object:
+    from lpo_platform.score import score
+
+    return score(cfg, folder)
 
 
 def _main(command: Command) -> None:

@@ -79,7 +79,17 @@ class Eval:
     run: str = "???"
 
 
-ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval}
+@dataclass
+class Score:
+    """Root of `lpo-score`."""
+
+    data: Any = None
+    hardware: Any = None
+    scores: Any = None
+    resolution: int = 512
+
+
+ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval, "score": Score}
 
 
 @dataclass(frozen=True)
@@ -240,6 +250,8 @@ def _root(composed: Composed) -> type:
     """The root schema that fits: the one which knows most of the keys."""
     if "run" in composed.values:
         return Eval
+    if "scores" in composed.values:
+        return Score
     return Prepare if "force" in composed.values else Train
 
 

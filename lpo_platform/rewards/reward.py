@@ -41,5 +41,5 @@ def checked(name: str, values: object, batch: int) -> Tensor:
     values = values.detach().float()
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise UserError(f"reward {name}: returned NaN or infinity for {bad} of {batch} samples; try dtype=float32")
+        raise UserError(f"reward {name}: returned NaN or infinity for {bad} of {batch} samples")
     return values

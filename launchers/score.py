@@ -1,0 +1,11 @@
+"""lpo-score from a clone: needs the dependencies, but no installation of this package."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpo_platform.cli import score
+
+if __name__ == "__main__":
+    score()
