@@ -110,8 +110,12 @@ RUNTIME: dict[str, frozenset[str]] = {
     "method": frozenset({"policy", "optim", "seed"}),
 }
 
-# Values that name a folder which must exist, relative to the current directory.
-FOLDERS = frozenset({"data.path"})
+# Arguments that name what must exist, relative to the current directory: class -> argument -> what it is.
+PATHS = {
+    "lpo_platform.data.folder.Folder": {"path": "folder"},
+    "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
+    "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
+}
 
 NOT_NONE = "!none"
 
@@ -243,7 +247,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
             problems += _node_problems(composed, group, node, group)
-    return problems + _folder_problems(composed) + _batch_problems(composed)
+    return problems + _path_problems(composed) + _batch_problems(composed)
 
 
 def _root(composed: Composed) -> type:
@@ -371,17 +375,17 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) else repr(value)
 
 
-def _folder_problems(composed: Composed) -> list[str]:
+def _path_problems(composed: Composed) -> list[str]:
     problems = []
-    for path in sorted(FOLDERS):
-        group, _, key = path.partition(".")
-        node = composed.values.get(group)
-        value = node.get(key) if isinstance(node, dict) else None
-        if isinstance(value, str) and value != "???" and "${" not in value:
-            problems += folder_problem(path, value)
+    for group, node in composed.values.items():
+        target = node.get("_target_") if isinstance(node, dict) else None
+        for key, kind in PATHS.get(target, {}).items() if isinstance(target, str) else ():
+            value = node.get(key)
+            if isinstance(value, str) and value != "???" and "${" not in value:
+                problems += path_problem(f"{group}.{key}", value, kind)
     resume = composed.values.get("resume")
     if isinstance(resume, str) and resume != "auto":
-        problems += folder_problem("resume", resume)
+        problems += path_problem("resume", resume)
     run = composed.values.get("run")
     if isinstance(run, str) and run != "???":
         problems += run_problem(run)
@@ -399,12 +403,22 @@ def _batch_problems(composed: Composed) -> list[str]:
     return [f"hardware.micro_batch={micro} does not divide method.batch={batch}; these do: {sizes}"]
 
 
-def folder_problem(key: str, value: str) -> list[str]:
-    folder = Path(value).expanduser()
-    if folder.is_dir():
+def path_problem(key: str, value: str, kind: str = "folder") -> list[str]:
+    """kind: folder, file, or folder or hub id."""
+    path = Path(value).expanduser()
+    if path.is_file() if kind == "file" else path.is_dir():
         return []
-    what = "not a folder" if folder.exists() else "no such folder"
-    return [f"{key}={value}: {what}{'' if folder.is_absolute() else f' in {Path.cwd()}'}"]
+    if kind == "folder or hub id" and is_hub_id(value) and not path.exists():
+        return []
+    what = "not a" if path.exists() else "no such"
+    noun = "file" if kind == "file" else "folder"
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    return [f"{key}={value}: {what} {noun}{where}{', and no hub id' if kind == 'folder or hub id' else ''}"]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form `owner/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
 
 
 def run_folder(value: str) -> Path | None:
@@ -417,7 +431,7 @@ def run_folder(value: str) -> Path | None:
 
 
 def run_problem(value: str) -> list[str]:
-    missing = folder_problem("run", value)
+    missing = path_problem("run", value)
     if missing or run_folder(value) is not None:
         return missing
     return [f"run={value}: not a run folder (neither it nor its 'latest' holds resolved.yaml)"]

@@ -152,13 +152,22 @@ def by_table(choice: dict[str, str]) -> bool:
     return any(all(fits(group, choice[group], cell) for group, cell in row.items()) for row in rows)
 
 
+def paths(folder: Path) -> dict[str, list[str]]:
+    """What each data option needs on the command line, for files that are there."""
+    (folder / "prompts.txt").touch()
+    return {
+        "folder": [f"data.path={folder}"],
+        "image_pairs": [f"data.path={folder}"],
+        "prompts": [f"data.path={folder}/prompts.txt"],
+    }
+
+
 def test_every_combination_gets_the_verdict_of_the_table(tmp_path: Path):
     files = compose.source("train", [], CONF)
     for options in itertools.product(*(shipped(group) for group in GROUPS)):
         choice = dict(zip(GROUPS, options, strict=True))
         overrides = [f"{group}={option}" for group, option in choice.items()]
-        if choice["data"] == "folder":
-            overrides.append(f"data.path={tmp_path}")
+        overrides += paths(tmp_path).get(choice["data"], [])
         composed = compose.compose_from(files, overrides)
         problems = check(OmegaConf.create(composed.values), composed.choices, overrides)
         assert (problems == []) == allowed(choice) == by_table(choice), (choice, problems)
@@ -166,7 +175,7 @@ def test_every_combination_gets_the_verdict_of_the_table(tmp_path: Path):
 
 def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path: Path):
     given = {
-        ("data", "folder"): [f"data.path={tmp_path}"],
+        **{("data", option): overrides for option, overrides in paths(tmp_path).items()},
         ("model", "sd15"): ["data=toy"],
         ("model", "sd21"): ["data=toy"],
         ("model", "sdxl"): ["data=toy"],
@@ -303,3 +312,29 @@ def test_a_path_that_is_relative_says_where_it_was_looked_for(tmp_path: Path, mo
 def test_every_key_of_a_shipped_option_is_an_argument_and_every_message_is_one_line():
     for overrides, _ in COMBINATIONS:
         assert not [line for line in diagnose("train", overrides) if "\n" in line or not re.match(r"\S", line)]
+
+
+def test_a_file_and_a_hub_id_are_told_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.json").touch()
+    (tmp_path / "pairs").mkdir()
+
+    def about_paths(*overrides: str) -> list[str]:
+        return [line for line in diagnose("train", overrides) if line.startswith("data.")]
+
+    assert about_paths("data=prompts", "data.path=p.json") == []
+    assert about_paths("data=prompts", "data.path=pairs") == [f"data.path=pairs: not a file in {tmp_path}"]
+    assert about_paths("data=prompts", "data.path=p.json", "data.test_path=/none.json") == [
+        "data.test_path=/none.json: no such file"
+    ]
+    assert about_paths("data=image_pairs", "data.path=pairs") == []
+    assert about_paths("data=image_pairs", "data.path=yuvalkirstain/pickapic_v1") == []
+    assert about_paths("data=image_pairs", "data.path=none") == [
+        f"data.path=none: no such folder in {tmp_path}, and no hub id"
+    ]
+    assert about_paths("data=image_pairs", "data.path=pairs", "data.scores=s.csv") == [
+        f"data.scores=s.csv: no such file in {tmp_path}"
+    ]
+    assert about_paths("data=image_pairs", "data.path=pairs", "data.strategy=4") == [
+        "data.strategy=4: must be 1 or 2 or 3 or null"
+    ]

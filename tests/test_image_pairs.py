@@ -13,10 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lpo_platform.config import UserError
+from lpo_platform.config import UserError, is_hub_id
 from lpo_platform.data import image_pairs as pairing
 from lpo_platform.data import row_files
-from lpo_platform.data.hub import is_hub_id
 from lpo_platform.data.image_pairs import ImagePairs, Unusable
 from lpo_platform.data.mpcf import Scores, write_scores
 
@@ -129,6 +128,7 @@ def test_every_layout_gives_every_row_in_order(tmp_path: Path, layout: str) -> N
     with pytest.raises(IndexError):
         data.train[11]
     assert data.alignment(torch.zeros(1, 3, 8, 8), ["x"]) is None
+    assert data.guards(torch.zeros(1, 3, 8, 8), ["x"]) == {}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

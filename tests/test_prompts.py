@@ -75,11 +75,13 @@ def test_items_have_an_id_and_a_caption(tmp_path: Path) -> None:
     prompts = open_prompts(tmp_path / "p.json", num_test=2)
     for split in (prompts.train, prompts.test):
         items = [split[i] for i in range(len(split))]
+        assert all(item.image is None for item in items)
         assert [item.caption for item in items] == split.captions == [split.caption(i) for i in range(len(split))]
         assert len({item.id for item in items}) == len(items)
         with pytest.raises(IndexError):
             split[len(split)]
     assert prompts.alignment(torch.zeros(1, 3, 8, 8), ["x"]) is None
+    assert prompts.guards(torch.zeros(1, 3, 8, 8), ["x"]) == {}
 
 
 @given(

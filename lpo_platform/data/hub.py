@@ -1,9 +1,8 @@
 """A dataset of the model hub as a local folder."""
 
-import re
 from pathlib import Path
 
-from lpo_platform.config import UserError
+from lpo_platform.config import UserError, is_hub_id
 
 
 def local_folder(path: str | Path, splits: list[str]) -> Path:
@@ -19,11 +18,6 @@ def local_folder(path: str | Path, splits: list[str]) -> Path:
     if not is_hub_id(str(path)):
         raise UserError(f"data.path={path}: no such folder; what works: a folder, or the hub id <owner>/<name>")
     return _fetch(str(path), splits)
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text has the form `owner/name`."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
 
 
 def _fetch(name: str, splits: list[str]) -> Path:

@@ -222,6 +222,9 @@ class ImagePairs:
         """None: nothing here can judge arbitrary captions."""
         return None
 
+    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        return {}
+
     def _split(self, key: str, name: str, number: int | None, resolution: int) -> Pairs:
         paths = find_split(self.path, name, self._findings)
         files = RowFiles(paths, REQUIRED, self._findings)

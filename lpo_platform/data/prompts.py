@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from torch import Tensor
 from lpo_platform.config import UserError
 from lpo_platform.data.cache import fingerprint
 from lpo_platform.data.findings import Findings
+from lpo_platform.data.source import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -26,25 +26,17 @@ ALSO_TEST = "prompt that is held out, left out of training"
 Entry = tuple[str, object]  # where it stands, and what should be a text
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt; there is no picture."""
-
-    id: str
-    caption: str
-
-
 class PromptList:
-    """One split."""
+    """One split; the samples have no picture."""
 
-    def __init__(self, prompts: list[Prompt]) -> None:
+    def __init__(self, prompts: list[Sample]) -> None:
         self._prompts = prompts
         self.fingerprint = fingerprint("prompts", [[prompt.id, prompt.caption] for prompt in prompts])
 
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def __getitem__(self, i: int) -> Prompt:
+    def __getitem__(self, i: int) -> Sample:
         if not 0 <= i < len(self):
             raise IndexError(f"there are {len(self)} prompts, number {i} was asked for")
         return self._prompts[i]
@@ -165,7 +157,7 @@ def _different(texts: list[str]) -> dict[str, str]:
 
 
 def _split(name: str, texts: list[str]) -> PromptList:
-    return PromptList([Prompt(f"{name}-{i:06d}", text) for i, text in enumerate(texts)])
+    return PromptList([Sample(f"{name}-{i:06d}", None, text) for i, text in enumerate(texts)])
 
 
 def _text_of(entry: object, names: tuple[str, ...]) -> object:
