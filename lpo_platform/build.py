@@ -16,23 +16,32 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform import record
+from lpo_platform.callbacks.best import Best
 from lpo_platform.callbacks.checkpoint import Checkpoint, newest
 from lpo_platform.callbacks.ema import EMA
 from lpo_platform.callbacks.progress import Progress
 from lpo_platform.callbacks.samples import Samples
 from lpo_platform.callbacks.settings import Callbacks
-from lpo_platform.data import condition_pairs
+from lpo_platform.data import condition_pairs, preference_rows
 from lpo_platform.data.condition_pairs import ConditionPairs
+from lpo_platform.data.generated_pairs import GeneratedPairs
+from lpo_platform.data.preference_rows import PreferenceRows
+from lpo_platform.data.rollouts import Rollouts
 from lpo_platform.data.rounds import Rounds
 from lpo_platform.data.source import Data
-from lpo_platform.evaluation.evaluate import Evaluation, Evaluator, compare_evaluations, write_items
+from lpo_platform.evaluation.evaluate import Evaluation, Evaluator, write_items
 from lpo_platform.evaluation.generate import Sampling
+from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.evaluation.pictures import save_pictures
 from lpo_platform.evaluation.statistics import table
 from lpo_platform.hardware import Hardware
 from lpo_platform.methods.method import Method
+from lpo_platform.methods.online import Online
+from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
+from lpo_platform.rewards.reward import StepReward
+from lpo_platform.signature import signature
 from lpo_platform.tasks.task import Task
 from lpo_platform.tracking import report, wandb
 from lpo_platform.tracking.files import Files, Resume
@@ -51,7 +60,13 @@ class Job:
     policy: Policy
     task: Task | None
     data: Data
+    reward: StepReward | None
     control_digest: str | None
+
+    @property
+    def batch(self) -> int:
+        """Pictures computed at once where nothing is trained."""
+        return self.hardware.micro_batch or 32
 
     @property
     def sampling(self) -> Sampling:
@@ -64,8 +79,12 @@ class Job:
         text = "tokens" if self.policy.trains_text else "text"
         return tuple(text if c == "text" else c for c in asked if c != "control" or self.task is not None)
 
-    def rows(self, *, force: bool = False) -> ConditionPairs:
-        """The training samples, from the cache as far as it has them."""
+    def rows(self, *, force: bool = False) -> ConditionPairs | PreferenceRows | None:
+        """The training samples, from the cache as far as it has them; None for a method that makes its own."""
+        if issubclass(get_class(self.cfg.method._target_), Online):
+            return None
+        if "labels" in self.needs():
+            return self.preferences("train", force=force)
         losers = "loser" in self.needs()
         cache = condition_pairs.cache_of(
             self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
@@ -73,11 +92,30 @@ class Job:
         )  # fmt: skip
         if force:
             shutil.rmtree(cache.folder, ignore_errors=True)
-        batch = self.hardware.micro_batch or 32
         with self.hardware.autocast():
             return condition_pairs.prepare(
-                cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=batch,
+                cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=self.batch,
             )  # fmt: skip
+
+    def preferences(self, split: str, *, force: bool = False) -> PreferenceRows:
+        """Rows of a split of preference data: train, validation or test."""
+        if isinstance(self.data, GeneratedPairs):
+            with self.hardware.autocast():
+                self.data.draw(self.policy, CACHE, self.batch)
+        source, adapter = getattr(self.data, split), self.policy.adapter
+        cache = preference_rows.cache_of(source, adapter, text="text" in self.needs(), folder=CACHE)
+        if force:
+            shutil.rmtree(cache.folder, ignore_errors=True)
+        with self.hardware.autocast():
+            text = "text" in self.needs()
+            return preference_rows.prepare(cache, source, adapter, text=text, title=f"preferences ({split})")
+
+    def measure(self, evaluator: Evaluator | PairEvaluator, *, title: str) -> Evaluation:
+        """What the evaluator finds in the policy as it is now."""
+        with self.hardware.autocast():
+            if isinstance(evaluator, PairEvaluator):
+                return evaluator(self.policy, self.preferences("test"), title=title)
+            return evaluator(self.policy, self.data, self.task, title=title, reward=self.reward)
 
 
 def assemble(cfg: DictConfig) -> Job:
@@ -93,7 +131,15 @@ def assemble(cfg: DictConfig) -> Job:
         control, control_digest = branch.load(adapter, task.name), branch.digest(adapter, task.name)
     policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
     data = create(cfg.data, resolution=cfg.model.resolution)
-    return Job(cfg, hardware, policy, task, data, control_digest)
+    return Job(cfg, hardware, policy, task, data, reward_of(cfg, adapter), control_digest)
+
+
+def reward_of(cfg: DictConfig, adapter: Adapter) -> StepReward | None:
+    """The reward; one of latents gets the model whose latents it reads."""
+    if not cfg.get("reward"):
+        return None
+    known = signature(cfg.reward._target_)
+    return create(cfg.reward, **({"adapter": adapter} if known and known["adapter"] else {}))
 
 
 def train(cfg: DictConfig, folder: Path) -> dict:
@@ -113,7 +159,8 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         with phases("prepare"):
             rows = job.rows()
         with phases("train"):
-            method: Method = create(cfg.method, policy=job.policy, optim=create(cfg.optim), seed=cfg.seed)
+            live = {"policy": job.policy, "optim": create(cfg.optim), "seed": cfg.seed}
+            method: Method = create(cfg.method, **live, **({"reward": job.reward} if job.reward else {}))
             fit(job, method, rows, evaluator, settings, folder, guest)
         with phases("evaluate_trained"):
             load_trained(job.policy, folder, settings)
@@ -145,7 +192,7 @@ class Phases:
 def fit(
     job: Job,
     method: Method,
-    rows: ConditionPairs,
+    rows: ConditionPairs | PreferenceRows | None,
     evaluator: Evaluator,
     settings: Callbacks,
     folder: Path,
@@ -153,21 +200,30 @@ def fit(
 ) -> None:
     """The training itself, from the newest checkpoint of the folder if it has one, and the export of its result."""
     micro_batch, accumulation = job.hardware.split(method.batch)
-    rounds = Rounds(
-        rows, job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps,
-        every=settings.every, seed=job.cfg.seed, num_workers=job.hardware.num_workers,
-    )  # fmt: skip
+    online = isinstance(method, Online)
+    if online:
+        rounds = Rollouts(job.data.train, method, micro_batch=micro_batch, seed=job.cfg.seed)
+    else:
+        rounds = Rounds(
+            rows, job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps,
+            every=settings.every, seed=job.cfg.seed, num_workers=job.hardware.num_workers,
+        )  # fmt: skip
+    every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
     ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
-    callbacks = [Resume(), Progress(title(job.cfg), method.steps), *([ema] if ema else [])]
-    if settings.samples:
-        samples = Samples(folder / "samples", job.data, job.task, evaluator, settings.samples, settings.samples_every)
-        callbacks.append(samples)
-    callbacks.append(Checkpoint(folder / "checkpoints"))  # last: it saves what the others have done in this round
+    callbacks = [Resume(), Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
+    if settings.samples and isinstance(evaluator, Evaluator):
+        shown = Samples(
+            folder / "samples", job.data, job.task, evaluator, settings.samples, every * settings.samples_every
+        )
+        callbacks.append(shown)
+    if isinstance(evaluator, PairEvaluator):
+        callbacks.append(Best(folder / "export", evaluator, job.preferences("validation")))
+    callbacks.append(Checkpoint(folder / "checkpoints", every))  # last: it saves what the others have done
     trainer = L.Trainer(
         accelerator=job.hardware.device.type,
         devices=1,
         precision=job.hardware.chosen_precision,
-        max_epochs=rounds.num_rounds,
+        max_epochs=method.steps if online else rounds.num_rounds,
         reload_dataloaders_every_n_epochs=1,
         accumulate_grad_batches=accumulation,
         use_distributed_sampler=False,
@@ -205,15 +261,17 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
 def prepare(cfg: DictConfig, folder: Path) -> None:
     """Computes everything frozen of the training samples, losing conditions included, into the cache."""
     rows = assemble(cfg).rows(force=cfg.force)
-    say(f"{len(rows)} training samples are ready in {rows.cache.folder}")
+    if rows is None:
+        say(f"method={title(cfg)} makes its samples while it trains: there is nothing to prepare")
+    else:
+        say(f"{len(rows)} training samples are ready in {rows.cache.folder}")
 
 
 def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:
     """The policy as it is now; read from the file if an interrupted run has measured it already."""
     if file.exists():
         return Evaluation.load(file)
-    with job.hardware.autocast():
-        result = evaluator(job.policy, job.data, job.task, title=title)
+    result = job.measure(evaluator, title=title)
     result.save(file)
     return result
 
@@ -234,14 +292,15 @@ def conclude(
     seconds: float,
 ) -> dict:
     """Writes result.json, the items, the pictures and the report, and prints the table."""
-    metrics = compare_evaluations(before, after, job.task)
+    metrics = evaluator.compare(before, after, job.task)
     samples = evaluator.items(job.data)
     write_items(folder / "evaluation" / "items.jsonl", samples, before, after)
-    save_pictures(folder / "samples", before, after)
+    if after.images is not None:
+        save_pictures(folder / "samples", before, after)
     paths = {"export": str(exported), "report": str(folder / "report.html")}
     record.finish(folder, metrics, len(samples), seconds, paths, job.cfg.seed)
     page = report.write_report(folder)
-    say(f"\n{table(metrics)}\n\n{len(samples)} held-out items, the same conditions and noise before and after.")
+    say(f"\n{table(metrics)}\n\n{len(samples)} held-out items, the same noise before and after.")
     say(f"report  {page}\nexport  {exported}")
     return metrics
 

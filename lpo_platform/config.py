@@ -42,6 +42,7 @@ class Train:
     control: Any = None
     tune: Any = None
     task: Any = None
+    reward: Any = None
     data: Any = None
     method: Any = None
     optim: Any = None
@@ -55,18 +56,9 @@ class Train:
 
 
 @dataclass
-class Prepare:
+class Prepare(Train):
     """Root of `lpo-prepare`."""
 
-    model: Any = None
-    control: Any = None
-    tune: Any = None
-    task: Any = None
-    data: Any = None
-    method: Any = None
-    hardware: Any = None
-    name: str | None = None
-    seed: int = 0
     force: bool = False
 
 
@@ -118,19 +110,29 @@ PATHS = {
 }
 
 NOT_NONE = "!none"
+PICTURES = ("folder", "toy")
+PAIRS = ("image_pairs", "toy_pairs")
+PROMPTS = ("folder", "prompts", "toy", "toy_prompts")
 
 # For each method the combinations that it accepts: group -> options, or NOT_NONE. A group that is not named is free. An
 # option that is not shipped here (a user's own) passes everywhere; a method that is not shipped has no row and is free.
 COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
-    "cpo": ({"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE},),
+    "cpo": ({"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE, "reward": ("none",), "data": PICTURES},),
     "control": (
-        {"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE},
-        {"control": ("none",), "tune": ("full", "lora"), "task": ("none",)},
+        {"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE, "reward": ("none",), "data": PICTURES},
+        {"control": ("none",), "tune": ("full", "lora"), "task": ("none",), "reward": ("none",), "data": PICTURES},
     ),
+    "lrm": ({"tune": ("reward",), "control": ("none",), "task": ("none",), "reward": ("none",), "data": PAIRS},),
+    "lpo": ({"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": ("lrm",), "data": PROMPTS},),
 }
 
-# Models of full size: toy data below them teaches nothing, so it has to be asked for.
-FULL_SIZE = frozenset({"sd15"})
+# Models of full size: toy data below them teaches nothing, so it has to be asked for. What there is instead:
+TOY = {
+    "toy": "data=folder data.path=<folder of pictures>",
+    "toy_prompts": "data=prompts data.path=<file of prompts>",
+    "toy_pairs": "data=image_pairs data.path=<Pick-a-Pic: hub id or folder>",
+}
+FULL_SIZE = frozenset({"sd15", "sd21", "sdxl"})
 
 Choices = Mapping[str, str | None]
 Values = dict[str, Any]
@@ -182,11 +184,12 @@ def _need(group: str, option: str | None, allowed: str | tuple[str, ...]) -> str
 
 def _toy_problems(choices: Choices, overrides: Iterable[str] | None) -> list[str]:
     asked = overrides is None or any(key == "data" for key, _ in _pairs(overrides))
-    if asked or choices.get("data") != "toy" or choices.get("model") not in FULL_SIZE:
+    toy = choices.get("data")
+    if asked or toy not in TOY or choices.get("model") not in FULL_SIZE:
         return []
     return [
-        f"model={choices['model']} with data=toy: toy data under a full-size model must be asked for; "
-        "add data=folder data.path=<folder of pictures>, or data=toy"
+        f"model={choices['model']} with data={toy}: toy data under a full-size model must be asked for; "
+        f"add {TOY[toy]}, or data={toy}"
     ]
 
 

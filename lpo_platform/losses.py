@@ -1,6 +1,9 @@
 """The formulas. Pure functions of tensors: no Lightning, no configuration, no model."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FORMS = ("soft", "hard")
@@ -51,6 +54,39 @@ def cpo(
     if form == "soft":
         loss = 0.9 * loss + 0.1 * (1 - s) * (margin - d).clamp_min(0)
     return masked_mean(loss, t > 0)
+
+
+def pair_preference(scores: Tensor, labels: Tensor) -> Tensor:
+    """KL from the labels to softmax(s_i, s_j), the mean over the pairs i < j of each row: (B, n), (B, n, n) -> (B,).
+
+    labels[b, i, j] in [0, 1] is the probability that i is preferred to j; 0 and 1 give PickScore's cross entropy, 0.5 a
+    tie, whose loss is 0 at equal scores (specs/lpo.md 2.4). n = 2 for Pick-a-Pic.
+    """
+    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
+    gap, y = (scores[:, first] - scores[:, second]).float(), labels[:, first, second].float()
+    entropy = -(torch.xlogy(y, y) + torch.xlogy(1 - y, 1 - y))
+    return (-y * F.logsigmoid(gap) - (1 - y) * F.logsigmoid(-gap) - entropy).mean(1)
+
+
+def lpo(log_ratio_winner: Tensor, log_ratio_loser: Tensor, *, beta: float, clip: float) -> Tensor:
+    """-log sigmoid(beta (log r_w - log r_l)) with r = clamp(exp(log ratio), 1 - clip, 1 + clip): (B,), (B,) -> (B,).
+
+    A log ratio is log p(x'|x_t) under the policy less that under the reference, the mean over C, H, W. A sample whose
+    ratio has left the band has no gradient (arXiv:2502.01051 as released, specs/lpo.md 3.3). The original takes the
+    logarithm of the sigmoid, which is NaN below -88; this does not.
+    """
+    low, high = math.log1p(-clip), math.log1p(clip)
+    return -F.logsigmoid(beta * (log_ratio_winner.clamp(low, high) - log_ratio_loser.clamp(low, high)))
+
+
+def diffusion_dpo(
+    winner: Tensor, loser: Tensor, reference_winner: Tensor, reference_loser: Tensor, *, beta: float
+) -> Tensor:
+    """-log sigmoid(-beta/2 (d - r)), d = winner - loser, r the same under the reference (arXiv:2311.12908): (B,).
+
+    The four are denoising errors (B,), means over C, H, W, of two pictures at the same noise and timestep.
+    """
+    return -F.logsigmoid(-0.5 * beta * ((winner - loser) - (reference_winner - reference_loser)))
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -286,25 +286,30 @@ def _of_class(module: Module, node: ast.ClassDef, hops: int = 0) -> Signature | 
 
 
 def _with_passed_on(module: Module, node: ast.ClassDef, init: ast.FunctionDef, own: Signature, hops: int) -> Signature:
-    """`__init__(self, *, beta, **shared)` that calls `super().__init__(**shared)` also takes what its base takes."""
-    if not own.open or hops >= MAX_HOPS or not _passes_on(init):
+    """`__init__(self, *, beta, **shared)` that calls `super().__init__(**shared)` also takes what its base takes.
+
+    What the call says itself is taken care of (`super().__init__(steps=rounds, **shared)`).
+    """
+    said = _passes_on(init)
+    if not own.open or hops >= MAX_HOPS or said is None:
         return own
     for base_module, base in _bases(module, node):
         above = _of_class(base_module, base, hops + 1)
         if above is not None:
-            more = tuple(parameter for parameter in above.parameters if own[parameter.name] is None)
+            more = tuple(p for p in above.parameters if own[p.name] is None and p.name not in said)
             return Signature(own.name, own.parameters + more, above.open)
     return own
 
 
-def _passes_on(init: ast.FunctionDef) -> bool:
+def _passes_on(init: ast.FunctionDef) -> set[str] | None:
+    """The arguments named in the `super().__init__(...)` that passes the rest on; None where no call does."""
     rest = init.args.kwarg.arg if init.args.kwarg else None
-    return any(
-        isinstance(call, ast.Call)
-        and ast.unparse(call.func) == "super().__init__"
-        and any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest for k in call.keywords)
-        for call in ast.walk(init)
-    )
+    for call in ast.walk(init):
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != "super().__init__":
+            continue
+        if any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest for k in call.keywords):
+            return {k.arg for k in call.keywords if k.arg is not None}
+    return None
 
 
 def _bases(module: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef]]:

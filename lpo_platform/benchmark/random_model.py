@@ -128,6 +128,7 @@ class RandomStableDiffusion(StableDiffusion):
 
     def __init__(self, shape: Shape, *, resolution: int | None = None, device: torch.device | str = "cpu") -> None:
         self.name, self.weights, self.controls, self.changes = shape.name, "random", {}, {}
+        self.reward = None
         self.resolution = resolution or shape.resolution
         self.guidance, self.num_inference_steps = 1.0, 1
         with torch.device(device):

@@ -14,10 +14,13 @@ from lpo_platform.config import UserError
 
 
 class Checkpoint(Callback):
-    """Saves at the end of every round. The first Ctrl-C finishes the step in hand and stops, the second aborts it."""
+    """Saves at the end of every n-th epoch and of the last.
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep, self.interrupted = Path(folder), keep, False
+    The first Ctrl-C finishes the step in hand and stops, the second aborts it.
+    """
+
+    def __init__(self, folder: Path, every: int = 1, keep: int = 2) -> None:
+        self.folder, self.every, self.keep, self.interrupted = Path(folder), every, keep, False
         self._previous_handler: Any = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -38,6 +41,9 @@ class Checkpoint(Callback):
             raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done % self.every and done < trainer.max_epochs:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"step={trainer.global_step:08d}.ckpt"
         temporary = final.with_suffix(".tmp")

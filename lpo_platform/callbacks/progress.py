@@ -8,19 +8,24 @@ from tqdm import tqdm
 
 
 class Progress(ProgressBar):
-    """Counts optimiser steps of the run; a resumed run starts where it stopped."""
+    """Counts optimiser steps of the run, or rounds; a resumed run starts where it stopped."""
 
-    def __init__(self, title: str, steps: int) -> None:
+    def __init__(self, title: str, steps: int, *, rounds: bool = False) -> None:
         super().__init__()
-        self.title, self.steps, self.bar = title, steps, None
+        self.title, self.steps, self.rounds, self.bar = title, steps, rounds, None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.bar = tqdm(total=self.steps, initial=trainer.global_step, desc=self.title, unit="step")
+        unit, done = ("round", trainer.current_epoch) if self.rounds else ("step", trainer.global_step)
+        self.bar = tqdm(total=self.steps, initial=done, desc=self.title, unit=unit)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         done = trainer.global_step - self.bar.n
-        if done:
+        if done and not self.rounds:
             self.bar.update(done)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.rounds:
+            self.bar.update()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar.close()

@@ -5,6 +5,7 @@ and the same caption (specs/cpo.md section 1). Nothing here depends on the weigh
 and kept in a fingerprinted cache.
 """
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,6 +39,14 @@ class ConditionPairs(Dataset):
         shard = self.cache.shards[row // len(self.cache.shards[0])]
         file = _open(self.cache.path(shard))
         return {name: file.get_slice(name)[row - shard.start] for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def caption(self, row: int) -> str:
+        shard = self.cache.shards[row // len(self.cache.shards[0])]
+        return json.loads(_open(self.cache.path(shard)).metadata()["texts"])["caption"][row - shard.start]
+
+    def column(self, shard: range, name: str) -> Tensor:
+        """One column of a whole shard."""
+        return _open(self.cache.path(shard)).get_tensor(name)
 
 
 @lru_cache(maxsize=256)

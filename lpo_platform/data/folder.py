@@ -73,6 +73,9 @@ class Pictures:
         image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().float() / 255
         return Sample(id=picture.id, image=image, caption=picture.caption)
 
+    def caption(self, i: int) -> str:
+        return self._pictures[i].caption
+
 
 class Folder:
     """Captioned pictures below `path`, also nested, split into `train` and `test` by content.
@@ -120,6 +123,9 @@ class Folder:
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
         """None: nothing here can judge arbitrary captions."""
         return None
+
+    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        return {}
 
     def _line(self) -> str:
         row = self._report

@@ -79,9 +79,14 @@ class Rows:
 
 
 class Pairs:
-    """One split, as `data.source.Preferences`. Threads may share it, and rows are cheapest in rising order."""
+    """One split, as `data.source.Preferences`. Threads may share it, and rows are cheapest in rising order.
+
+    positions: (N,) number of each item's row in the files. preferred: (N,) probability that the first picture is
+    preferred. num_rows: rows in the files, those included that are no item.
+    """
 
     def __init__(self, name: str, files: RowFiles, rows: Rows, *, resolution: int) -> None:
+        self.positions, self.preferred, self.num_rows = rows.row, rows.label, len(files)
         self._name = name
         self._files = files
         self._rows = rows
@@ -106,21 +111,6 @@ class Pairs:
     def captions(self) -> list[str]:
         """Every prompt, in order, without reading a picture."""
         return self._rows.captions.to_pylist()
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in the files, those left out included."""
-        return len(self._files)
-
-    @property
-    def positions(self) -> np.ndarray:
-        """(N,) number of each item's row in the files."""
-        return self._rows.row
-
-    @property
-    def preferred(self) -> np.ndarray:
-        """(N,) probability that the first picture is preferred, without reading a picture."""
-        return self._rows.label
 
     def __getitem__(self, i: int) -> Preference:
         """Item i, images (2, 3, R, R) float32 in [0, 1]: the whole picture, resized by Pillow, bilinear with antialias

@@ -13,18 +13,33 @@ from lpo_platform import noise
 
 
 class Stream(Dataset):
-    """Position p of an endless shuffled reading of `rows`, each pass in an order of its own."""
+    """Position p of an endless shuffled reading of `rows`, each pass in an order of its own.
 
-    def __init__(self, rows: Dataset, columns: tuple[str, ...], seed: int) -> None:
+    Where rows count unequally (`rows.weights`), a sample has a `weight`: its row's share of its step's total, times the
+    micro-batches in a step, so that the sum of weight x loss, averaged over micro-batches, is the weighted mean.
+    """
+
+    def __init__(self, rows: Dataset, columns: tuple[str, ...], seed: int, batch: int, micro_batch: int) -> None:
         self.rows, self.columns, self.seed = rows, columns, seed
+        self.batch, self.micro_batch = batch, micro_batch
+        self.weights: Tensor | None = getattr(rows, "weights", None)
         self._pass: tuple[int, Tensor] | None = None
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
+        number = self._row(position)
+        row = self.rows[number]
+        sample = {"position": torch.tensor(position)} | {name: row[name] for name in self.columns}
+        if self.weights is not None:
+            first = position - position % self.batch
+            total = sum(self.weights[self._row(p)] for p in range(first, first + self.batch))
+            sample["weight"] = self.weights[number] / total * (self.batch // self.micro_batch)
+        return sample
+
+    def _row(self, position: int) -> int:
         number, place = divmod(position, len(self.rows))
         if self._pass is None or self._pass[0] != number:
             self._pass = number, noise.permutation(len(self.rows), seed=self.seed, stream=f"order/{number}")
-        row = self.rows[int(self._pass[1][place])]
-        return {"position": torch.tensor(position)} | {name: row[name] for name in self.columns}
+        return int(self._pass[1][place])
 
 
 class Rounds(L.LightningDataModule):
@@ -43,7 +58,7 @@ class Rounds(L.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.stream = Stream(rows, columns, seed)
+        self.stream = Stream(rows, columns, seed, batch, micro_batch)
         self.batch, self.micro_batch, self.steps, self.every = batch, micro_batch, steps, every
         self.num_workers = num_workers
 

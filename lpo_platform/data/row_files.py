@@ -32,7 +32,6 @@ UNREADABLE = "file that is not readable parquet or arrow"
 ABSENT = "file of a numbered series that is not there"
 COLUMN = "file without a required column"
 
-
 Place = tuple[Path, int, tuple[str, ...]]  # file, row group, columns
 
 
@@ -76,7 +75,7 @@ class RowFiles:
         for file in self.files:
             try:
                 if file.suffix == ".parquet":
-                    part = pq.read_table(file, columns=[name], partitioning=None, memory_map=True)[name]
+                    part = pq.ParquetFile(file, memory_map=True).read(columns=[name], use_threads=False)[name]
                 else:
                     part = _mapped(file)[name]
                 chunks += part.cast(kind).chunks
@@ -101,8 +100,10 @@ class RowFiles:
 
 
 class Cursor:
-    """Where the reading of parquet files stands: the current row group and its latest batches. Threads may share it;
-    a copy in another process starts anew."""
+    """Where the reading of parquet files stands: the current row group, and the latest batches.
+
+    Threads may share it; a copy in another process starts anew.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -112,11 +113,8 @@ class Cursor:
         self._recent: deque[tuple[Place, int, pa.RecordBatch]] = deque(maxlen=RECENT)
         self._broken: dict[Place, tuple[int, str]] = {}
 
-    def __getstate__(self) -> dict[str, object]:
-        return {}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__()
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
 
     def cells(self, file: Path, group: int, row: int, names: tuple[str, ...]) -> list[object]:
         """`row` counts from the start of the row group. Raises OSError and pyarrow's exceptions."""

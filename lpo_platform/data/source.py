@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned picture; `image` is (3, H, W) float32 in [0, 1]."""
+    """One captioned picture; `image` is (3, H, W) float32 in [0, 1], None where the data has captions only."""
 
     id: str
-    image: Tensor
+    image: Tensor | None
     caption: str
 
 
@@ -27,6 +27,10 @@ class Source(Protocol):
 
     def __getitem__(self, i: int) -> Sample: ...
 
+    def caption(self, i: int) -> str:
+        """The caption of item i, without its picture."""
+        ...
+
 
 class Data(Protocol):
     """What the data group builds: `instantiate(cfg.data, resolution=...)`."""
@@ -38,13 +42,20 @@ class Data(Protocol):
         """(B, 3, H, W) in [0, 1] and B captions -> (B,) in [0, 1]; None where no independent judge exists."""
         ...
 
+    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        """What else is known of pictures, "guard/<name>" -> (B,), nan where it is undefined; {} where nothing is.
+
+        They have no direction: a method that raises its score should leave them where they are.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Preference:
     """One row of preference data: n pictures of one prompt, n = 2 for Pick-a-Pic.
 
-    images: (n, 3, H, W) float32 in [0, 1]. labels: (n, n), labels[i, j] is the probability that i is preferred to j, 0.5
-    for a tie and on the diagonal. weight: 1 / the number of rows with this prompt, 1 where the data does not say.
+    images: (n, 3, H, W) float32 in [0, 1]. labels: (n, n), labels[i, j] is the probability that i is preferred to j,
+    0.5 for a tie and on the diagonal. weight: 1 / the number of rows with this prompt, 1 where the data does not say.
     gaps: aesthetic, CLIP and VQA score of the first picture less that of the second, None where unknown.
     """
 
@@ -63,4 +74,6 @@ class Preferences(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> Preference: ...
+    def __getitem__(self, i: int) -> Preference:
+        """Raises data.image_pairs.Unusable for a row that turns out to be unreadable."""
+        ...

@@ -355,13 +355,21 @@ class ToySplit:
 
     def scene(self, i: int) -> Scene:
         """The i-th scene with all ground truths; IndexError past the end."""
+        content, rng = self._content(i)
+        return draw_scene(content, rng, resolution=self.resolution)
+
+    def _content(self, i: int) -> tuple[Content, np.random.Generator]:
         if not 0 <= i < self.num:
             raise IndexError(f"toy {self.split} split has {self.num} scenes, index {i} asked for")
         rng = np.random.default_rng([self.seed, ("train", "test").index(self.split), i])
         content = draw_content(rng)
         while held_out(content) != (self.split == "test"):
             content = draw_content(rng)
-        return draw_scene(content, rng, resolution=self.resolution)
+        return content, rng
+
+    def caption(self, i: int) -> str:
+        """The i-th scene's caption; its content is decided before anything is drawn."""
+        return self._content(i)[0].caption()
 
     def __getitem__(self, i: int) -> Sample:
         scene = self.scene(i)
@@ -393,3 +401,7 @@ class Toy:
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor:
         """(B, 3, H, W) in [0, 1] and B toy captions -> (B,): share of the captioned attributes found."""
         return self.judge.alignment(images, captions)
+
+    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        """Share of the picture that objects take, and every kind of attribute for every kind of prompt."""
+        return self.judge.guards(images, captions)

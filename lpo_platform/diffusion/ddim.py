@@ -61,6 +61,12 @@ class DDIM:
         ascending = torch.arange(num_steps, device=self.alphas_cumprod.device) * stride
         return ascending.flip(0) + self.steps_offset
 
+    def previous(self, t: Tensor, num_steps: int, *, eta: float) -> Tensor:
+        """Where a step from t leads, (B,). A deterministic chain ends below 0, at the schedule's final abar; one that
+        draws noise ends at 0, because abar = 1 would leave its last step without a density (specs/lpo.md 3.1)."""
+        before = t - self.num_train_steps // num_steps
+        return before.clamp_min(0) if eta > 0 else before
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t for x0, noise (B, C, H, W) and t (B,)."""
         abar = self._abar(t)

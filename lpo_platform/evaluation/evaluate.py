@@ -1,7 +1,8 @@
 """Held-out measurements of a policy, item by item, so that two models can be compared on the same noise."""
 
+import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +17,13 @@ from lpo_platform.evaluation.statistics import compare, compare_frechet
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.record import write_text
+from lpo_platform.rewards.reward import StepReward
 from lpo_platform.tasks.task import Task
 
 LATENT_FD = "image/latent_fd"
+DIVERSITY = "image/diversity"
 ALIGNMENT = "text/alignment"
+REWARD = "reward/score"
 PARTS = ("features", "real", "images", "control", "detected")
 
 
@@ -27,15 +31,15 @@ PARTS = ("features", "real", "images", "control", "detected")
 class Evaluation:
     """What one model drew for N items.
 
-    scores: per metric (N,). features, real: (N, F) latent statistics of the drawn and of the true pictures.
-    control, images, detected: of the first items, the condition, the picture and what the detector finds in it,
-    (n, 3, H, W) in [0, 1].
+    scores: per metric (N,), nan where it is undefined. features, real: (N, F) latent statistics of the drawn and of the
+    true pictures. control, images, detected: of the first items, the condition, the picture and what the detector finds
+    in it, (n, 3, H, W) in [0, 1].
     """
 
     scores: dict[str, Tensor]
-    features: Tensor
-    real: Tensor
-    images: Tensor
+    features: Tensor | None = None
+    real: Tensor | None = None
+    images: Tensor | None = None
     control: Tensor | None = None
     detected: Tensor | None = None
 
@@ -65,7 +69,11 @@ class Drawing:
 
 
 class Evaluator:
-    """The protocol: how many held-out items, how pictures are sampled, which seed. Null takes the model's setting."""
+    """The protocol: how many held-out items, how pictures are sampled, which seed. Null takes the model's setting.
+
+    images_per_item: pictures of each item, whose mean is the item's score; from two on their diversity is measured.
+    guards: also what else the data can say of a picture, to see at whose expense a score has risen.
+    """
 
     def __init__(
         self,
@@ -76,8 +84,11 @@ class Evaluator:
         guidance: float | None = None,
         num_steps: int | None = None,
         shown: int = 16,
+        images_per_item: int = 1,
+        guards: bool = False,
     ) -> None:
         self.num_samples, self.batch, self.seed, self.shown = num_samples, batch, seed, shown
+        self.images_per_item, self.guards = images_per_item, guards
         self.eta, self.guidance, self.num_steps = eta, guidance, num_steps
 
     def sampling(self, adapter: Adapter) -> Sampling:
@@ -89,19 +100,22 @@ class Evaluator:
         return [data.test[i] for i in range(min(self.num_samples, len(data.test)))]
 
     @torch.no_grad()
-    def __call__(self, policy: Policy, data: Data, task: Task | None, *, title: str) -> Evaluation:
-        """Draws one picture per held-out item and scores it."""
+    def __call__(
+        self, policy: Policy, data: Data, task: Task | None, *, title: str, reward: StepReward | None = None
+    ) -> Evaluation:
+        """Draws the pictures of every held-out item and scores them; a reward's own score of them stands beside."""
         policy.eval()
         samples, parts = self.items(data), []
-        with tqdm(total=len(samples), desc=title, unit="img") as bar:
+        with tqdm(total=len(samples), desc=title, unit="item") as bar:
             for start in range(0, len(samples), self.batch):
                 chunk = samples[start : start + self.batch]
-                parts.append(self._evaluate(policy, chunk, data, task))
+                drawn = [self._evaluate(policy, chunk, data, task, reward, n) for n in range(self.images_per_item)]
+                parts.append(_average(drawn))
                 bar.update(len(chunk))
         return _join(parts, self.shown)
 
-    def draw(self, policy: Policy, samples: list[Sample], task: Task | None) -> Drawing:
-        """One picture per item, rounded to 8 bits as a PNG would be; the same for an item in whatever batch."""
+    def draw(self, policy: Policy, samples: list[Sample], task: Task | None, number: int = 0) -> Drawing:
+        """Picture `number` of every item, rounded to 8 bits as a PNG would be; the same for an item in any batch."""
         adapter = policy.adapter
         control = target = None
         if task is not None:
@@ -109,26 +123,52 @@ class Evaluator:
             control = task.render(target)
         condition = Condition(adapter.embed(adapter.tokenize([s.caption for s in samples])), control)
         ids, sampling = [s.id for s in samples], self.sampling(adapter)
-        latents = sample_latents(policy, condition, ids, sampling, seed=self.seed, stream="evaluate")
+        stream = f"evaluate/{number}" if number else "evaluate"
+        latents = sample_latents(policy, condition, ids, sampling, seed=self.seed, stream=stream)
         images = adapter.decode(latents).mul(255).round().div(255)
         maps = None if task is None else task.detect(images)
         return Drawing(latents, images, control, target, maps, None if maps is None else task.render(maps))
 
-    def _evaluate(self, policy: Policy, samples: list[Sample], data: Data, task: Task | None) -> Evaluation:
-        adapter, drawn = policy.adapter, self.draw(policy, samples, task)
+    def _evaluate(
+        self,
+        policy: Policy,
+        samples: list[Sample],
+        data: Data,
+        task: Task | None,
+        reward: StepReward | None,
+        number: int,
+    ) -> Evaluation:
+        adapter, drawn = policy.adapter, self.draw(policy, samples, task, number)
+        captions, images = [s.caption for s in samples], drawn.images.cpu()
         scores = {} if task is None else task.score(drawn.maps, drawn.target)
-        alignment = data.alignment(drawn.images.cpu(), [s.caption for s in samples])
+        alignment = data.alignment(images, captions)
         if alignment is not None:
             scores[ALIGNMENT] = alignment
-        real = adapter.sample_latents(adapter.encode_moments(_stack(samples)), torch.zeros_like(drawn.latents))
+        if reward is not None:
+            scores[REWARD] = reward_of(reward, drawn.latents, captions)
+        if self.guards:
+            scores |= data.guards(images, captions)
+        real = None
+        if samples[0].image is not None:
+            zeros = torch.zeros_like(drawn.latents)
+            real = latent_statistics(adapter.sample_latents(adapter.encode_moments(_stack(samples)), zeros))
         return Evaluation(
             {name: value.float().cpu() for name, value in scores.items()},
             latent_statistics(drawn.latents),
-            latent_statistics(real),
-            drawn.images.cpu(),
+            real,
+            images,
             None if drawn.control is None else drawn.control.cpu(),
             None if drawn.detected is None else drawn.detected.cpu(),
         )
+
+    def compare(self, before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
+        return compare_evaluations(before, after, task)
+
+
+def reward_of(reward: StepReward, latents: Tensor, captions: list[str]) -> Tensor:
+    """What a reward of noisy latents says of finished ones, at t = 1: (B,)."""
+    rows = torch.arange(len(latents), device=latents.device)
+    return reward(latents, torch.ones_like(rows), reward.encode(captions), rows)
 
 
 def latent_statistics(latents: Tensor) -> Tensor:
@@ -142,9 +182,13 @@ def latent_statistics(latents: Tensor) -> Tensor:
 
 def compare_evaluations(before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
     """The `metrics` of result.json: paired differences with 95 % bootstrap intervals."""
-    better = {name: True for name in before.scores} | (task.scores if task else {})
+    better = {name: None if name.startswith("guard/") else True for name in before.scores} | (
+        task.scores if task else {}
+    )
     numbers = [{name: value.numpy() for name, value in side.scores.items()} for side in (before, after)]
     metrics = compare(*numbers, {name: better[name] for name in before.scores})
+    if before.real is None:
+        return metrics
     features = (side.numpy() for side in (before.real, before.features, after.features))
     return metrics | {LATENT_FD: compare_frechet(*features)}
 
@@ -163,6 +207,17 @@ def write_items(file: Path, samples: list[Sample], before: Evaluation, after: Ev
 
 def _stack(samples: list[Sample]) -> Tensor:
     return torch.stack([sample.image for sample in samples])
+
+
+def _average(drawn: list[Evaluation]) -> Evaluation:
+    """Several pictures of the same items: scores are their means, diversity their mean distance."""
+    first = drawn[0]
+    if len(drawn) == 1:
+        return first
+    scores = {name: torch.stack([d.scores[name] for d in drawn]).mean(0) for name in first.scores}
+    pairs = itertools.combinations(drawn, 2)
+    distances = [(a.images - b.images).square().flatten(1).mean(1).sqrt() for a, b in pairs]
+    return replace(first, scores=scores | {DIVERSITY: torch.stack(distances).mean(0)})
 
 
 def _join(parts: list[Evaluation], shown: int) -> Evaluation:

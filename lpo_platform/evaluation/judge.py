@@ -23,6 +23,14 @@ FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "judge"
 RESOLUTION = 64
 SHAPE_AREA = 0.012  # of the picture: half of the smallest shape that the toy data draws
 CLOTHES_AREA, SKIN_AREA = 0.01, 0.004
+KINDS = {
+    "shapes": {
+        "objects": ("first", "second"),
+        "colours": ("first_colour", "second_colour"),
+        "relation": ("relation",),
+    },
+    "person": {"body": ("person",), "clothes": ("shirt", "trousers"), "pose": ("pose",)},
+}
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -82,6 +90,18 @@ class Judge(nn.Module):
         scores = [sum(found.values()) / len(found) for found in self.attributes(images, captions)]
         return torch.tensor(scores, dtype=torch.float32)
 
+    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        """guard/area, the share of the picture that is not background, and each kind of attribute, nan where a caption
+        has none of the kind: "guard/<name>" -> (B,)."""
+        found = self.attributes(images, captions)
+        area = (self.maps(images)[0] > 0).float().mean((1, 2))
+        grouped = {
+            f"guard/{kind}/{name}": torch.tensor([_mean_of(row, names) for row in found])
+            for kind, groups in KINDS.items()
+            for name, names in groups.items()
+        }
+        return {"guard/area": area} | grouped
+
     def save(self, folder: Path = FOLDER) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
@@ -95,6 +115,10 @@ class Judge(nn.Module):
         judge = cls(tuple(json.loads((folder / "config.json").read_text())["widths"]))
         judge.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         return judge.eval().requires_grad_(False)
+
+
+def _mean_of(attributes: dict[str, float], names: tuple[str, ...]) -> float:
+    return sum(attributes[name] for name in names) / len(names) if names[0] in attributes else math.nan
 
 
 def _share(hits: Tensor, of: Tensor) -> float:

@@ -74,7 +74,7 @@ def win_rate(before: ArrayLike, after: ArrayLike, *, higher_is_better: bool) -> 
 def compare(
     before: Mapping[str, ArrayLike],
     after: Mapping[str, ArrayLike],
-    higher_is_better: Mapping[str, bool],
+    higher_is_better: Mapping[str, bool | None],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -94,22 +94,24 @@ def compare(
     return result
 
 
-def entry(before: float, after: float, interval: Interval, *, higher_is_better: bool) -> dict[str, Any]:
-    """One metric in result.json's form."""
+def entry(before: float, after: float, interval: Interval, *, higher_is_better: bool | None) -> dict[str, Any]:
+    """One metric in result.json's form; higher_is_better None for what should rather stay as it is."""
     return {
         "before": float(before),
         "after": float(after),
         "difference": float(after) - float(before),
         "ci95": [float(interval[0]), float(interval[1])],
-        "higher_is_better": bool(higher_is_better),
+        "higher_is_better": higher_is_better,
     }
 
 
 def verdict(metric: Mapping[str, Any]) -> str:
-    """ "better" or "worse" if the interval of the difference excludes 0, else "unclear"."""
+    """ "better" or "worse" ("changed" without a direction) if the interval excludes 0, else "unclear"."""
     low, high = (math.nan if bound is None else bound for bound in metric["ci95"])
     if not (low > 0 or high < 0):
         return "unclear"
+    if metric["higher_is_better"] is None:
+        return "changed"
     return "better" if (low > 0) == metric["higher_is_better"] else "worse"
 
 

@@ -22,6 +22,7 @@ class Method(L.LightningModule):
     """
 
     needs: ClassVar[tuple[str, ...]]
+    schedule_interval: ClassVar[str] = "step"
 
     def __init__(self, *, policy: Policy, optim: AdamW, seed: int, steps: int, batch: int) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Method(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer, schedule = self.optim.build(self.policy.trainable().values(), self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.schedule_interval}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips here, after 16-mixed has unscaled, and logs the norm before clipping."""

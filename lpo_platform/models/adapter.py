@@ -35,6 +35,7 @@ class Adapter(Protocol):
 
     text_encoders: tuple[nn.Module, ...]  # text_encoder and, in SDXL, a second one
     controls: dict[str, str]
+    reward: str | None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Adapter": ...
     def tokenize(self, prompts: list[str]) -> Tensor: ...  # int64, one row per prompt: (B, L); SDXL (B, 2, L)

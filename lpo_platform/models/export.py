@@ -6,9 +6,11 @@ import torch
 
 from lpo_platform.config import UserError
 from lpo_platform.models import lora
+from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.reward_folder import load_reward, save_reward
 
-FOLDERS = {"control": "controlnet", "unet": "unet", "text_encoder": "text_encoder"}
+FOLDERS = {"control": "controlnet", "unet": "unet", "text_encoder": "text_encoder", "reward": "reward"}
 
 
 def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
@@ -21,7 +23,10 @@ def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
     for name, module in policy.learning.items():
         module.to(memory_format=torch.contiguous_format)  # safetensors knows no other
         target = folder / f"{FOLDERS[name]}{suffix}"
-        if not hasattr(module, "peft_config"):
+        if isinstance(module, LatentReward):
+            save_reward(module, target, policy.adapter.unet)
+            written.append(target)
+        elif not hasattr(module, "peft_config"):
             module.save_pretrained(target)
             written.append(target)
         else:
@@ -44,5 +49,7 @@ def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
             raise UserError(f"{source}: no such export; the run has not finished training (lpo-train resume=<run>)")
         if adapter:
             lora.insert(module, lora.read(str(source), setting="run"), setting=f"run={folder.parent}")
+        elif isinstance(module, LatentReward):
+            module.load_state_dict(load_reward(policy.adapter, str(source)).state_dict())
         else:
             module.load_state_dict(type(module).from_pretrained(source).state_dict())

@@ -20,7 +20,8 @@ class StableDiffusion:
 
     controls: the starting ControlNet of each task. unet, vae: the part from elsewhere. All of them are
     "<folder or hub id>[::<subfolder>]". lora: an adapter merged into the UNet (models/lora.py says which files); what
-    is trained then starts at the merged weights, and an exported adapter is relative to them.
+    is trained then starts at the merged weights, and an exported adapter is relative to them. reward: a latent reward
+    model for these latents, what reward.weights=auto means.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class StableDiffusion:
         unet: str | None = None,
         vae: str | None = None,
         lora: str | None = None,
+        reward: str | None = None,
     ) -> None:
         self.name, self.weights, self.resolution = name, weights, resolution
         self.guidance, self.num_inference_steps = guidance, num_inference_steps
-        self.controls = dict(controls or {})
+        self.controls, self.reward = dict(controls or {}), reward
         self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
         self.unet = self._load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
         if lora:

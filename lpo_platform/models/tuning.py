@@ -72,6 +72,42 @@ class Lora:
         return {}
 
 
+class Reward:
+    """A latent reward model learns, started from the denoiser's encoder half and text encoders, which stay as they are.
+
+    guidance, multi_scale, multi_scale_guidance: of models/latent_reward.py. weights: go on from this reward model
+    instead (folder or hub id). text_projection: a CLIP model whose text_projection the text tower starts at
+    (SD-1.5: openai/clip-vit-large-patch14); null starts at the identity.
+    """
+
+    def __init__(
+        self,
+        guidance: float = 7.5,
+        multi_scale: bool = True,
+        multi_scale_guidance: bool = False,
+        text_projection: str | None = None,
+        weights: str | None = None,
+    ) -> None:
+        self.settings = {
+            "guidance": guidance,
+            "multi_scale": multi_scale,
+            "multi_scale_guidance": multi_scale_guidance,
+        }
+        self.text_projection, self.weights = text_projection, weights
+
+    def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
+        from lpo_platform.models.latent_reward import LatentReward
+        from lpo_platform.models.reward_folder import load_reward, read_text_projection
+
+        if self.weights is not None:
+            return {"reward": load_reward(adapter, self.weights, **self.settings).requires_grad_(True)}
+        start = None if self.text_projection is None else read_text_projection(self.text_projection)
+        return {"reward": LatentReward.start(adapter, text_projection=start, **self.settings)}
+
+    def freeze(self, modules: Modules) -> Modules:
+        return {}
+
+
 @contextmanager
 def adapters_off(unet: nn.Module) -> Iterator[None]:
     """The UNet without its LoRA adapters.

@@ -1,0 +1,92 @@
+"""Preference data with everything frozen already computed: VAE moments of the pictures, tokens and text of the prompt.
+
+The posterior is still sampled at every step; only its parameters are kept, in half precision (64 KiB for a 512 px
+picture). Rows that cannot be read when the cache is built are counted, reported and left out.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from lpo_platform.config import UserError
+from lpo_platform.data.cache import Cache, fingerprint
+from lpo_platform.data.condition_pairs import ConditionPairs
+from lpo_platform.data.image_pairs import Unusable
+from lpo_platform.data.source import Preference, Preferences
+from lpo_platform.models.adapter import Adapter
+
+VERSION = 1  # raise it when the columns change their meaning
+log = logging.getLogger(__name__)
+
+
+class PreferenceRows(Dataset):
+    """The usable rows of a complete cache: column name -> tensor. weights (N,): how much each counts."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.stored = ConditionPairs(cache)
+        kept = [self.stored.column(shard, "usable") for shard in cache.shards]
+        self.rows = torch.cat(kept).nonzero().flatten()
+        self.weights = torch.cat([self.stored.column(shard, "weight") for shard in cache.shards])[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return self.stored[int(self.rows[row])]
+
+
+def cache_of(source: Preferences, adapter: Adapter, *, text: bool, folder: Path) -> Cache:
+    """The cache of a split's rows; `text` says whether it holds the embedded prompt."""
+    key = fingerprint("preferences", VERSION, source.fingerprint, adapter.fingerprint, text)
+    return Cache(folder, key, len(source), shard_size=64)
+
+
+@torch.no_grad()
+def prepare(cache: Cache, source: Preferences, adapter: Adapter, *, text: bool, title: str) -> PreferenceRows:
+    """Builds what is missing of the cache, with a progress bar, and opens it. UserError if no row is usable."""
+    missing = cache.missing()
+    reasons: list[str] = []
+    with tqdm(total=len(source), desc=title, unit="row", initial=len(source) - sum(map(len, missing))) as bar:
+        for shard in missing:
+            rows = [_read(source, i, reasons) for i in shard]
+            cache.write(shard, _encode(rows, adapter, text), {"caption": [r.caption if r else "" for r in rows]})
+            bar.update(len(rows))
+    for reason in reasons[:5]:
+        log.warning("left out: %s", reason)
+    if len(reasons) > 5:
+        log.warning("left out: %d more rows", len(reasons) - 5)
+    opened = PreferenceRows(cache)
+    if len(opened) == 0:
+        raise UserError(f"none of the {len(source)} {title} could be read")
+    return opened
+
+
+def _read(source: Preferences, i: int, reasons: list[str]) -> Preference | None:
+    try:
+        return source[i]
+    except Unusable as error:
+        reasons.append(str(error))
+        return None
+
+
+def _encode(rows: list[Preference | None], adapter: Adapter, text: bool) -> dict[str, Tensor]:
+    """Columns of a shard; a row that could not be read is zeros and not usable."""
+    count = next((len(row.images) for row in rows if row), 2)
+    tokens = adapter.tokenize([row.caption if row else "" for row in rows])
+    moments = torch.zeros(len(rows), count, 2 * adapter.latent_shape[0], *adapter.latent_shape[1:], dtype=torch.half)
+    for i, row in enumerate(rows):
+        if row:
+            moments[i] = adapter.encode_moments(row.images.to(adapter.device)).half().cpu()
+    columns = {
+        "moments": moments,
+        "tokens": tokens,
+        "labels": torch.stack([row.labels if row else torch.full((count, count), 0.5) for row in rows]),
+        "weight": torch.tensor([row.weight if row else 0.0 for row in rows]),
+        "gaps": torch.tensor([row.gaps if row and row.gaps else (torch.nan,) * 3 for row in rows]),
+        "usable": torch.tensor([row is not None for row in rows]),
+    }
+    return columns | ({"text": adapter.embed(tokens).cpu()} if text else {})

@@ -1,0 +1,95 @@
+"""How often a latent reward model prefers what people (or a labeller) prefer, at every level of noise."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lpo_platform import noise
+from lpo_platform.data.preference_rows import PreferenceRows
+from lpo_platform.data.source import Sample
+from lpo_platform.evaluation.evaluate import Evaluation
+from lpo_platform.evaluation.statistics import compare, entry, statistic_interval
+from lpo_platform.methods.lrm import pair_accuracy
+from lpo_platform.models.policy import Policy
+
+ACCURACY = "lrm/pair_accuracy"
+GAPS = ("aesthetic", "clip", "vqa")
+
+
+class PairEvaluator:
+    """The protocol: which timesteps, how many held-out rows, which noise. `lrm/pair_accuracy` is their mean."""
+
+    def __init__(
+        self,
+        timesteps: tuple[int, ...] = (1, 201, 401, 601, 751, 951),
+        num_samples: int | None = None,
+        batch: int = 32,
+        seed: int = 12345,
+    ) -> None:
+        self.timesteps, self.num_samples, self.batch, self.seed = tuple(timesteps), num_samples, batch, seed
+
+    @torch.no_grad()
+    def __call__(self, policy: Policy, rows: PreferenceRows, *, title: str) -> Evaluation:
+        """Per row the accuracy at each timestep, and at the first one the score gap of its first two pictures."""
+        policy.eval()
+        total = min(self.num_samples or len(rows), len(rows))
+        parts: dict[str, list[Tensor]] = {}
+        with tqdm(total=total, desc=title, unit="row") as bar:
+            for start in range(0, total, self.batch):
+                chunk = [rows[i] for i in range(start, min(start + self.batch, total))]
+                for name, value in self._measure(policy, chunk, list(range(start, start + len(chunk)))).items():
+                    parts.setdefault(name, []).append(value.float().cpu())
+                bar.update(len(chunk))
+        return Evaluation({name: torch.cat(values) for name, values in parts.items()})
+
+    def _measure(self, policy: Policy, chunk: list[dict[str, Tensor]], keys: list[int]) -> dict[str, Tensor]:
+        adapter, model = policy.adapter, policy.learning["reward"]
+        moments = torch.stack([row["moments"] for row in chunk]).to(adapter.device)
+        labels = torch.stack([row["labels"] for row in chunk]).to(adapter.device)
+        count = moments.shape[1]
+        text = model.encode(torch.stack([row["tokens"] for row in chunk]))
+        text = {name: part.repeat_interleave(count, 0) for name, part in text.items()}
+        draw = lambda stream: noise.normal(keys, (count, *adapter.latent_shape), seed=self.seed, stream=stream)  # noqa: E731
+        z = adapter.sample_latents(moments.flatten(0, 1), draw("vae").flatten(0, 1).to(adapter.device))
+        scores, measured, empty = None, {}, model.empty()
+        for timestep in self.timesteps:
+            t = torch.full((len(z),), timestep, device=adapter.device)
+            e = draw(f"t={timestep}").flatten(0, 1).to(adapter.device)
+            found = model(adapter.process.add_noise(z, e, t), t, text, empty).view(-1, count)
+            scores = found if scores is None else scores
+            measured[f"{ACCURACY}/t={timestep}"] = pair_accuracy(found, labels)
+        gaps = torch.stack([row["gaps"] for row in chunk])
+        known = {f"gap/{name}": gaps[:, i] for i, name in enumerate(GAPS)}
+        mean = torch.stack(list(measured.values())).mean(0)
+        return {ACCURACY: mean} | measured | {"gap/lrm": scores[:, 0] - scores[:, 1]} | known
+
+    def items(self, data: Any) -> list[Sample]:
+        """The held-out rows that were measured."""
+        total = min(self.num_samples or len(data.test), len(data.test))
+        return [Sample(f"pair-{i:06d}", None, data.test.caption(i)) for i in range(total)]
+
+    def compare(self, before: Evaluation, after: Evaluation, task: None = None) -> dict[str, dict[str, Any]]:
+        """The `metrics` of result.json: accuracies, and where the data knows them correlations with the three gaps."""
+        names = [name for name in before.scores if name.startswith(ACCURACY)]
+        sides = [{name: side.scores[name].numpy() for name in names} for side in (before, after)]
+        metrics = compare(*sides, dict.fromkeys(names, True))
+        for name in GAPS:
+            known = ~torch.isnan(after.scores[f"gap/{name}"]).numpy()
+            if known.sum() > 2:
+                metrics[f"lrm/correlation/{name}"] = _correlation(
+                    before.scores["gap/lrm"].numpy()[known],
+                    after.scores["gap/lrm"].numpy()[known],
+                    after.scores[f"gap/{name}"].numpy()[known],
+                )
+        return metrics
+
+
+def _correlation(before: np.ndarray, after: np.ndarray, gap: np.ndarray) -> dict[str, Any]:
+    """Pearson's correlation of the model's score gap with another score's gap, before and after."""
+    pearson = lambda a, b: float(np.corrcoef(a, b)[0, 1])  # noqa: E731
+    difference = lambda rows: pearson(after[rows], gap[rows]) - pearson(before[rows], gap[rows])  # noqa: E731
+    interval = statistic_interval(difference, len(gap))
+    return entry(pearson(before, gap), pearson(after, gap), interval, higher_is_better=True)

@@ -1,0 +1,133 @@
+"""Latent Preference Optimisation (arXiv:2502.01051): step-level preferences between noisy latents.
+
+At every step of a trajectory K candidates are drawn from the policy's own Gaussian, a reward for noisy latents names
+the best and the worst, and where the two differ enough the policy learns to make the better one likelier. With which
+candidate the trajectory goes on is drawn at random, so sampling never waits for the reward: it comes afterwards, in
+large batches. Winner and loser follow from the same x_t: one forward of the policy and one of the reference serve both.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lpo_platform import losses, noise
+from lpo_platform.diffusion.gaussian import Gaussian
+from lpo_platform.diffusion.rollout import rollout
+from lpo_platform.distributed import Rows
+from lpo_platform.methods.method import Batch
+from lpo_platform.methods.online import Online
+from lpo_platform.preferences import Rule, select, thresholds
+from lpo_platform.rewards.reward import StepReward
+
+
+class LPO(Online):
+    """candidates: K; num_steps, eta, guidance: of sampling, guidance also inside the loss; threshold: [low, high] of
+    p_w - p_l, rising with threshold_rule; beta, clip: of the loss.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        *,
+        reward: StepReward,
+        candidates: int = 4,
+        num_steps: int = 20,
+        eta: float = 1.0,
+        guidance: float = 5.0,
+        threshold: tuple[float, float] = (0.35, 0.5),
+        threshold_rule: Rule = "sigma",
+        beta: float = 500.0,
+        clip: float = 0.1,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.reward, self.candidates, self.num_steps = reward, candidates, num_steps
+        self.eta, self.guidance, self.beta, self.clip = eta, guidance, beta, clip
+        self.threshold, self.threshold_rule = tuple(threshold), threshold_rule
+        self.policy.freeze_reference()
+
+    def collect(self, captions: list[str], positions: range) -> Rows:
+        text = self.embed(captions)
+        t, x, candidates = self.explore(text, positions)
+        scores = self.score(captions, t, candidates)
+        winner, loser, valid = select(scores.transpose(0, 1), self.thresholds(t)[:, None])
+        self.round = {
+            "rollout/valid": valid.float().mean(),
+            "reward/mean": scores.mean(),
+            "reward/spread": scores.std(1).mean(),
+        }
+        step, prompt = valid.nonzero(as_tuple=True)
+        return {
+            "prompt": torch.tensor(positions, device=step.device)[prompt],
+            "step": step,
+            "t": t[step],
+            "x": x[step, prompt],
+            "winner": candidates[step, winner[step, prompt], prompt],
+            "loser": candidates[step, loser[step, prompt], prompt],
+            "text": text[prompt],
+        }
+
+    def explore(self, text: Tensor, positions: range) -> tuple[Tensor, Tensor, Tensor]:
+        """One trajectory per prompt: t (T,), x_t (T, B, C, h, w) and candidates (T, K, B, C, h, w)."""
+        keys, shape = list(positions), (self.candidates, *self.policy.adapter.latent_shape)
+
+        def draw(index: int) -> Tensor:
+            drawn = noise.normal(keys, shape, seed=self.seed, stream=f"candidates/{index}")
+            return drawn.transpose(0, 1).to(self.device, non_blocking=True)
+
+        def choose(index: int) -> Tensor:
+            return noise.integers(keys, self.candidates, seed=self.seed, stream=f"choice/{index}").to(self.device)
+
+        steps = list(
+            rollout(
+                lambda x, t: self.predict(x, t, text),
+                self.policy.adapter.process,
+                self.keyed(positions, "rollout"),
+                num_steps=self.num_steps,
+                eta=self.eta,
+                noise=draw,
+                choice=choose,
+            )
+        )
+        times = self.policy.adapter.process.times(self.num_steps)
+        return times, torch.stack([s.x for s in steps]), torch.stack([s.candidates for s in steps])
+
+    def score(self, captions: list[str], t: Tensor, candidates: Tensor) -> Tensor:
+        """Rewards of all candidates, (T, K, B); each prompt is encoded once."""
+        if self.reward.timestep == "next":
+            t = self.policy.adapter.process.previous(t, self.num_steps, eta=self.eta)
+        shape = candidates.shape[:3]
+        prompt = torch.arange(shape[2], device=t.device).expand(shape)
+        t = t[:, None, None].expand(shape)
+        text = self.reward.encode(captions)
+        return self.reward(candidates.flatten(0, 2), t.flatten(), text, prompt.flatten()).view(shape)
+
+    def thresholds(self, t: Tensor) -> Tensor:
+        process = self.policy.adapter.process
+        sigma = process.sigma(t, process.previous(t, self.num_steps, eta=self.eta), self.eta).flatten()
+        return thresholds(self.threshold_rule, *self.threshold, t, sigma)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        policy = self.gaussian(batch)
+        with self.policy.reference():
+            reference = self.gaussian(batch)
+        winner, loser = (policy.log_prob(batch[k]) - reference.log_prob(batch[k]) for k in ("winner", "loser"))
+        pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
+        return (batch["weight"] * pairs).sum(), self._report(winner.detach(), loser.detach())
+
+    def gaussian(self, batch: Batch) -> Gaussian:
+        """Where a step from x_t leads; winner and loser were both drawn there."""
+        process, t = self.policy.adapter.process, batch["t"]
+        output = self.predict(batch["x"], t, batch["text"])
+        previous = process.previous(t, self.num_steps, eta=self.eta)
+        return process.step(output, t, previous, batch["x"], eta=self.eta)
+
+    def _report(self, winner: Tensor, loser: Tensor) -> dict[str, Tensor]:
+        outside = torch.maximum(winner.abs(), loser.abs()) > self.clip
+        return {
+            "lpo/margin": (winner - loser).mean(),
+            "lpo/accuracy": (winner > loser).float().mean(),
+            "lpo/clipped": outside.float().mean(),
+        }

@@ -1,0 +1,66 @@
+"""Latent Reward Model training (arXiv:2502.01051): which of several noisy latents of a prompt do people prefer?"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lpo_platform import losses, noise
+from lpo_platform.methods.method import Batch, Method
+from lpo_platform.models.latent_reward import LatentReward
+
+
+class LRM(Method):
+    """The pictures of a row are noised to the same t, drawn from the sampler's `num_steps` timesteps, and scored.
+
+    noise: independent for each picture (LRM) or shared within a row (SPO's step-aware model). Rows count with their
+    weights, normalised over the step's whole batch.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("moments", "tokens", "labels")
+
+    def __init__(
+        self, *, num_steps: int = 20, noise: Literal["independent", "shared"] = "independent", **shared: Any
+    ) -> None:
+        super().__init__(**shared)
+        self.num_steps, self.noise = num_steps, noise
+
+    @property
+    def model(self) -> LatentReward:
+        return self.policy.learning["reward"]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        process, moments = self.policy.adapter.process, batch["moments"]
+        num, count = moments.shape[:2]
+        chosen = noise.integers(self._keys(batch), self.num_steps, seed=self.seed, stream="reward/t").to(self.device)
+        t = process.times(self.num_steps)[chosen].repeat_interleave(count)
+        z = self.policy.adapter.sample_latents(moments.flatten(0, 1), self._draw(batch, "vae", count))
+        e = self._draw(batch, "reward", 1 if self.noise == "shared" else count)
+        e = e.repeat_interleave(num * count // len(e), 0)
+        text = {name: part.repeat_interleave(count, 0) for name, part in self.model.encode(batch["tokens"]).items()}
+        scores = self.model(process.add_noise(z, e, t), t, text, self.model.empty()).view(num, count)
+        rows = losses.pair_preference(scores, batch["labels"])
+        return (batch["weight"] * rows).sum(), self._report(scores.detach(), batch["labels"])
+
+    def _draw(self, batch: Batch, stream: str, count: int) -> Tensor:
+        """Normal noise for `count` pictures of every row, (B count, C, h, w)."""
+        shape = (count, *self.policy.adapter.latent_shape)
+        drawn = noise.normal(self._keys(batch), shape, seed=self.seed, stream=stream)
+        return drawn.flatten(0, 1).to(self.device, non_blocking=True)
+
+    def _report(self, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {
+            "lrm/accuracy": pair_accuracy(scores, labels).mean(),
+            "lrm/scale": self.model.logit_scale.detach().exp(),
+        }
+
+
+def pair_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Expected share of a row's pairs that are ordered as labelled: (B, n), (B, n, n) -> (B,).
+
+    A pair counts y where its first picture scores higher and 1 - y where its second does (PickScore's accuracy), so a
+    tied label counts a half whatever the scores say, and so does a tied score.
+    """
+    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
+    says, y = torch.sign(scores[:, first] - scores[:, second]) / 2 + 0.5, labels[:, first, second]
+    return (says * y + (1 - says) * (1 - y)).mean(1)

@@ -1,0 +1,100 @@
+"""What online methods share: an epoch is a round, whose samples come from the policy as it is at its start."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpo_platform import noise
+from lpo_platform.distributed import Rows, gather, share, world
+from lpo_platform.methods.method import Batch, Method
+from lpo_platform.models.adapter import Condition
+
+
+class Online(Method):
+    """`rounds` rounds of `prompts` prompts each, numbered over the whole run: their number keys their noise.
+
+    guidance: classifier-free guidance of every prediction, 1 for none. sample_batch: prompts that a process rolls out
+    at once, null for all of its own.
+    """
+
+    guidance: float
+    schedule_interval = "epoch"  # how many steps a round will have is not known in advance
+
+    def __init__(self, *, rounds: int, prompts: int, sample_batch: int | None = None, **shared: Any) -> None:
+        super().__init__(steps=rounds, **shared)
+        self.prompts, self.sample_batch = prompts, sample_batch
+        self.round: dict[str, Tensor] = {}
+        """What the last round has to report; logged when training on it begins."""
+
+    @abstractmethod
+    def collect(self, captions: list[str], positions: range) -> Rows:
+        """Samples for some of this process's prompts: columns with a first axis, `prompt` and `step` (B,) among them.
+
+        What it reports about them it leaves in `self.round`.
+        """
+
+    @torch.no_grad()
+    def play(self, number: int, captions: list[str], micro_batch: int) -> list[Batch]:
+        """Round `number` from its prompts (all processes') to this process's micro-batches."""
+        self.policy.eval()
+        positions = share(range(number * self.prompts, (number + 1) * self.prompts))
+        size, parts, reports = self.sample_batch or max(1, len(positions)), [], []
+        for start in range(0, len(positions), size):
+            chunk = positions[start : start + size]
+            parts.append(self.collect([captions[p % self.prompts] for p in chunk], chunk))
+            reports.append(self.round)
+        self.policy.train()
+        rows = gather({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        self.round = {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
+        self.round["rollout/samples"] = torch.tensor(float(len(rows["prompt"])))
+        return self.deal(number, rows, micro_batch)
+
+    def deal(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
+        """The rows of all processes in one shuffled order, cut into steps of `batch`, and of each step this process's
+        share in micro-batches: the same steps whatever the number of processes.
+
+        `weight` makes the sum of weight x loss the mean over the samples of a step once DDP has averaged it over
+        processes and accumulation over micro-batches. The last step may be smaller; rows that only even out the
+        processes have weight 0. A round without a sample is one batch without a weight.
+        """
+        total = len(rows["prompt"])
+        if total == 0:
+            return [{"position": torch.zeros(1, dtype=torch.long)}]
+        canonical = torch.argsort(rows["prompt"] * 2**20 + rows["step"]).cpu()
+        order = canonical[noise.permutation(total, seed=self.seed, stream=f"deal/{number}")]
+        rank, size = world()
+        accumulation = self.batch // (micro_batch * size)
+        batches = []
+        for start in range(0, total, self.batch):
+            step = order[start : start + self.batch]
+            count = -(-len(step) // size)
+            own = step[rank * count : (rank + 1) * count]
+            weight = torch.zeros(count)
+            weight[: len(own)] = accumulation * size / len(step)
+            own = torch.cat([own, step[:1].expand(count - len(own))])
+            for part in range(0, count, micro_batch):
+                chosen = own[part : part + micro_batch]
+                columns = {name: column[chosen.to(column.device)] for name, column in rows.items()}
+                batches.append(columns | {"position": chosen, "weight": weight[part : part + micro_batch]})
+        return batches
+
+    def on_train_epoch_start(self) -> None:
+        self.log_dict(self.round)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor | None:
+        return super().training_step(batch, index) if "weight" in batch else None
+
+    def embed(self, captions: list[str]) -> Tensor:
+        adapter = self.policy.adapter
+        return adapter.embed(adapter.tokenize(captions))
+
+    def predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        empty = self.policy.adapter.empty_text() if self.guidance != 1.0 else None
+        return self.policy.predict(x, t, Condition(text), guidance=self.guidance, empty=empty)
+
+    def keyed(self, positions: range, stream: str) -> Tensor:
+        """Standard normal noise in the shape of latents for prompts of this round."""
+        drawn = noise.normal(list(positions), self.policy.adapter.latent_shape, seed=self.seed, stream=stream)
+        return drawn.to(self.device, non_blocking=True)

@@ -1,0 +1,136 @@
+"""The Latent Reward Model (arXiv:2502.01051): a diffusion model's own encoder half scores noisy latents for a prompt.
+
+Two towers as in CLIP. The image tower is conv_in, down blocks and middle of the UNet, reading (x_t, t, prompt); its
+features are pooled and projected. The text tower is the model's text encoder. The score is exp(logit_scale) times
+the cosine between both. Up blocks are never built: nothing reads them.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from lpo_platform.models.adapter import Adapter
+from lpo_platform.models.shared_encoder import embed_time
+from lpo_platform.models.stable_diffusion_xl import encode_text, unpack
+
+UP = ("up_blocks.", "conv_norm_out.", "conv_out.")
+Text = dict[str, Tensor]
+
+
+def encoder_half(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of conv_in, time embeddings, down blocks and middle; the rest of the weights is never copied."""
+    half = empty_half(unet.config)
+    state = {k: v.detach().clone() for k, v in unet.state_dict().items() if not k.startswith(UP)}
+    half.load_state_dict(state, assign=True)
+    return half
+
+
+def empty_half(config: dict[str, Any]) -> UNet2DConditionModel:
+    """The encoder half of that configuration on the meta device, for load_state_dict(assign=True)."""
+    with torch.device("meta"):
+        half = UNet2DConditionModel.from_config(config)
+    del half.up_blocks, half.conv_norm_out, half.conv_act, half.conv_out
+    return half
+
+
+class LatentReward(nn.Module):
+    """Scores noisy latents (N, C, h, w) at timesteps t (N,) for prompts: (N,).
+
+    guidance: Visual Feature Enhancement, V = V_empty + guidance (V_text - V_empty) on the pooled middle vector, 1 for
+    none; multi_scale_guidance does the same on every scale. multi_scale: the vectors of the down blocks stand before
+    the middle one (1 + number of blocks of them), else the middle one stands alone.
+    text_projection: (d, d) weight that the text feature's projection starts at; None where the text encoder projects
+    itself (SDXL).
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoders: list[nn.Module],
+        empty_tokens: Tensor,
+        text_projection: Tensor | None,
+        *,
+        guidance: float = 7.5,
+        multi_scale: bool = True,
+        multi_scale_guidance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoders = unet, nn.ModuleList(text_encoders)
+        self.guidance, self.multi_scale, self.multi_scale_guidance = guidance, multi_scale, multi_scale_guidance
+        self.register_buffer("empty_tokens", empty_tokens, persistent=False)
+        last = text_encoders[-1].config
+        width = last.hidden_size if text_projection is not None else last.projection_dim
+        channels = [*unet.config.block_out_channels] if multi_scale else []
+        self.visual_projection = nn.Linear(sum(channels) + unet.config.block_out_channels[-1], width, bias=False)
+        nn.init.normal_(self.visual_projection.weight, std=0.02)
+        self.text_projection = None
+        if text_projection is not None:
+            self.text_projection = nn.Linear(width, width, bias=False)
+            self.text_projection.weight = nn.Parameter(text_projection.detach().clone().float())
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+
+    @classmethod
+    def start(cls, adapter: Adapter, *, text_projection: Tensor | None = None, **settings: Any) -> "LatentReward":
+        """An untrained one: the towers of a diffusion model; text_projection None starts at the identity."""
+        encoders = [copy.deepcopy(encoder) for encoder in adapter.text_encoders]
+        if text_projection is None and len(encoders) == 1:
+            text_projection = torch.eye(encoders[0].config.hidden_size)
+        half = encoder_half(adapter.unet)
+        return cls(half, encoders, adapter.tokenize([""]), text_projection, **settings).requires_grad_(True)
+
+    def encode(self, tokens: Tensor) -> Text:
+        """What the score needs to know of B prompts: context (B, L, D) of the image tower and target (B, d)."""
+        tokens = tokens.to(self.visual_projection.weight.device)
+        if len(self.text_encoders) == 2:
+            context = encode_text(*self.text_encoders, tokens)
+            return {"context": context, "target": unpack(context, self.text_encoders[1].config.projection_dim)[1]}
+        output = self.text_encoders[0](tokens)
+        return {"context": output.last_hidden_state, "target": output.pooler_output}
+
+    def empty(self) -> Tensor:
+        """The context of the empty prompt, (1, L, D)."""
+        return self.encode(self.empty_tokens)["context"]
+
+    def forward(self, latents: Tensor, t: Tensor, text: Text, empty: Tensor | None = None) -> Tensor:
+        """`text` holds the rows of encode() that belong to each latent; `empty` is what empty() returned."""
+        features = self.features(latents, t, text["context"], empty)
+        with torch.autocast(latents.device.type, enabled=False):  # half precision resolves logits to 0.05 only
+            visual = self.visual_projection(features.to(self.visual_projection.weight.dtype)).float()
+            target = text["target"].to(self.visual_projection.weight.dtype)
+            target = (target if self.text_projection is None else self.text_projection(target)).float()
+            cosine = (F.normalize(visual, dim=1) * F.normalize(target, dim=1)).sum(1)
+            return self.logit_scale.float().exp() * cosine
+
+    def features(self, latents: Tensor, t: Tensor, context: Tensor, empty: Tensor | None = None) -> Tensor:
+        """Pooled features of every scale and, enhanced, of the middle: (N, sum of their widths) float32."""
+        num, unet, hidden = len(latents), self.unet, latents.to(self.unet.dtype)
+        if self.guidance != 1.0:
+            empty = self.empty() if empty is None else empty
+            context = torch.cat([context, empty.expand(num, -1, -1).to(context.dtype)])
+        if unet.config.addition_embed_type is not None:  # the prompt enters with the time already
+            hidden, t = (v.repeat(len(context) // num, *[1] * (v.ndim - 1)) for v in (hidden, t))
+        time, sequence = embed_time(unet, hidden, t, context)
+        hidden, scales = unet.conv_in(hidden), []
+        for block in unet.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                if len(hidden) < len(context):  # with and without prompt, all is the same up to the first of these
+                    hidden, time = hidden.repeat(2, 1, 1, 1), time.repeat(2, 1)
+                hidden, outputs = block(hidden_states=hidden, temb=time, encoder_hidden_states=sequence)
+            else:
+                hidden, outputs = block(hidden_states=hidden, temb=time)
+            scales.append(outputs[len(block.resnets) - 1])  # before the down-sampler
+        hidden = unet.mid_block(hidden, time, encoder_hidden_states=sequence)
+        pooled = [scale.float().mean((2, 3)) for scale in scales] if self.multi_scale else []
+        pooled = [self._enhance(p, num) if self.multi_scale_guidance else p[:num] for p in pooled]
+        return torch.cat([*pooled, self._enhance(hidden.float().mean((2, 3)), num)], 1)
+
+    def _enhance(self, pooled: Tensor, num: int) -> Tensor:
+        """(2N, c), with the prompt and without, -> (N, c); where both are the same rows nothing is left to enhance."""
+        if len(pooled) == num:
+            return pooled
+        prompted, empty = pooled.split(num)
+        return empty + self.guidance * (prompted - empty)

@@ -1,0 +1,137 @@
+"""Latent reward models on disk, in the layout of the original: unet/, text_encoder/ (text_encoder_2/), state_dict.pt.
+
+The original stores its projections in a pickle; it is read with weights_only=True, and ours writes reward.safetensors
+beside it, which is read first. Up blocks are skipped on loading; on saving they are the base model's, so that the
+original's code and diffusers can open the folder.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from lpo_platform.config import UserError
+from lpo_platform.models.adapter import Adapter
+from lpo_platform.models.latent_reward import UP, LatentReward, empty_half
+from lpo_platform.models.weights import load, locate
+
+UNET_FILE = "diffusion_pytorch_model.safetensors"
+ENCODERS = ("text_encoder", "text_encoder_2")
+SETTINGS = ("guidance", "multi_scale", "multi_scale_guidance")
+
+
+def save_reward(model: LatentReward, folder: Path, base: UNet2DConditionModel | None = None) -> None:
+    """Writes the folder; with `base`, its up blocks complete the UNet."""
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.unet.state_dict().items()}
+    if base is not None:
+        up = {name: value for name, value in base.state_dict().items() if name.startswith(UP)}
+        state |= {name: value.detach().float().cpu().contiguous() for name, value in up.items()}
+    save_file(state, folder / "unet" / UNET_FILE, metadata={"format": "pt"})
+    model.unet.save_config(folder / "unet")
+    for encoder, name in zip(model.text_encoders, ENCODERS, strict=False):
+        encoder.save_pretrained(folder / name)
+    head = {name: value.detach().float().cpu().contiguous() for name, value in _head(model).items()}
+    save_file(head, folder / "reward.safetensors")
+    (folder / "reward.json").write_text(json.dumps({name: getattr(model, name) for name in SETTINGS}) + "\n")
+    nested: dict[str, Any] = {name.removesuffix(".weight"): {"weight": head[name]} for name in head if "." in name}
+    torch.save(nested | {"logit_scale": head["logit_scale"].item()}, folder / "state_dict.pt")
+
+
+def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward:
+    """A reward model for this adapter's latents from a folder or hub id, `::<subfolder>` allowed; in evaluation mode.
+
+    auto is the model's own. Settings override what the folder says (the original's says nothing: guidance 7.5,
+    multi-scale). UserError where the folder is none, or belongs to another kind of model.
+    """
+    folder = _folder(adapter, weights)
+    known = folder / "reward.json"
+    settings = (json.loads(known.read_text()) if known.is_file() else {}) | settings
+    head = _read_head(folder)
+    half = empty_half(UNet2DConditionModel.load_config(folder / "unet"))
+    half.load_state_dict(_read_half(folder / "unet"), assign=True)
+    encoders = _read_encoders(folder)
+    if len(encoders) != len(adapter.text_encoders):
+        raise UserError(f"reward.weights={weights}: made for another kind of model than model={adapter.name}")
+    model = LatentReward(half, encoders, adapter.tokenize([""]), head.get("text_projection.weight"), **settings)
+    if model.visual_projection.weight.shape != head["visual_projection.weight"].shape:
+        raise UserError(
+            f"reward.weights={weights}: visual_projection is {tuple(head['visual_projection.weight'].shape)}, "
+            f"multi_scale={model.multi_scale} makes it {tuple(model.visual_projection.weight.shape)}"
+        )
+    missing = model.load_state_dict(head, strict=False).missing_keys
+    assert not set(missing) & set(_head(model)), missing
+    model.to(adapter.device).requires_grad_(False)
+    model.unet.to(memory_format=torch.channels_last)
+    return model.eval()
+
+
+def read_text_projection(weights: str) -> Tensor:
+    """text_projection.weight of a CLIP model: a folder or hub id; only that tensor is kept."""
+    kind = CLIPTextModelWithProjection
+    return load(kind.from_pretrained, weights, setting="tune.text_projection").text_projection.weight.detach().float()
+
+
+def _head(model: LatentReward) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(("unet.", "text_encoders."))}
+
+
+def _folder(adapter: Adapter, weights: str) -> Path:
+    if weights == "auto":
+        if adapter.reward is None:
+            raise UserError(
+                f"reward.weights=auto: model={adapter.name} names no latent reward model; train one with "
+                f"lpo-train method=lrm model={adapter.name}, then pass reward.weights=<run>/export/reward"
+            )
+        weights = adapter.reward
+    place, _, subfolder = weights.partition("::")
+    folder = Path(locate(place)) / subfolder
+    if (folder / "unet").is_dir():
+        return folder
+    if folder.is_dir() or place.startswith(("/", ".", "~")) or place.count("/") != 1:
+        raise UserError(
+            f"reward.weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/)"
+        )
+    try:
+        found = snapshot_download(place, allow_patterns=f"{subfolder}/*" if subfolder else None)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"reward.weights={weights}: no such folder, and the hub does not give it; download it first on a machine "
+            f"with network and pass the folder. Reason: {reason}"
+        ) from error
+    return Path(found) / subfolder
+
+
+def _read_half(folder: Path) -> dict[str, Tensor]:
+    """Every weight but those of the up path, which are not read from the disk either."""
+    state = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            state |= {name: stored.get_tensor(name).float() for name in stored.keys() if not name.startswith(UP)}  # noqa: SIM118
+    if not state:
+        raise UserError(f"{folder}: no *.safetensors in it")
+    return state
+
+
+def _read_encoders(folder: Path) -> list[torch.nn.Module]:
+    kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+    there = [(kind, folder / name) for kind, name in zip(kinds, ENCODERS, strict=True) if (folder / name).is_dir()]
+    return [kind.from_pretrained(path, dtype=torch.float32) for kind, path in there]
+
+
+def _read_head(folder: Path) -> dict[str, Tensor]:
+    if (folder / "reward.safetensors").is_file():
+        return {name: value.float() for name, value in load_file(folder / "reward.safetensors").items()}
+    if not (folder / "state_dict.pt").is_file():
+        raise UserError(f"{folder}: neither reward.safetensors nor state_dict.pt in it")
+    stored = torch.load(folder / "state_dict.pt", map_location="cpu", weights_only=True)
+    head = {f"{name}.weight": part["weight"].float() for name, part in stored.items() if isinstance(part, dict)}
+    return head | {"logit_scale": torch.as_tensor(stored["logit_scale"]).float()}

@@ -1,0 +1,43 @@
+"""A Latent Reward Model as a reward of noisy latents."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lpo_platform.models.adapter import Adapter
+from lpo_platform.models.latent_reward import Text
+from lpo_platform.models.reward_folder import load_reward
+
+
+class LRM:
+    """weights: auto (the model's own), a folder or a hub id, with ::<subfolder>.
+
+    timestep: with which t candidates for x_{t-1} are scored; the published runs give the current t, the paper's text
+    the level they are at, `next`. batch: latents scored at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        adapter: Adapter,
+        weights: str = "auto",
+        timestep: Literal["current", "next"] = "current",
+        batch: int = 256,
+    ) -> None:
+        self.adapter, self.timestep, self.batch = adapter, timestep, batch
+        self.model = load_reward(adapter, weights)
+        self.empty = None
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Text:
+        if self.empty is None:
+            self.empty = self.model.empty()
+        return self.model.encode(self.adapter.tokenize(prompts))
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, t: Tensor, text: Text, prompt: Tensor) -> Tensor:
+        scores = []
+        for x, time, rows in zip(latents.split(self.batch), t.split(self.batch), prompt.split(self.batch), strict=True):
+            scores.append(self.model(x, time, {name: part[rows] for name, part in text.items()}, self.empty))
+        return torch.cat(scores)

@@ -1,0 +1,23 @@
+"""How well toy pictures show what their captions say, by a network of its own: the labeller of the embedded world.
+
+It has the judge's form, but another architecture, other scenes and another seed, so that what learns from its labels
+is still measured by somebody else.
+"""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from lpo_platform.evaluation.judge import Judge
+
+FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "labeller"
+
+
+class ToyAttributes:
+    """Share of the captioned attributes that a picture shows, (B,) in [0, 1]; larger objects do not score higher."""
+
+    def __init__(self, weights: str | None = None) -> None:
+        self.judge = Judge.load(Path(weights) if weights else FOLDER)
+
+    def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
+        return self.judge.alignment(images.cpu(), prompts).to(images.device)
