@@ -88,7 +88,7 @@ class LatentReward(nn.Module):
         if len(self.text_encoders) == 2:
             context = encode_text(*self.text_encoders, tokens)
             return {"context": context, "target": unpack(context, self.text_encoders[1].config.projection_dim)[1]}
-        output = self.text_encoders[0](tokens)
+        output = self.text_encoders[0](_padded_with_end(tokens))
         return {"context": output.last_hidden_state, "target": output.pooler_output}
 
     def empty(self) -> Tensor:
@@ -134,3 +134,13 @@ class LatentReward(nn.Module):
             return pooled
         prompted, empty = pooled.split(num)
         return empty + self.guidance * (prompted - empty)
+
+
+def _padded_with_end(tokens: Tensor) -> Tensor:
+    """Everything after the end token becomes the end token, as SD-1.5's tokenizer pads: (B, L) -> (B, L).
+
+    SD-2.1's tokenizer pads otherwise, and LRM-1.5 serves it, too. The end token has the highest id.
+    """
+    end = tokens.max(1, keepdim=True)
+    after = torch.arange(tokens.shape[1], device=tokens.device) > end.indices
+    return torch.where(after, end.values, tokens)
