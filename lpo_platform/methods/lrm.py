@@ -56,11 +56,11 @@ class LRM(Method):
 
 
 def pair_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Expected share of a row's pairs that are ordered as labelled: (B, n), (B, n, n) -> (B,).
+    """Share of a row's pairs that are ordered as labelled: (B, n), (B, n, n) -> (B,).
 
-    A pair counts y where its first picture scores higher and 1 - y where its second does (PickScore's accuracy), so a
-    tied label counts a half whatever the scores say, and so does a tied score.
+    A tied label counts a half whatever the scores say, and so does a tied score (PickScore's accuracy).
     """
     first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
-    says, y = torch.sign(scores[:, first] - scores[:, second]) / 2 + 0.5, labels[:, first, second]
-    return (says * y + (1 - says) * (1 - y)).mean(1)
+    says = torch.sign(scores[:, first] - scores[:, second])
+    wanted = torch.sign(labels[:, first, second] - 0.5)
+    return (says * wanted / 2 + 0.5).mean(1)
