@@ -184,6 +184,8 @@ def test_labels_decide_what_is_used(tmp_path: Path) -> None:
     data = open_pairs(tmp_path)
     ids = {name: [split.id(i)[-1] for i in range(len(split))] for name, split in (("t", data.train), ("e", data.test))}
     assert ids == {"t": list("6789"), "e": list("789")}  # only what is evaluated is restricted by has_label
+    assert data.train.positions.tolist() == [6, 7, 8, 9] and data.train.num_rows == 10
+    assert data.train.preferred.tolist() == [LABELS[i % 3][0] for i in (6, 7, 8, 9)]
     assert len(data.validation) == 3
     assert [data.train[i].weight for i in (1, 2)] == [1.0, 1.0]
     assert counts(data) == {pairing.NO_CAPTION: 6, pairing.NO_LABEL: 8, pairing.BAD_LABEL: 6}
