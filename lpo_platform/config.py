@@ -123,7 +123,15 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
         {"control": ("none",), "tune": ("full", "lora"), "task": ("none",), "reward": ("none",), "data": PICTURES},
     ),
     "lrm": ({"tune": ("reward",), "control": ("none",), "task": ("none",), "reward": ("none",), "data": PAIRS},),
-    "lpo": ({"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": ("lrm",), "data": PROMPTS},),
+    "lpo": (
+        {
+            "tune": ("full", "lora"),
+            "control": ("none",),
+            "task": ("none",),
+            "reward": ("lrm", "random"),
+            "data": PROMPTS,
+        },
+    ),
 }
 
 # Models of full size: toy data below them teaches nothing, so it has to be asked for. What there is instead:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 Rows = dict[str, Tensor]
 
@@ -39,3 +39,10 @@ def _gather(column: Tensor, lengths: list[int]) -> Tensor:
     received = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(received, padded)
     return torch.cat([part[:length] for part, length in zip(received, lengths, strict=True)])
+
+
+def broadcast(module: nn.Module) -> None:
+    """Gives every process the weights that the first has."""
+    if world()[1] > 1:
+        for weight in module.parameters():
+            dist.broadcast(weight.data, 0)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -199,8 +200,9 @@ def write_items(file: Path, samples: list[Sample], before: Evaluation, after: Ev
     for index, sample in enumerate(samples):
         row = {"id": sample.id, "caption": sample.caption}
         for name in before.scores:
-            row[f"{name}/before"] = float(before.scores[name][index])
-            row[f"{name}/after"] = float(after.scores[name][index])
+            for side, evaluation in (("before", before), ("after", after)):
+                value = float(evaluation.scores[name][index])
+                row[f"{name}/{side}"] = value if math.isfinite(value) else None
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(file, "".join(lines))
 

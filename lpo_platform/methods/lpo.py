@@ -6,6 +6,7 @@ candidate the trajectory goes on is drawn at random, so sampling never waits for
 large batches. Winner and loser follow from the same x_t: one forward of the policy and one of the reference serve both.
 """
 
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -15,15 +16,18 @@ from lpo_platform import losses, noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.rollout import rollout
 from lpo_platform.distributed import Rows
+from lpo_platform.evaluation.generate import Sampling
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 from lpo_platform.preferences import Rule, select, thresholds
+from lpo_platform.rewards.refresh import Refresh
 from lpo_platform.rewards.reward import StepReward
 
 
 class LPO(Online):
     """candidates: K; num_steps, eta, guidance: of sampling, guidance also inside the loss; threshold: [low, high] of
-    p_w - p_l, rising with threshold_rule; beta, clip: of the loss.
+    p_w - p_l, rising with threshold_rule; beta, clip: of the loss. refresh_reward: rounds between two trainings of the
+    reward model on the policy's own pictures (rewards/refresh.py says how), null for a fixed one.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -40,13 +44,37 @@ class LPO(Online):
         threshold_rule: Rule = "sigma",
         beta: float = 500.0,
         clip: float = 0.1,
+        refresh_reward: int | None = None,
+        refresh: Refresh | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
+        self.refresh_reward, self.refresh = refresh_reward, refresh
+        if refresh_reward is not None:
+            reward = copy.copy(reward)  # the one that evaluations read stays as it was
+            reward.model = copy.deepcopy(reward.model)
         self.reward, self.candidates, self.num_steps = reward, candidates, num_steps
         self.eta, self.guidance, self.beta, self.clip = eta, guidance, beta, clip
         self.threshold, self.threshold_rule = tuple(threshold), threshold_rule
         self.policy.freeze_reference()
+
+    def play(self, number: int, captions: list[str], micro_batch: int) -> list[Batch]:
+        report = {}
+        if self.refresh_reward is not None and number and number % self.refresh_reward == 0:
+            sampling = Sampling(self.num_steps, self.guidance, self.eta)
+            report = self.refresh(self.reward, self.policy, captions, sampling, key=f"refresh/{self.seed}/{number}")
+        batches = super().play(number, captions, micro_batch)
+        self.round |= report
+        return batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.refresh_reward is not None:
+            checkpoint["reward"] = self.reward.model.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.refresh_reward is not None:
+            self.reward.model.load_state_dict(checkpoint["reward"])
 
     def collect(self, captions: list[str], positions: range) -> Rows:
         text = self.embed(captions)

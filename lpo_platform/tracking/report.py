@@ -209,7 +209,8 @@ def _results(run: Run) -> str:
 def _metric_row(run: Run, name: str, metric: Mapping[str, Any]) -> str:
     digits, word = decimals(metric), verdict(metric)
     low, high = metric["ci95"]
-    direction = "higher is better" if metric["higher_is_better"] else "lower is better"
+    better = metric["higher_is_better"]
+    direction = "should stay" if better is None else "higher is better" if better else "lower is better"
     interval = f"[{number(low, digits, sign=True)}, {number(high, digits, sign=True)}]"
     cells = [
         f"<td class=name>{escape(name)}<br><span class=note>{direction}</span></td>",
@@ -241,7 +242,7 @@ def _interval_picture(metric: Mapping[str, Any], word: str) -> str:
 def _wins(run: Run, name: str, metric: Mapping[str, Any]) -> str:
     pairs = [(item.get(f"{name}/before"), item.get(f"{name}/after")) for item in run.items]
     pairs = [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)]
-    if not pairs:
+    if not pairs or metric["higher_is_better"] is None:
         return ""
     before, after = np.array(pairs, dtype=np.float64).T
     return f"{100 * win_rate(before, after, higher_is_better=metric['higher_is_better']):.0f} %"
@@ -485,7 +486,7 @@ def _change(name: str, metric: Mapping[str, Any], method: str | None) -> str:
     if word == "unclear":
         return f"{who} did not clearly change {name}: {before} before, {after} after ({numbers})"
     verb = "raised" if metric["difference"] > 0 else "lowered"
-    wrong = "" if word == "better" else ", which is worse,"
+    wrong = ", which is worse," if word == "worse" else ""
     return f"{who} {verb} {name}{wrong} from {before} to {after} ({numbers})"
 
 

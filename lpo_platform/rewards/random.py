@@ -1,0 +1,27 @@
+"""Preferences that mean nothing: the control experiment of methods that learn from preferences between latents.
+
+What it leaves unchanged in a policy is what the method's updates do by themselves.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lpo_platform import noise
+
+
+class RandomPreference:
+    """Normal scores of standard deviation `scale`, whatever the latents: a function of the prompts and their order."""
+
+    timestep: Literal["current", "next"] = "current"
+
+    def __init__(self, scale: float = 0.1) -> None:
+        self.scale = scale
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {"key": torch.tensor([noise.key("random", *prompts)])}
+
+    def __call__(self, latents: Tensor, t: Tensor, text: dict[str, Tensor], prompt: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(int(text["key"]))
+        return self.scale * torch.randn(len(latents), generator=generator).to(latents.device)
