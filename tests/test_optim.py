@@ -1,4 +1,4 @@
-"""The optimiser against probes P14 (tiny learning rates) and P13 (EMA decay) of specs/cpo.md."""
+"""The optimiser against probes P14 (tiny rates) and P13 (EMA decay) of specs/cpo.md, probe 10 of specs/lpo.md."""
 
 import pytest
 import torch
@@ -52,6 +52,39 @@ def test_p14_weight_decay_is_a_no_op_at_lr_1e_8() -> None:
 def test_schedule_warms_up_in_optimiser_steps(schedule: str, expected: list[float]) -> None:
     chosen = AdamW(warmup_steps=2, schedule=schedule)
     assert [chosen.factor(step, 6) for step in range(6)] == pytest.approx(expected, abs=1e-4)
+
+
+LRM_15, LRM_XL = (500, 4000), (1000, 8000)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (
+            LRM_15,
+            {0: 0, 1: 1.115e-6, 9: 3.705e-6, 99: 7.410e-6, 249: 8.885e-6, 500: 1e-5, 2250: 5e-6, 3999: 2.857e-9},
+        ),
+        (LRM_XL, {0: 0, 1: 1.003e-6, 99: 6.667e-6, 499: 8.997e-6, 1000: 1e-5, 4500: 5e-6}),
+    ],
+)
+def test_lpo_probe_10_rates_of_lrm_training(run: tuple[int, int], expected: dict[int, float]) -> None:
+    """DeepSpeed's WarmupDecayLR, probe 10 of specs/lpo.md, through the optimiser that a run gets."""
+    warmup, steps = run
+    optim = AdamW(lr=1e-5, warmup_steps=warmup, warmup="log", schedule="linear")
+    optimizer, schedule = optim.build([nn.Parameter(torch.zeros(1))], steps)
+    found = {}
+    for step in range(steps):
+        found[step] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
+    assert {step: found[step] for step in expected} == pytest.approx(expected, rel=5e-4, abs=1e-20)
+    assert max(found.values()) == found[warmup] == 1e-5
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+def test_warmup_of_a_single_step_has_a_rate() -> None:
+    assert AdamW(warmup_steps=1, warmup="log").factor(0, 10) == 0
+    assert AdamW(warmup_steps=1, warmup="linear").factor(0, 10) == 1
 
 
 def test_p13_ema_decay() -> None:
