@@ -9,18 +9,21 @@ import pytest
 from omegaconf import OmegaConf
 
 from lpo_platform import compose, config
-from lpo_platform.config import COMPATIBILITY, CONF, check, diagnose, fits, shipped
+from lpo_platform.config import COMPATIBILITY, CONF, check, combination_problems, diagnose, fits, shipped
 
 CPO = "batch, beta, form, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
     "callbacks, control, data, debug, experiment, hardware, logger, method, metrics, model, name, optim, resume, "
-    "seed, sweep, task, tune"
+    "reward, seed, sweep, task, tune"
 )
+METHODS, MODELS, TASKS = (", ".join(shipped(group)) for group in ("method", "model", "task"))
+A_TASK = " or ".join(f"task={name}" for name in shipped("task") if name != "none")
+A_CONTROL = " or ".join(f"control={name}" for name in shipped("control") if name != "none")
 
 TYPOS = [
-    ("method=cp0", "method=cp0: no such option; did you mean 'cpo'? Options: control, cpo"),
-    ("task=cany", "task=cany: no such option; did you mean 'canny'? Options: canny, none"),
-    ("model=tny", "model=tny: no such option; did you mean 'tiny'? Options: sd15, sd21, sdxl, tiny"),
+    ("method=cp0", f"method=cp0: no such option; did you mean 'cpo'? Options: {METHODS}"),
+    ("task=cany", f"task=cany: no such option; did you mean 'canny'? Options: {TASKS}"),
+    ("model=tny", f"model=tny: no such option; did you mean 'tiny'? Options: {MODELS}"),
     ("hardware=tpu", "hardware=tpu: no such option; did you mean 'gpu'? Options: auto, cpu, gpu"),
     ("mehtod=cpo", f"mehtod: no such key or group; did you mean 'method'? Options: {ROOT}"),
     ("sed=1", f"sed: no such key or group; did you mean 'seed'? Options: {ROOT}"),
@@ -41,16 +44,16 @@ TYPOS = [
 ]
 
 COMBINATIONS = [
-    (["method=cpo", "task=none"], ["method=cpo needs a task, but task=none; add task=canny"]),
-    (["method=cpo", "control=none"], ["method=cpo needs a control, but control=none; add control=controlnet"]),
+    (["method=cpo", "task=none"], [f"method=cpo needs a task, but task=none; add {A_TASK}"]),
+    (["method=cpo", "control=none"], [f"method=cpo needs a control, but control=none; add {A_CONTROL}"]),
     (["method=cpo", "tune=lora"], ["method=cpo needs tune=control, not tune=lora"]),
     (["method=cpo", "tune=full"], ["method=cpo needs tune=control, not tune=full"]),
     (
         ["method=cpo", "task=none", "control=none", "tune=full"],
         [
-            "method=cpo needs a control, but control=none; add control=controlnet",
+            f"method=cpo needs a control, but control=none; add {A_CONTROL}",
             "method=cpo needs tune=control, not tune=full",
-            "method=cpo needs a task, but task=none; add task=canny",
+            f"method=cpo needs a task, but task=none; add {A_TASK}",
         ],
     ),
     (
@@ -62,7 +65,7 @@ COMBINATIONS = [
     ),
     (
         ["method=control", "task=none", "tune=control"],
-        ["method=control with control=controlnet and tune=control needs a task, but task=none; add task=canny"],
+        [f"method=control with control=controlnet and tune=control needs a task, but task=none; add {A_TASK}"],
     ),
     (
         ["method=control", "tune=lora", "control=controlnet", "task=canny"],
@@ -96,7 +99,7 @@ def test_a_wrong_combination_gets_exact_lines(overrides: list[str], messages: li
 
 
 def test_a_group_that_is_taken_away_counts_as_none():
-    assert diagnose("train", ["~task"]) == ["method=cpo needs a task, but task=null; add task=canny"]
+    assert diagnose("train", ["~task"]) == [f"method=cpo needs a task, but task=null; add {A_TASK}"]
 
 
 def test_all_problems_at_once():
@@ -105,7 +108,7 @@ def test_all_problems_at_once():
         f"method.betta: CPO has no such option; did you mean 'beta'? Options: {CPO}",
         f"modle: no such key or group; did you mean 'model'? Options: {ROOT}",
         "method=cpo needs tune=control, not tune=lora",
-        "method=cpo needs a task, but task=none; add task=canny",
+        f"method=cpo needs a task, but task=none; add {A_TASK}",
         "seed=x: must be int",
         "optim.lr=fast: must be float",
     ]
@@ -128,7 +131,7 @@ def test_syntax_interpolation_and_hydras_own_errors_are_one_line_each():
 def test_a_sweep_is_checked_value_by_value():
     assert diagnose("train", ["seed=0,1,2", "method=cpo,control"], multirun=True) == []
     assert diagnose("train", ["seed=0,x", "task=canny,none"], multirun=True) == [
-        "method=cpo needs a task, but task=none; add task=canny",
+        f"method=cpo needs a task, but task=none; add {A_TASK}",
         "seed=x: must be int",
     ]
     assert diagnose("train", ["method=cpo,cp0", "seed=range(0,3)"], multirun=True) == [TYPOS[0][1]]
@@ -137,14 +140,24 @@ def test_a_sweep_is_checked_value_by_value():
     assert diagnose("train", ["sweep=seeds"]) == []
 
 
-GROUPS = ("model", "control", "tune", "task", "data", "method")
+# Groups that the table speaks of; of the tasks one stands for all, and no row names a model.
+GROUPS = ("control", "tune", "reward", "data", "method")
 
 
 def allowed(choice: dict[str, str]) -> bool:
     """The facts of the methods in words, beside the table in config.py."""
+    pictures, prompts = ("folder", "toy"), ("folder", "prompts", "toy", "toy_prompts")
+    unconditional = choice["control"] == "none" and choice["task"] == "none"
+    learned = choice["tune"] in ("full", "lora")
+    no_reward = choice["reward"] == "none"
     branch = choice["control"] != "none" and choice["tune"] == "control" and choice["task"] != "none"
-    plain = choice["control"] == "none" and choice["tune"] in ("full", "lora") and choice["task"] == "none"
-    return {"cpo": branch, "control": branch or plain}[choice["method"]]
+    pairs = choice["data"] in ("image_pairs", "toy_pairs")
+    return {
+        "cpo": branch and no_reward and choice["data"] in pictures,
+        "control": (branch or (unconditional and learned)) and no_reward and choice["data"] in pictures,
+        "lrm": unconditional and choice["tune"] == "reward" and no_reward and pairs,
+        "lpo": unconditional and learned and choice["reward"] in ("lrm", "random") and choice["data"] in prompts,
+    }[choice["method"]]
 
 
 def by_table(choice: dict[str, str]) -> bool:
@@ -162,20 +175,25 @@ def paths(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def test_every_combination_gets_the_verdict_of_the_table(tmp_path: Path):
-    files = compose.source("train", [], CONF)
-    for options in itertools.product(*(shipped(group) for group in GROUPS)):
-        choice = dict(zip(GROUPS, options, strict=True))
-        overrides = [f"{group}={option}" for group, option in choice.items()]
-        overrides += paths(tmp_path).get(choice["data"], [])
-        composed = compose.compose_from(files, overrides)
-        problems = check(OmegaConf.create(composed.values), composed.choices, overrides)
+def test_every_combination_gets_the_verdict_of_the_table():
+    for *options, task in itertools.product(*(shipped(group) for group in GROUPS), ("none", "canny")):
+        choice = dict(zip(GROUPS, options, strict=True)) | {"task": task}
+        problems = combination_problems(choice, [f"{group}={option}" for group, option in choice.items()])
         assert (problems == []) == allowed(choice) == by_table(choice), (choice, problems)
 
 
+def test_the_check_reads_the_table(tmp_path: Path):
+    for method, control in itertools.product(shipped("method"), shipped("control")):
+        files = compose.source("train", [f"method={method}", f"control={control}"], CONF)
+        composed = compose.compose_from(files, [f"method={method}", f"control={control}"])
+        problems = check(OmegaConf.create(composed.values), composed.choices, [])
+        assert (problems == []) == by_table(composed.choices), (method, control, problems)
+
+
 def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path: Path):
+    extra = {"image_pairs": ["method=lrm"], "prompts": ["method=lpo"]}
     given = {
-        **{("data", option): overrides for option, overrides in paths(tmp_path).items()},
+        **{("data", option): [*overrides, *extra.get(option, [])] for option, overrides in paths(tmp_path).items()},
         ("model", "sd15"): ["data=toy"],
         ("model", "sd21"): ["data=toy"],
         ("model", "sdxl"): ["data=toy"],
@@ -184,6 +202,11 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("task", "none"): ["method=control", "control=none", "tune=full"],
         ("tune", "full"): ["method=control", "control=none", "task=none"],
         ("tune", "lora"): ["method=control", "control=none", "task=none"],
+        ("tune", "reward"): ["method=lrm"],
+        ("data", "toy_pairs"): ["method=lrm"],
+        ("data", "toy_prompts"): ["method=lpo"],
+        ("reward", "lrm"): ["method=lpo"],
+        ("reward", "random"): ["method=lpo"],
     }
     for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local")):
         for option in shipped(group):
@@ -253,7 +276,7 @@ def test_an_option_of_the_user_passes_without_being_imported(own: Path):
     assert diagnose("train", ["task=edges"], [str(own)]) == []
     assert diagnose("train", ["task=edges", "task.low=x"], [str(own)]) == ["task.low=x: must be float"]
     assert diagnose("train", ["task=edgs"], [str(own)]) == [
-        "task=edgs: no such option; did you mean 'edges'? Options: canny, edges, none"
+        f"task=edgs: no such option; did you mean 'edges'? Options: {', '.join(sorted([*shipped('task'), 'edges']))}"
     ]
     assert diagnose("train", [], ["/no/such/conf"]) == ["--config-dir /no/such/conf: no such folder"]
 
