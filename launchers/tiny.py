@@ -27,7 +27,7 @@ log = logging.getLogger("tiny")
 
 Figures = dict[str, float]
 RUNS = Path("outputs/tiny")
-TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"), "method=control")
+TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"))
 
 # How the platform trains the last two parts; the moving average of the weights is what is kept.
 BASE = (
@@ -63,6 +63,21 @@ def make_judge() -> Figures:
     return {"alignment of held-out scenes": Judge.load().alignment(images, captions).mean().item()}
 
 
+def make_labeller() -> Figures:
+    """Labels the reward model's training pairs: of another architecture and seed than the judge that measures."""
+    import torch
+
+    from lpo_platform.evaluation.judge import Judge, train_judge
+    from lpo_platform.rewards.toy import FOLDER
+
+    torch.manual_seed(1)
+    labeller = Judge((24, 40, 56, 64))
+    train_judge(labeller, seed=29)
+    labeller.save(FOLDER)
+    images, captions = _held_out(200)
+    return {"alignment of held-out scenes": Judge.load(FOLDER).alignment(images, captions).mean().item()}
+
+
 def make_vae() -> Figures:
     import torch
 
@@ -88,12 +103,23 @@ def make_canny() -> Figures:
     return _result(run)
 
 
+def make_lrm() -> Figures:
+    """The latent reward model, on pictures that the base model draws."""
+    from lpo_platform.models.reward_folder import save_half
+
+    run = _train("lrm", (), method="lrm")
+    save_half(run / "export" / "reward_best", "lrm")
+    return _result(run)
+
+
 PARTS: dict[str, Callable[[], Figures]] = {
     "parts": make_parts,
     "judge": make_judge,
+    "labeller": make_labeller,
     "vae": make_vae,
     "base": make_base,
     "canny": make_canny,
+    "lrm": make_lrm,
 }
 
 
@@ -130,11 +156,11 @@ def _held_out(num: int) -> tuple:
     return torch.stack([sample.image for sample in samples]), [sample.caption for sample in samples]
 
 
-def _train(name: str, options: tuple[str, ...]) -> Path:
+def _train(name: str, options: tuple[str, ...], *, method: str = "control") -> Path:
     """Runs the platform's command in its own folder and returns that; raises CalledProcessError if it fails."""
     run = RUNS / name
     shutil.rmtree(run, ignore_errors=True)
-    subprocess.run([*TRAIN, *options, "logger=none", f"hydra.run.dir={run}"], check=True)
+    subprocess.run([*TRAIN, f"method={method}", *options, "logger=none", f"hydra.run.dir={run}"], check=True)
     return run
 
 
@@ -193,7 +219,7 @@ pipeline_tag: text-to-image
 A Stable Diffusion at toy size in the usual diffusers layout: 64 px pictures, an f = 4 autoencoder with 4 latent
 channels, a UNet of about 1 million weights, a two-layer CLIP text encoder with a tokenizer of its own, and ControlNets.
 Beside them `judge/`, a small network that reads parts, colours and poses from a picture and compares them with the
-caption.
+caption; `labeller/`, another of its kind that labels training pairs; and `lrm/`, a latent reward model.
 
 They exist so that every method of the platform runs, and measurably improves something, within minutes on two CPU
 cores. UNet and ControlNets are mediocre on purpose: a method needs something left to improve. They are good for
@@ -203,7 +229,8 @@ nothing else; they know six colours, three shapes and cartoon people, and no pho
 and was never trained on. No picture by anybody else was used. **Licence.** Apache-2.0, as the rest of the repository.
 
 **Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge and autoencoder with short loops of their own, UNet
-with text encoder and ControlNets with `lpo-train method=control`. The time it took on two shared CPU cores: {times}.
+with text encoder and ControlNets with `lpo-train method=control`, the reward model with `lpo-train method=lrm`. The
+time it took on two shared CPU cores: {times}.
 Another machine rounds differently and gives other weights of the same quality.
 
 | weights (half precision, read as float32) | MB |
