@@ -7,6 +7,7 @@ large batches. Winner and loser follow from the same x_t: one forward of the pol
 """
 
 import copy
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -153,7 +154,8 @@ class LPO(Online):
         return process.step(output, t, previous, batch["x"], eta=self.eta)
 
     def _report(self, winner: Tensor, loser: Tensor) -> dict[str, Tensor]:
-        outside = torch.maximum(winner.abs(), loser.abs()) > self.clip
+        low, high = math.log1p(-self.clip), math.log1p(self.clip)
+        outside = (torch.minimum(winner, loser) < low) | (torch.maximum(winner, loser) > high)
         return {
             "lpo/margin": (winner - loser).mean(),
             "lpo/accuracy": (winner > loser).float().mean(),
