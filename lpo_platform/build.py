@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +23,7 @@ from lpo_platform.callbacks.ema import EMA
 from lpo_platform.callbacks.progress import Progress
 from lpo_platform.callbacks.samples import Samples
 from lpo_platform.callbacks.settings import Callbacks
+from lpo_platform.config import CONF, UserError
 from lpo_platform.data import condition_pairs, preference_rows
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.generated_pairs import GeneratedPairs
@@ -113,6 +115,8 @@ class Job:
     def measure(self, evaluator: Evaluator | PairEvaluator, *, title: str) -> Evaluation:
         """What the evaluator finds in the policy as it is now."""
         with self.hardware.autocast():
+            if isinstance(evaluator, PairEvaluator) != ("reward" in self.policy.learning):
+                raise UserError("a reward model is measured with metrics=pairs, and nothing else is")
             if isinstance(evaluator, PairEvaluator):
                 return evaluator(self.policy, self.preferences("test"), title=title)
             return evaluator(self.policy, self.data, self.task, title=title, reward=self.reward)
@@ -139,7 +143,20 @@ def reward_of(cfg: DictConfig, adapter: Adapter) -> StepReward | None:
     if not cfg.get("reward"):
         return None
     known = signature(cfg.reward._target_)
-    return create(cfg.reward, **({"adapter": adapter} if known and known["adapter"] else {}))
+    with located("reward"):
+        return create(cfg.reward, **({"adapter": adapter} if known and known["adapter"] else {}))
+
+
+@contextmanager
+def located(path: str) -> Iterator[None]:
+    """Puts the place in the configuration before a UserError that a class raised about its arguments."""
+    try:
+        yield
+    except (UserError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(cause, UserError):
+            raise
+        raise UserError(f"{path}: {cause}") from error
 
 
 def train(cfg: DictConfig, folder: Path) -> dict:
@@ -245,11 +262,13 @@ def fit(
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict:
-    """Evaluates a finished run again, its start against its result, by the protocol given here."""
+    """Evaluates a finished run again, its start against its result, by its own protocol or the one given here."""
     started = time.monotonic()
     run = Path(cfg.run)
     of_run = OmegaConf.load(run / "resolved.yaml")
-    of_run.hardware, of_run.metrics = cfg.hardware, cfg.metrics
+    of_run.hardware = cfg.hardware
+    if cfg.metrics != OmegaConf.load(CONF / "metrics" / "default.yaml"):  # else by the run's own protocol
+        of_run.metrics = cfg.metrics
     record.start(folder, plain(cfg), sys.argv)
     job, evaluator = assemble(of_run), create(cfg.metrics)
     before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")

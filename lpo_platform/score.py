@@ -8,18 +8,16 @@ for one score leaves the other two as they are.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from lpo_platform.build import CACHE, create, plain, quiet, say
+from lpo_platform.build import CACHE, create, located, plain, quiet, say
 from lpo_platform.config import UserError
 from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.findings import Findings
@@ -177,18 +175,6 @@ def _read_ahead(split: Table, chunks: Iterable[range], workers: int) -> Iterator
             before = reading
         if before is not None:
             yield [row.result() for row in before]
-
-
-@contextmanager
-def located(path: str) -> Iterator[None]:
-    """Puts the place in the configuration before a UserError that a class raised about its arguments."""
-    try:
-        yield
-    except (UserError, InstantiationException) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not isinstance(cause, UserError):
-            raise
-        raise UserError(f"{path}: {cause}") from error
 
 
 def _identity(value: object) -> object:

@@ -69,11 +69,11 @@ def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward
     half.load_state_dict(_read_half(folder / "unet"), assign=True)
     encoders = _read_encoders(folder)
     if len(encoders) != len(adapter.text_encoders):
-        raise UserError(f"reward.weights={weights}: made for another kind of model than model={adapter.name}")
+        raise UserError(f"weights={weights}: made for another kind of model than model={adapter.name}")
     model = LatentReward(half, encoders, adapter.tokenize([""]), head.get("text_projection.weight"), **settings)
     if model.visual_projection.weight.shape != head["visual_projection.weight"].shape:
         raise UserError(
-            f"reward.weights={weights}: visual_projection is {tuple(head['visual_projection.weight'].shape)}, "
+            f"weights={weights}: visual_projection is {tuple(head['visual_projection.weight'].shape)}, "
             f"multi_scale={model.multi_scale} makes it {tuple(model.visual_projection.weight.shape)}"
         )
     missing = model.load_state_dict(head, strict=False).missing_keys
@@ -97,7 +97,7 @@ def _folder(adapter: Adapter, weights: str) -> Path:
     if weights == "auto":
         if adapter.reward is None:
             raise UserError(
-                f"reward.weights=auto: model={adapter.name} names no latent reward model; train one with "
+                f"weights=auto: model={adapter.name} names no latent reward model; train one with "
                 f"lpo-train method=lrm model={adapter.name}, then pass reward.weights=<run>/export/reward"
             )
         weights = adapter.reward
@@ -107,14 +107,14 @@ def _folder(adapter: Adapter, weights: str) -> Path:
         return folder
     if folder.is_dir() or place.startswith(("/", ".", "~")) or place.count("/") != 1:
         raise UserError(
-            f"reward.weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/)"
+            f"weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/)"
         )
     try:
         found = snapshot_download(place, allow_patterns=f"{subfolder}/*" if subfolder else None)
     except OSError as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"reward.weights={weights}: no such folder, and the hub does not give it; download it first on a machine "
+            f"weights={weights}: no such folder, and the hub does not give it; download it first on a machine "
             f"with network and pass the folder. Reason: {reason}"
         ) from error
     return Path(found) / subfolder
