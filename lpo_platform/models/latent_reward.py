@@ -97,13 +97,17 @@ class LatentReward(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, text: Text, empty: Tensor | None = None) -> Tensor:
         """`text` holds the rows of encode() that belong to each latent; `empty` is what empty() returned."""
-        features = self.features(latents, t, text["context"], empty)
-        with torch.autocast(latents.device.type, enabled=False):  # half precision resolves logits to 0.05 only
-            visual = self.visual_projection(features.to(self.visual_projection.weight.dtype)).float()
-            target = text["target"].to(self.visual_projection.weight.dtype)
-            target = (target if self.text_projection is None else self.text_projection(target)).float()
-            cosine = (F.normalize(visual, dim=1) * F.normalize(target, dim=1)).sum(1)
-            return self.logit_scale.float().exp() * cosine
+        return self.score(self.features(latents, t, text["context"], empty), text["target"])
+
+    def score(self, features: Tensor, target: Tensor) -> Tensor:
+        """The head: features (N, F) of the image tower and target (N, d) of the text tower -> (N,), in its weights'
+        precision."""
+        weight = self.visual_projection.weight
+        device = "cpu" if features.is_meta else features.device.type  # torch has no autocast for meta tensors
+        with torch.autocast(device, enabled=False):  # half precision resolves logits to 0.05 only
+            visual, target = self.visual_projection(features.to(weight.dtype)), target.to(weight.dtype)
+            target = target if self.text_projection is None else self.text_projection(target)
+            return self.logit_scale.exp() * (F.normalize(visual, dim=1) * F.normalize(target, dim=1)).sum(1)
 
     def features(self, latents: Tensor, t: Tensor, context: Tensor, empty: Tensor | None = None) -> Tensor:
         """Pooled features of every scale and, enhanced, of the middle: (N, sum of their widths) float32."""
