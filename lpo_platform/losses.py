@@ -89,6 +89,42 @@ def diffusion_dpo(
     return -F.logsigmoid(-0.5 * beta * ((winner - loser) - (reference_winner - reference_loser)))
 
 
+def ppo(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
+    """max(-A r, -A clamp(r, 1 - clip, 1 + clip)) with r = exp(log ratio): (B,), (B,) -> (B,).
+
+    A log ratio is log p(x'|x_t) under the policy less that under the one that sampled, the mean over C, H, W: clip
+    1e-4 allows 1e-4 C H W nats (arXiv:2305.13301 as released, specs/pose_ddpo.md 1.3). No gradient where A > 0 and
+    r > 1 + clip, or A < 0 and r < 1 - clip; elsewhere -A r.
+    """
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """-A log p(x'|x_t), the REINFORCE form: (B,), (B,) -> (B,). Right for the one update after sampling only."""
+    return -advantage * log_prob
+
+
+def kl_estimate(form: str, log_ratio: Tensor) -> Tensor:
+    """A sample's estimate of KL(q || p) from log p(x) - log q(x), x drawn from q: (B,) -> (B,).
+
+    k1 = -log r has no bias and any sign, k2 = (log r)^2 / 2 is DDPO's approx_kl, k3 = r - 1 - log r has no bias and is
+    never negative. Raises ValueError for another form.
+    """
+    if form == "k1":
+        return -log_ratio
+    if form == "k2":
+        return 0.5 * log_ratio.square()
+    if form == "k3":
+        return torch.expm1(log_ratio) - log_ratio
+    raise ValueError(f"form={form!r}: there are k1, k2, k3")
+
+
+def gaussian_kl(mean: Tensor, reference: Tensor, std: Tensor) -> Tensor:
+    """KL of two Gaussians of equal std, |m - m_ref|^2 / (2 std^2) (DPOK), the mean over C, H, W: (B, ...) -> (B,)."""
+    return (0.5 * ((mean - reference) / std).square()).flatten(1).mean(1)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of values (B,) where mask (B,) holds; exactly 0 where it holds nowhere, without a host sync."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)

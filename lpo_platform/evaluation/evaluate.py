@@ -18,13 +18,12 @@ from lpo_platform.evaluation.statistics import compare, compare_frechet
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.record import write_text
-from lpo_platform.rewards.reward import StepReward
+from lpo_platform.rewards.reward import Reward, StepReward, parts
 from lpo_platform.tasks.task import Task
 
 LATENT_FD = "image/latent_fd"
 DIVERSITY = "image/diversity"
 ALIGNMENT = "text/alignment"
-REWARD = "reward/score"
 PARTS = ("features", "real", "images", "control", "detected")
 
 
@@ -102,7 +101,7 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(
-        self, policy: Policy, data: Data, task: Task | None, *, title: str, reward: StepReward | None = None
+        self, policy: Policy, data: Data, task: Task | None, *, title: str, reward: Reward | StepReward | None = None
     ) -> Evaluation:
         """Draws the pictures of every held-out item and scores them; a reward's own score of them stands beside."""
         policy.eval()
@@ -136,7 +135,7 @@ class Evaluator:
         samples: list[Sample],
         data: Data,
         task: Task | None,
-        reward: StepReward | None,
+        reward: Reward | StepReward | None,
         number: int,
     ) -> Evaluation:
         adapter, drawn = policy.adapter, self.draw(policy, samples, task, number)
@@ -146,7 +145,7 @@ class Evaluator:
         if alignment is not None:
             scores[ALIGNMENT] = alignment
         if reward is not None:
-            scores[REWARD] = reward_of(reward, drawn.latents, captions)
+            scores |= {f"reward/{part}": score for part, score in scores_of(reward, drawn, captions).items()}
         if self.guards:
             scores |= data.guards(images, captions)
         real = None
@@ -164,6 +163,13 @@ class Evaluator:
 
     def compare(self, before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
         return compare_evaluations(before, after, task)
+
+
+def scores_of(reward: Reward | StepReward, drawn: Drawing, captions: list[str]) -> dict[str, Tensor]:
+    """What a reward says of finished pictures: `score` and its named parts, if any, (B,) each."""
+    if isinstance(reward, StepReward):
+        return {"score": reward_of(reward, drawn.latents, captions)}
+    return parts(reward, drawn.images, captions, drawn.control)
 
 
 def reward_of(reward: StepReward, latents: Tensor, captions: list[str]) -> Tensor:

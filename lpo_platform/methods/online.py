@@ -1,12 +1,14 @@
 """What online methods share: an epoch is a round, whose samples come from the policy as it is at its start."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lpo_platform import noise
+from lpo_platform.data.source import Sample
 from lpo_platform.distributed import Rows, gather, share, world
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
@@ -20,6 +22,8 @@ class Online(Method):
     """
 
     guidance: float
+    pictures = False
+    """Whether the items of a round are samples with their pictures; else they are captions."""
     schedule_interval = "epoch"  # how many steps a round will have is not known in advance
 
     def __init__(self, *, rounds: int, prompts: int, sample_batch: int | None = None, **shared: Any) -> None:
@@ -29,21 +33,21 @@ class Online(Method):
         """What the last round has to report; logged when training on it begins."""
 
     @abstractmethod
-    def collect(self, captions: list[str], positions: range) -> Rows:
+    def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
         """Samples for some of this process's prompts: columns with a first axis, `prompt` and `step` (B,) among them.
 
         What it reports about them it leaves in `self.round`.
         """
 
     @torch.no_grad()
-    def play(self, number: int, captions: list[str], micro_batch: int) -> list[Batch]:
-        """Round `number` from its prompts (all processes') to this process's micro-batches."""
+    def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
+        """Round `number` from its prompts (all processes', read as needed) to this process's micro-batches."""
         self.policy.eval()
         positions = share(range(number * self.prompts, (number + 1) * self.prompts))
         size, parts, reports = self.sample_batch or max(1, len(positions)), [], []
         for start in range(0, len(positions), size):
             chunk = positions[start : start + size]
-            parts.append(self.collect([captions[p % self.prompts] for p in chunk], chunk))
+            parts.append(self.collect([items[p % self.prompts] for p in chunk], chunk))
             reports.append(self.round)
         self.policy.train()
         rows = gather({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
@@ -52,18 +56,22 @@ class Online(Method):
         return self.deal(number, rows, micro_batch)
 
     def deal(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
-        """The rows of all processes in one shuffled order, cut into steps of `batch`, and of each step this process's
-        share in micro-batches: the same steps whatever the number of processes.
+        """The rows of all processes in one shuffled order, cut: the same steps whatever the number of processes."""
+        canonical = torch.argsort(rows["prompt"] * 2**20 + rows["step"]).cpu()
+        shuffled = noise.permutation(len(canonical), seed=self.seed, stream=f"deal/{number}")
+        return self.cut(rows, canonical[shuffled], micro_batch)
+
+    def cut(self, rows: Rows, order: Tensor, micro_batch: int) -> list[Batch]:
+        """The rows (N,) in this order, cut into steps of `batch`, and of each step this process's share in
+        micro-batches.
 
         `weight` makes the sum of weight x loss the mean over the samples of a step once DDP has averaged it over
         processes and accumulation over micro-batches. The last step may be smaller; rows that only even out the
         processes have weight 0. A round without a sample is one batch without a weight.
         """
-        total = len(rows["prompt"])
+        total = len(order)
         if total == 0:
             return [{"position": torch.zeros(1, dtype=torch.long)}]
-        canonical = torch.argsort(rows["prompt"] * 2**20 + rows["step"]).cpu()
-        order = canonical[noise.permutation(total, seed=self.seed, stream=f"deal/{number}")]
         rank, size = world()
         accumulation = self.batch // (micro_batch * size)
         batches = []
@@ -90,11 +98,14 @@ class Online(Method):
         adapter = self.policy.adapter
         return adapter.embed(adapter.tokenize(captions))
 
-    def predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        empty = self.policy.adapter.empty_text() if self.guidance != 1.0 else None
-        return self.policy.predict(x, t, Condition(text), guidance=self.guidance, empty=empty)
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, control: Tensor | None = None) -> Tensor:
+        return self.policy.predict(x, t, Condition(text, control), guidance=self.guidance, empty=self.empty())
 
-    def keyed(self, positions: range, stream: str) -> Tensor:
+    def empty(self) -> Tensor | None:
+        """What guidance leads away from; None without guidance."""
+        return self.policy.adapter.empty_text() if self.guidance != 1.0 else None
+
+    def keyed(self, positions: Sequence[noise.Key], stream: str) -> Tensor:
         """Standard normal noise in the shape of latents for prompts of this round."""
         drawn = noise.normal(list(positions), self.policy.adapter.latent_shape, seed=self.seed, stream=stream)
         return drawn.to(self.device, non_blocking=True)

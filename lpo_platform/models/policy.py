@@ -90,9 +90,21 @@ class Policy(nn.Module):
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance: float = 1.0, empty: Tensor | None = None
     ) -> Tensor:
         """The model's output at (x, t); with guidance > 1, empty (1, L, D) is adapter.empty_text()."""
+        encoded = self.encode_guided(x, t, condition.text, guidance=guidance, empty=empty)
+        return self.decode_guided(encoded, condition.control, guidance=guidance)
+
+    def encode_guided(
+        self, x: Tensor, t: Tensor, text: Tensor, *, guidance: float, empty: Tensor | None = None
+    ) -> Encoded:
+        """The first half of predict: with guidance of 2 B rows, without and with text."""
         if guidance == 1.0:
-            return self.decode(self.encode(x, t, condition.text), condition.control)
-        text = torch.cat([empty.expand_as(condition.text), condition.text])
-        control = None if condition.control is None else condition.control.repeat(2, 1, 1, 1)
-        free, conditional = self.decode(self.encode(x.repeat(2, 1, 1, 1), t.repeat(2), text), control).chunk(2)
+            return self.encode(x, t, text)
+        return self.encode(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([empty.expand_as(text), text]))
+
+    def decode_guided(self, encoded: Encoded, control: Tensor | None = None, *, guidance: float) -> Tensor:
+        """The second half of predict, (B, C, h, w) in float32; control has B rows."""
+        if guidance == 1.0:
+            return self.decode(encoded, control)
+        control = None if control is None else control.repeat(2, 1, 1, 1)
+        free, conditional = self.decode(encoded, control).chunk(2)
         return free + guidance * (conditional - free)

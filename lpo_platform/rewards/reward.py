@@ -1,6 +1,6 @@
-"""The two contracts of a reward: of finished pictures, and of noisy latents in the middle of a trajectory."""
+"""The contracts of a reward: of finished pictures, of predicted ones, and of noisy latents in mid-trajectory."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,11 +9,25 @@ from lpo_platform.config import UserError
 
 
 class Reward(Protocol):
-    """How good pictures (B, 3, H, W) in [0, 1] are for their prompts: (B,), higher is better."""
+    """How good pictures (B, 3, H, W) in [0, 1] are for their prompts: (B,), higher is better.
 
-    def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor: ...
+    condition: the control images (B, 3, H, W) in [0, 1] that they were drawn from, None without a control branch. A
+    reward of several named parts returns {name: (B,)} instead; it is worth their sum.
+    """
+
+    def __call__(
+        self, images: Tensor, prompts: list[str], condition: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]: ...
 
 
+@runtime_checkable
+class PredictionReward(Protocol):
+    """A `Reward` that knows from which timestep t (B,) a picture was predicted, 0 for a finished one."""
+
+    def at(self, images: Tensor, prompts: list[str], t: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
 class StepReward(Protocol):
     """How good noisy latents (N, C, h, w) at timesteps t (N,) are for prompts: (N,), higher is better.
 
@@ -43,3 +57,20 @@ def checked(name: str, values: object, batch: int) -> Tensor:
     if bad:
         raise UserError(f"reward {name}: returned NaN or infinity for {bad} of {batch} samples")
     return values
+
+
+def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> dict[str, Tensor]:
+    """What a reward says of pictures: `score`, the number to raise, and its named parts if it has any; each (B,)."""
+    name = type(reward).__name__.lower()
+    said = reward(images, prompts, condition)
+    if not isinstance(said, dict):
+        return {"score": checked(name, said, len(images))}
+    named = {part: checked(f"{name}, {part}", values, len(images)) for part, values in said.items()}
+    return named | {"score": torch.stack(list(named.values())).sum(0)}
+
+
+def predicted(reward: Reward | PredictionReward, images: Tensor, prompts: list[str], t: Tensor) -> Tensor:
+    """What a reward says of pictures predicted at timesteps t (B,): (B,); one of finished pictures ignores t."""
+    if isinstance(reward, PredictionReward):
+        return checked(type(reward).__name__.lower(), reward.at(images, prompts, t), len(images))
+    return parts(reward, images, prompts)["score"]
