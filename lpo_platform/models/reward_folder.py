@@ -8,12 +8,13 @@ original's code and diffusers can open the folder.
 import json
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -62,6 +63,17 @@ def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward
     multi-scale). UserError where the folder is none, or belongs to another kind of model.
     """
     folder = _folder(adapter, weights)
+    try:
+        model = _read(adapter, folder, settings, weights)
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"weights={weights}: no readable latent reward model in {folder}. Reason: {reason}") from error
+    model.to(adapter.device).requires_grad_(False)
+    model.unet.to(memory_format=torch.channels_last)
+    return model.eval()
+
+
+def _read(adapter: Adapter, folder: Path, settings: dict[str, Any], weights: str) -> LatentReward:
     known = folder / "reward.json"
     settings = (json.loads(known.read_text()) if known.is_file() else {}) | settings
     head = _read_head(folder)
@@ -78,9 +90,7 @@ def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward
         )
     missing = model.load_state_dict(head, strict=False).missing_keys
     assert not set(missing) & set(_head(model)), missing
-    model.to(adapter.device).requires_grad_(False)
-    model.unet.to(memory_format=torch.channels_last)
-    return model.eval()
+    return model
 
 
 def read_text_projection(weights: str) -> Tensor:
@@ -106,9 +116,7 @@ def _folder(adapter: Adapter, weights: str) -> Path:
     if (folder / "unet").is_dir():
         return folder
     if folder.is_dir() or place.startswith(("/", ".", "~")) or place.count("/") != 1:
-        raise UserError(
-            f"weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/)"
-        )
+        raise UserError(f"weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/)")
     try:
         found = snapshot_download(place, allow_patterns=f"{subfolder}/*" if subfolder else None)
     except OSError as error:
@@ -139,9 +147,14 @@ def _read_encoders(folder: Path) -> list[torch.nn.Module]:
 
 def _read_head(folder: Path) -> dict[str, Tensor]:
     if (folder / "reward.safetensors").is_file():
-        return {name: value.float() for name, value in load_file(folder / "reward.safetensors").items()}
-    if not (folder / "state_dict.pt").is_file():
+        head = load_file(folder / "reward.safetensors")
+    elif (folder / "state_dict.pt").is_file():
+        stored = torch.load(folder / "state_dict.pt", map_location="cpu", weights_only=True)
+        head = {f"{name}.weight": part["weight"] for name, part in stored.items() if isinstance(part, dict)}
+        head |= {name: torch.as_tensor(part) for name, part in stored.items() if name == "logit_scale"}
+    else:
         raise UserError(f"{folder}: neither reward.safetensors nor state_dict.pt in it")
-    stored = torch.load(folder / "state_dict.pt", map_location="cpu", weights_only=True)
-    head = {f"{name}.weight": part["weight"].float() for name, part in stored.items() if isinstance(part, dict)}
-    return head | {"logit_scale": torch.as_tensor(stored["logit_scale"]).float()}
+    for name in ("visual_projection.weight", "logit_scale"):
+        if name not in head:
+            raise UserError(f"{folder}: its head has no {name.partition('.')[0]}")
+    return {name: value.float() for name, value in head.items()}
