@@ -43,9 +43,9 @@ class Data(Protocol):
         ...
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """What else is known of pictures, "guard/<name>" -> (B,), nan where it is undefined; {} where nothing is.
+        """What else is known of pictures: name -> (B,), nan where it is undefined; {} where nothing is.
 
-        They have no direction: a method that raises its score should leave them where they are.
+        Higher is better, but for names that begin with "guard/": a method should leave those where they are.
         """
         ...
 

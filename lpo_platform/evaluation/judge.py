@@ -91,12 +91,12 @@ class Judge(nn.Module):
         return torch.tensor(scores, dtype=torch.float32)
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """guard/area, the share of the picture that is not background, and each kind of attribute, nan where a caption
-        has none of the kind: "guard/<name>" -> (B,)."""
+        """guard/area, the share of the picture that is not background, and "attributes/<kind of prompt>/<kind>": name ->
+        (B,), nan for captions of the other kind of prompt."""
         found = self.attributes(images, captions)
         area = (self.maps(images)[0] > 0).float().mean((1, 2))
         grouped = {
-            f"guard/{kind}/{name}": torch.tensor([_mean_of(row, names) for row in found])
+            f"attributes/{kind}/{name}": torch.tensor([_mean_of(row, names) for row in found])
             for kind, groups in KINDS.items()
             for name, names in groups.items()
         }
@@ -184,7 +184,7 @@ def _person(content: Person, parts: Tensor, colours: Tensor, poses: Tensor) -> d
     } | _scene(content, parts, colours, body)
 
 
-def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
+def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blurs, recolours and adds noise to (B, 3, H, W) pictures, each more or less."""
     draw = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
     num = len(images)
@@ -224,7 +224,7 @@ def train_judge(
         index = torch.randint(num_scenes, (batch,), generator=generator)
         mirrored = torch.rand((), generator=generator) < 0.5
         chosen = [x[index].flip(-1) if mirrored else x[index] for x in (images, parts, colours, poses)]
-        loss = judge_loss(judge, _disturb(chosen[0].float() / 255, generator), *chosen[1:])
+        loss = judge_loss(judge, disturb(chosen[0].float() / 255, generator), *chosen[1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -493,14 +493,21 @@ def _change(name: str, metric: Mapping[str, Any], method: str | None) -> str:
 def _guards(metrics: Mapping[str, Mapping[str, Any]], guards: Sequence[str]) -> str:
     if not guards:
         return "No guard metric was measured."
-    said = [
-        f"{g} {number(metrics[g]['difference'], decimals(metrics[g]), sign=True)} ({verdict(metrics[g])})"
-        for g in guards
-    ]
-    said.sort(key=lambda words: not words.endswith("(worse)"))
-    if said[0].endswith("(worse)"):
-        return f"Elsewhere it cost something: {'; '.join(said)}."
-    return f"The guard{'s' if len(guards) > 1 else ''} held: {', '.join(said)}."
+    by_verdict: dict[str, list[str]] = {}
+    for name in guards:
+        moved = number(metrics[name]["difference"], decimals(metrics[name]), sign=True)
+        by_verdict.setdefault(verdict(metrics[name]), []).append(f"{name} {moved}")
+    say = lambda word: ", ".join(by_verdict[word])  # noqa: E731
+    said = []
+    if "worse" in by_verdict:
+        said.append(f"Elsewhere it cost something: {say('worse')}.")
+    if "changed" in by_verdict:
+        said.append(f"What should rather stay changed: {say('changed')}.")
+    if "better" in by_verdict:
+        said.append(f"Better as well: {say('better')}.")
+    if "unclear" in by_verdict:
+        said.append(f"Not clearly changed: {say('unclear')}.")
+    return " ".join(said)
 
 
 def _absent(words: str) -> str:
