@@ -91,7 +91,7 @@ class Judge(nn.Module):
         return torch.tensor(scores, dtype=torch.float32)
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """guard/area, the share of the picture that is not background, and "attributes/<kind of prompt>/<kind>": name ->
+        """guard/area, the share of the picture that is not background, and "attributes/<kind of prompt>/<kind>": each
         (B,), nan for captions of the other kind of prompt."""
         found = self.attributes(images, captions)
         area = (self.maps(images)[0] > 0).float().mean((1, 2))
