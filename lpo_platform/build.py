@@ -86,7 +86,8 @@ class Job:
         if issubclass(get_class(self.cfg.method._target_), Online):
             return None
         if "labels" in self.needs():
-            return self.preferences("train", force=force)
+            rows = self.preferences("train", force=force)
+            return rows.decided() if get_class(self.cfg.method._target_).needs_winner else rows
         losers = "loser" in self.needs()
         cache = condition_pairs.cache_of(
             self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
@@ -113,13 +114,18 @@ class Job:
             return preference_rows.prepare(cache, source, adapter, text=text, title=f"preferences ({split})")
 
     def measure(self, evaluator: Evaluator | PairEvaluator, *, title: str) -> Evaluation:
+    @property
+    def drawn(self) -> Data:
+        """The data that pictures are drawn for: of preferences their prompts."""
+        return getattr(self.data, "prompts", self.data)
+
         """What the evaluator finds in the policy as it is now."""
         with self.hardware.autocast():
             if isinstance(evaluator, PairEvaluator) != ("reward" in self.policy.learning):
                 raise UserError("a reward model is measured with metrics=pairs, and nothing else is")
             if isinstance(evaluator, PairEvaluator):
                 return evaluator(self.policy, self.preferences("test"), title=title)
-            return evaluator(self.policy, self.data, self.task, title=title, reward=self.reward)
+            return evaluator(self.policy, self.drawn, self.task, title=title, reward=self.reward)
 
 
 def assemble(cfg: DictConfig) -> Job:
@@ -230,7 +236,7 @@ def fit(
     callbacks = [Resume(), Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
     if settings.samples and isinstance(evaluator, Evaluator):
         shown = Samples(
-            folder / "samples", job.data, job.task, evaluator, settings.samples, every * settings.samples_every
+            folder / "samples", job.drawn, job.task, evaluator, settings.samples, every * settings.samples_every
         )
         callbacks.append(shown)
     if isinstance(evaluator, PairEvaluator):
@@ -312,7 +318,7 @@ def conclude(
 ) -> dict:
     """Writes result.json, the items, the pictures and the report, and prints the table."""
     metrics = evaluator.compare(before, after, job.task)
-    samples = evaluator.items(job.data)
+    samples = evaluator.items(job.data if isinstance(evaluator, PairEvaluator) else job.drawn)
     write_items(folder / "evaluation" / "items.jsonl", samples, before, after)
     if after.images is not None:
         save_pictures(folder / "samples", before, after)

@@ -113,6 +113,7 @@ NOT_NONE = "!none"
 PICTURES = ("folder", "toy")
 PAIRS = ("image_pairs", "toy_pairs")
 PROMPTS = ("folder", "prompts", "toy", "toy_prompts")
+OF_PICTURES = ("aesthetic", "clip", "pickscore", "spm", "toy", "vqa")
 
 # For each method the combinations that it accepts: group -> options, or NOT_NONE. A group that is not named is free. An
 # option that is not shipped here (a user's own) passes everywhere; a method that is not shipped has no row and is free.
@@ -133,6 +134,14 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
         },
     ),
 }
+    "spo": (
+        {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": OF_PICTURES, "data": PROMPTS},
+    ),
+    "diffusion_dpo": ({"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "data": PAIRS},),
+    "ddpo": (
+        {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": NOT_NONE, "data": PROMPTS},
+        {"tune": ("control",), "control": NOT_NONE, "task": NOT_NONE, "reward": NOT_NONE, "data": PICTURES},
+    ),
 
 # Models of full size: toy data below them teaches nothing, so it has to be asked for. What there is instead:
 TOY = {

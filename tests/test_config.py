@@ -32,7 +32,7 @@ TYPOS = [
     (
         "optim.wieght_decay=0",
         "optim.wieght_decay: AdamW has no such option; did you mean 'weight_decay'? "
-        "Options: betas, clip, eps, lr, schedule, warmup_steps, weight_decay",
+        "Options: betas, clip, eps, lr, schedule, warmup, warmup_steps, weight_decay",
     ),
     ("method.beta=high", "method.beta=high: must be float"),
     ("seed=one", "seed=one: must be int"),
@@ -151,12 +151,16 @@ def allowed(choice: dict[str, str]) -> bool:
     learned = choice["tune"] in ("full", "lora")
     no_reward = choice["reward"] == "none"
     branch = choice["control"] != "none" and choice["tune"] == "control" and choice["task"] != "none"
-    pairs = choice["data"] in ("image_pairs", "toy_pairs")
+    pairs, by_prompt = choice["data"] in ("image_pairs", "toy_pairs"), choice["data"] in prompts
     return {
         "cpo": branch and no_reward and choice["data"] in pictures,
         "control": (branch or (unconditional and learned)) and no_reward and choice["data"] in pictures,
         "lrm": unconditional and choice["tune"] == "reward" and no_reward and pairs,
         "lpo": unconditional and learned and choice["reward"] in ("lrm", "random") and choice["data"] in prompts,
+        "spo": unconditional and learned and choice["reward"] not in ("none", "lrm", "random") and by_prompt,
+        "diffusion_dpo": unconditional and learned and pairs,
+        "ddpo": not no_reward
+        and ((branch and choice["data"] in pictures) or (unconditional and learned and by_prompt)),
     }[choice["method"]]
 
 
@@ -173,6 +177,12 @@ def paths(folder: Path) -> dict[str, list[str]]:
         "image_pairs": [f"data.path={folder}"],
         "prompts": [f"data.path={folder}/prompts.txt"],
     }
+
+
+def needed(experiment: str, folder: Path) -> list[str]:
+    """What an experiment's data and reward need on the command line."""
+    kind = {"lpo": "prompts", "spo": "prompts"}.get(experiment.split("_")[0], "folder")
+    return [*paths(folder)[kind], *(["reward.weights=w"] if experiment.startswith("spo") else [])]
 
 
 def test_every_combination_gets_the_verdict_of_the_table():
@@ -197,7 +207,7 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("model", "sd15"): ["data=toy"],
         ("model", "sd21"): ["data=toy"],
         ("model", "sdxl"): ["data=toy"],
-        ("experiment", "cpo_canny_sd15"): [f"data.path={tmp_path}"],
+        **{("experiment", name): needed(name, tmp_path) for name in shipped("experiment")},
         ("control", "none"): ["method=control", "task=none", "tune=full"],
         ("task", "none"): ["method=control", "control=none", "tune=full"],
         ("tune", "full"): ["method=control", "control=none", "task=none"],
@@ -205,6 +215,8 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("tune", "reward"): ["method=lrm"],
         ("data", "toy_pairs"): ["method=lrm"],
         ("data", "toy_prompts"): ["method=lpo"],
+        **{("reward", name): ["method=spo"] for name in ("clip", "pickscore", "toy")},
+        **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
         ("reward", "lrm"): ["method=lpo"],
         ("reward", "random"): ["method=lpo"],
     }

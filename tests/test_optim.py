@@ -1,11 +1,16 @@
 """The optimiser against probes P14 (tiny rates) and P13 (EMA decay) of specs/cpo.md, probe 10 of specs/lpo.md."""
 
+from pathlib import Path
+
+import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lpo_platform.callbacks.ema import EMA, decay_at
-from lpo_platform.methods.optim import AdamW
+from lpo_platform.methods.method import Method
+from lpo_platform.methods.optim import Adafactor, AdamW
 
 
 def displacement(weight: float, *, lr: float, gradient: float = 1e-2) -> float:
@@ -116,3 +121,50 @@ def test_p13_ema_of_a_ramp_is_its_last_tenth() -> None:
         weight.data.fill_(step / 2000)
         ema.update({"w": weight}, step)
     assert ema.shadow["w"].item() == pytest.approx(0.9, abs=2e-3)
+
+
+def test_adafactor_by_hand() -> None:
+    """Two steps of arXiv:1804.04235 with a factored second moment, no first one, no scaling by the weights."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 5, generator=generator)
+    gradients = [torch.randn(3, 5, generator=generator) for _ in range(2)]
+    weight = nn.Parameter(start.clone())
+    optimizer, schedule = Adafactor(lr=0.1, weight_decay=0.01, warmup_steps=2).build([weight], steps=10)
+    expected, rows, columns = start.double(), torch.zeros(3, dtype=torch.double), torch.zeros(5, dtype=torch.double)
+    for step, gradient in enumerate(gradients, 1):
+        weight.grad = gradient.clone()
+        optimizer.step()
+        schedule.step()
+        squares, decay = gradient.double() ** 2 + 1e-30, 1 - step**-0.8
+        rows = decay * rows + (1 - decay) * squares.mean(1)
+        columns = decay * columns + (1 - decay) * squares.mean(0)
+        update = gradient.double() / (rows[:, None] * columns / rows.mean()).sqrt()
+        update = update / max(1.0, update.pow(2).mean().sqrt().item())
+        rate = 0.1 * step / 2
+        expected = expected * (1 - 0.01 * rate) - rate * update
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+class Slope(Method):
+    """A loss whose gradient is (3, 4)."""
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return (self.policy.weight[0] * torch.tensor([3.0, 4.0])).sum(), {}
+
+
+class Line(nn.Linear):
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(None, 1.0), (1.0, 0.2), (10.0, 1.0)])
+def test_a_clip_of_null_leaves_gradients_as_they_are(clip: float | None, scale: float, tmp_path: Path) -> None:
+    """W1 of specs/lpo.md; the norm is logged all the same."""
+    method = Slope(policy=Line(2, 1, bias=False), optim=AdamW(clip=clip), seed=0, steps=1, batch=1)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, default_root_dir=tmp_path, **quiet)
+    trainer.fit(method, DataLoader([{"position": torch.zeros(1)}], batch_size=None))
+    gradient = method.policy.weight.grad[0]
+    torch.testing.assert_close(gradient, scale * torch.tensor([3.0, 4.0]), rtol=1e-5, atol=0)
+    assert torch.equal(gradient, torch.tensor([3.0, 4.0])) == (scale == 1.0)
+    assert float(trainer.logged_metrics["train/grad_norm"]) == pytest.approx(5.0)

@@ -19,6 +19,7 @@ from lpo_platform.data.cache import fingerprint
 from lpo_platform.data.findings import Findings
 from lpo_platform.data.hub import local_folder
 from lpo_platform.data.mpcf import Scores, Strategy, read_scores
+from lpo_platform.data.pair_prompts import PairPrompts
 from lpo_platform.data.pictures import FORMATS, HUGE, MAX_PIXELS, MIN_SIDE, TINY, UNREADABLE, open_rgb
 from lpo_platform.data.row_files import RowFiles, Unreadable, find_split, identity
 from lpo_platform.data.source import Preference
@@ -207,6 +208,11 @@ class ImagePairs:
     def report(self) -> dict[str, object]:
         """Counts, `filtered` by the score file, `skipped` and `noted` by reason with up to 3 examples."""
         return {**self._report, **self._findings.report()}
+
+    @property
+    def prompts(self) -> PairPrompts:
+        """What an evaluation draws."""
+        return PairPrompts(self.train, self.test)
 
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
         """None: nothing here can judge arbitrary captions."""

@@ -4,6 +4,7 @@ The posterior is still sampled at every step; only its parameters are kept, in h
 picture). Rows that cannot be read when the cache is built are counted, reported and left out.
 """
 
+import copy
 import logging
 from pathlib import Path
 
@@ -28,9 +29,23 @@ class PreferenceRows(Dataset):
 
     def __init__(self, cache: Cache) -> None:
         self.stored = ConditionPairs(cache)
-        kept = [self.stored.column(shard, "usable") for shard in cache.shards]
-        self.rows = torch.cat(kept).nonzero().flatten()
-        self.weights = torch.cat([self.stored.column(shard, "weight") for shard in cache.shards])[self.rows]
+        self._keep(self._column("usable").nonzero().flatten())
+
+    def decided(self) -> "PreferenceRows":
+        """The rows whose labels name a winner. UserError if there is none."""
+        preferred = self._column("labels").mean(2)
+        winner = preferred.amax(1) > preferred.amin(1)
+        decided = copy.copy(self)
+        decided._keep(self.rows[winner[self.rows]])
+        if len(decided) == 0:
+            raise UserError(f"all {len(self)} usable preferences are ties: there is nothing to prefer")
+        return decided
+
+    def _keep(self, rows: Tensor) -> None:
+        self.rows, self.weights = rows, self._column("weight")[rows]
+
+    def _column(self, name: str) -> Tensor:
+        return torch.cat([self.stored.column(shard, name) for shard in self.stored.cache.shards])
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lpo_platform import noise
 from lpo_platform.data.condition_pairs import from_uint8
-from lpo_platform.methods.optim import AdamW
+from lpo_platform.methods.optim import Optim
 from lpo_platform.models.policy import Policy
 
 Batch = dict[str, Tensor]
@@ -22,9 +22,11 @@ class Method(L.LightningModule):
     """
 
     needs: ClassVar[tuple[str, ...]]
+    needs_winner: ClassVar[bool] = False
+    """Whether rows of preferences that name no winner are left out."""
     schedule_interval: ClassVar[str] = "step"
 
-    def __init__(self, *, policy: Policy, optim: AdamW, seed: int, steps: int, batch: int) -> None:
+    def __init__(self, *, policy: Policy, optim: Optim, seed: int, steps: int, batch: int) -> None:
         super().__init__()
         self.policy, self.optim, self.seed, self.steps, self.batch = policy, optim, seed, steps, batch
         self.strict_loading = False
@@ -44,7 +46,11 @@ class Method(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips here, after 16-mixed has unscaled, and logs the norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable().values(), self.optim.clip)
+        weights = list(self.policy.trainable().values())
+        if self.optim.clip is None:
+            norm = torch.nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(weights, self.optim.clip)
         self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -35,9 +35,12 @@ class Clip(Pretrained):
 
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         """(b, 3, H, W) uint8 and b prompts -> (b,) float32."""
+        return self.against(self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output, prompts)
+
+    def against(self, picture: Tensor, prompts: list[str]) -> Tensor:
+        """Cosine of picture embeddings (b, d) and prompts, (b,) float32."""
         different = list(dict.fromkeys(prompts))  # pairs and groups share their prompt
         rows = torch.tensor([different.index(prompt) for prompt in prompts], device=self.device)
-        picture = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output
         text = self.model.get_text_features(**self._tokens(different)).pooler_output
         return F.cosine_similarity(picture.float(), text.float()[rows], eps=0)
 

@@ -1,0 +1,82 @@
+"""Diffusion-DPO (arXiv:2311.12908): from pairs of pictures of a prompt, and which of the two people preferred.
+
+Both pictures are noised to the same t with the same noise. The policy learns to denoise the preferred one better, and
+the other one worse, than its frozen reference does.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lpo_platform import losses
+from lpo_platform.methods.method import Batch, Method
+from lpo_platform.models.adapter import Condition
+from lpo_platform.rewards.reward import Reward, StepReward
+
+
+class DiffusionDPO(Method):
+    """beta: strength of the preference; drop_text: probability that a pair sees the empty prompt.
+
+    Of a row with several pictures the best and the worst are taken. Rows whose labels name no winner are left out, and
+    every other row counts once, as in the original. A reward, if there is one, measures only.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("moments", "text", "labels")
+    needs_winner: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        beta: float = 5000.0,
+        drop_text: float = 0.2,
+        reward: Reward | StepReward | None = None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.beta, self.drop_text, self._empty = beta, drop_text, None
+        self.policy.freeze_reference()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        process, moments = self.policy.adapter.process, batch["moments"]
+        rows = torch.arange(len(moments), device=moments.device).repeat(2)
+        chosen = torch.cat(winner_and_loser(batch["labels"]))
+        draws = torch.cat([self.normal(batch, "vae/winner"), self.normal(batch, "vae/loser")])
+        z = self.policy.adapter.sample_latents(moments[rows, chosen], draws)
+        e, t = self.normal(batch, "pair")[rows], self.times(batch, "pair")[rows]
+        x, target, condition = process.add_noise(z, e, t), process.target(z, e, t), Condition(self.prompts(batch)[rows])
+
+        policy = losses.denoising_error(self.policy.predict(x, t, condition), target).chunk(2)
+        with self.policy.reference():
+            reference = losses.denoising_error(self.policy.predict(x, t, condition), target).chunk(2)
+        pairs = losses.diffusion_dpo(*policy, *reference, beta=self.beta)
+        return pairs.mean(), self._report(*policy, *reference)
+
+    def prompts(self, batch: Batch) -> Tensor:
+        """Text embeddings, some of them that of the empty prompt: its encoding for SDXL, too, where guidance has 0."""
+        text = self.text(batch)
+        if self.drop_text == 0:
+            return text
+        if self._empty is None or self.policy.trains_text:
+            adapter = self.policy.adapter
+            self._empty = adapter.embed(adapter.tokenize([""]))
+        dropped = self.uniform(batch, "drop_text") < self.drop_text
+        return torch.where(dropped.view(-1, 1, 1), self._empty, text)
+
+    @torch.no_grad()
+    def _report(
+        self, winner: Tensor, loser: Tensor, reference_winner: Tensor, reference_loser: Tensor
+    ) -> dict[str, Tensor]:
+        margin = (reference_winner - winner) - (reference_loser - loser)
+        return {
+            "dpo/accuracy": (margin > 0).float().mean(),
+            "dpo/margin": 0.5 * self.beta * margin.mean(),
+            "dpo/winner": (reference_winner - winner).mean(),
+            "dpo/loser": (reference_loser - loser).mean(),
+        }
+
+
+def winner_and_loser(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The pictures with the highest and the lowest probability of being preferred: (B, n, n) -> two of (B,)."""
+    preferred = labels.mean(2)
+    return preferred.argmax(1), preferred.argmin(1)

@@ -1,0 +1,185 @@
+"""Step-by-step preference optimisation (arXiv:2406.04314): preferences between what K branches will look like.
+
+From x_t the policy draws K candidates, as in LPO, but a reward of pictures judges them, so every candidate is denoised
+further, and what is judged is the picture of the clean latent predicted from it. That prediction serves twice: the
+trajectory goes on from a random branch with the very output that its picture was made of.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpo_platform import losses, noise
+from lpo_platform.config import UserError
+from lpo_platform.diffusion.gaussian import Gaussian
+from lpo_platform.distributed import Rows
+from lpo_platform.methods.lpo import LPO
+from lpo_platform.methods.method import Batch
+from lpo_platform.preferences import select
+from lpo_platform.rewards.reward import PredictionReward, Reward, predicted
+
+
+@dataclass(frozen=True)
+class Move:
+    """The step of K branches from x_t to `following`, both (K, B, C, h, w); `index` numbers it in the trajectory."""
+
+    index: int
+    x: Tensor
+    following: Tensor
+
+
+@dataclass(frozen=True)
+class Fork:
+    """K branches that leave one point: their moves, and where they lead, (K, B, C, h, w).
+
+    clean: latents predicted at t from the branches' ends; at the end of the trajectory the ends themselves, with t = 0.
+    """
+
+    moves: list[Move]
+    clean: Tensor
+    t: Tensor
+
+
+class SPO(LPO):
+    """candidates: K; skip_steps: sampling steps before the first pair; inner_steps: further steps that each branch
+    takes singly before it is judged, which become pairs too; threshold: what p_w - p_l has to exceed.
+
+    decode_batch: pictures decoded and judged at once. The rest is as in LPO.
+    """
+
+    def __init__(
+        self,
+        *,
+        reward: Reward | PredictionReward,
+        candidates: int = 4,
+        num_steps: int = 20,
+        skip_steps: int = 4,
+        inner_steps: int = 0,
+        threshold: float = 0.3,
+        beta: float = 10.0,
+        decode_batch: int = 16,
+        **shared: Any,
+    ) -> None:
+        constant = (threshold, threshold)
+        super().__init__(
+            reward=reward, candidates=candidates, num_steps=num_steps, beta=beta, threshold=constant,
+            threshold_rule="constant", refresh_reward=None, refresh=None, **shared,
+        )  # fmt: skip
+        if not 0 <= skip_steps < num_steps:
+            raise UserError(f"method.skip_steps={skip_steps}: what works: 0 to num_steps - 1 = {num_steps - 1}")
+        self.skip_steps, self.inner_steps, self.decode_batch = skip_steps, inner_steps, decode_batch
+
+    def collect(self, captions: list[str], positions: range) -> Rows:
+        text = self.embed(captions)
+        forks = self.explore(text, positions)
+        t, clean = (torch.stack([getattr(fork, name) for fork in forks]) for name in ("t", "clean"))
+        scores = self.score(captions, t, clean)
+        winner, loser, valid = select(scores.transpose(0, 1), self.thresholds(t)[:, None])
+        self.round = {
+            "rollout/valid": valid.float().mean(),
+            "reward/mean": scores.mean(),
+            "reward/spread": scores.std(1).mean(),
+        }
+        parts = []
+        for fork, best, worst, counts in zip(forks, winner, loser, valid, strict=True):
+            prompt = counts.nonzero().flatten()
+            best, worst = best[prompt], worst[prompt]
+            parts += [self.pairs(move, prompt, best, worst) for move in fork.moves]
+        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        prompt = rows["prompt"]
+        return rows | {"prompt": torch.tensor(positions, device=prompt.device)[prompt], "text": text[prompt]}
+
+    def pairs(self, move: Move, prompt: Tensor, best: Tensor, worst: Tensor) -> Rows:
+        """One step of the best and of the worst branch. `x_loser` stands beside x where inner steps set them apart."""
+        index = torch.full_like(prompt, move.index)
+        rows = {
+            "prompt": prompt,
+            "step": index,
+            "t": self.policy.adapter.process.times(self.num_steps)[index],
+            "x": move.x[best, prompt],
+            "winner": move.following[best, prompt],
+            "loser": move.following[worst, prompt],
+        }
+        return rows | ({"x_loser": move.x[worst, prompt]} if self.inner_steps else {})
+
+    def explore(self, text: Tensor, positions: range) -> list[Fork]:
+        """The forks of one trajectory per prompt; every point is denoised once."""
+        process, many = self.policy.adapter.process, text.repeat(self.candidates, 1, 1)
+        times, prompts = process.times(self.num_steps), torch.arange(len(text), device=text.device)
+        forks, x = [], self.keyed(positions, "rollout")
+        for index in range(self.skip_steps):
+            output = self.predict(x, times[index].expand(len(x)), text)
+            x = self.step(output, index, x).sample(self.draw(positions, index, 1)[0])
+        output = self.predict(x, times[self.skip_steps].expand(len(x)), text)
+        for first in range(self.skip_steps, self.num_steps, 1 + self.inner_steps):
+            branches = self.step(output, first, x).sample(self.draw(positions, first, self.candidates))
+            moves = [Move(first, x.expand_as(branches), branches)]
+            end = min(first + 1 + self.inner_steps, self.num_steps)
+            for index in range(first + 1, end):
+                flat = branches.flatten(0, 1)
+                gaussian = self.step(self.predict(flat, times[index].expand(len(flat)), many), index, flat)
+                fresh = self.draw(positions, index, self.candidates).flatten(0, 1)
+                moves.append(Move(index, branches, gaussian.sample(fresh).view_as(branches)))
+                branches = moves[-1].following
+            if end == self.num_steps:
+                forks.append(Fork(moves, branches, torch.zeros_like(times[0])))
+                break
+            flat = branches.flatten(0, 1)
+            t = times[end].expand(len(flat))
+            output = self.predict(flat, t, many)
+            forks.append(Fork(moves, process.clean(output, t, flat)[0].view_as(branches), times[end]))
+            kept = noise.integers(list(positions), self.candidates, seed=self.seed, stream=f"choice/{end}")
+            x, output = (of.view_as(branches)[kept.to(text.device), prompts] for of in (branches, output))
+        return forks
+
+    def step(self, output: Tensor, index: int, x: Tensor) -> Gaussian:
+        """Where step `index` leads from x (N, C, h, w)."""
+        process = self.policy.adapter.process
+        t = process.times(self.num_steps)[index].expand(len(x))
+        return process.step(output, t, process.previous(t, self.num_steps, eta=self.eta), x, eta=self.eta)
+
+    def draw(self, positions: range, index: int, count: int) -> Tensor:
+        """Standard normal noise for `count` points after a step, (count, B, C, h, w)."""
+        shape = (count, *self.policy.adapter.latent_shape)
+        drawn = noise.normal(list(positions), shape, seed=self.seed, stream=f"candidates/{index}")
+        return drawn.transpose(0, 1).to(self.device, non_blocking=True)
+
+    def score(self, captions: list[str], t: Tensor, clean: Tensor) -> Tensor:
+        """Rewards of the pictures of clean latents (F, K, B, C, h, w) predicted at t (F,): (F, K, B)."""
+        shape, found = clean.shape[:3], []
+        latents, t = clean.flatten(0, 2), t[:, None, None].expand(shape).flatten()
+        prompts = captions * (shape[0] * shape[1])
+        for start in range(0, len(latents), self.decode_batch):
+            part = slice(start, start + self.decode_batch)
+            pictures = self.policy.adapter.decode(latents[part])
+            found.append(predicted(self.reward, pictures, prompts[part], t[part]))
+        return torch.cat(found).view(shape)
+
+    def thresholds(self, t: Tensor) -> Tensor:
+        return torch.full(t.shape, self.threshold[0], device=t.device)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """LPO's; winner and loser of an inner step come from two points, which take a forward each."""
+        if not self.inner_steps:
+            return super().loss(batch)
+        policy = self.gaussians(batch)
+        with self.policy.reference():
+            reference = self.gaussians(batch)
+        winner, loser = (
+            ours.log_prob(batch[name]) - theirs.log_prob(batch[name])
+            for ours, theirs, name in zip(policy, reference, ("winner", "loser"), strict=True)
+        )
+        pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
+        return (batch["weight"] * pairs).sum(), self._report(winner.detach(), loser.detach())
+
+    def gaussians(self, batch: Batch) -> tuple[Gaussian, Gaussian]:
+        """Where the steps from x and from x_loser lead, in one forward; the first step of a fork has one point."""
+        count, first = len(batch["t"]), (batch["step"] - self.skip_steps) % (1 + self.inner_steps) == 0
+        apart = (~first).nonzero().flatten()
+        rows = torch.arange(count, device=apart.device)
+        points = {name: torch.cat([batch[name], batch[name][apart]]) for name in ("t", "text")}
+        gaussian = self.gaussian(points | {"x": torch.cat([batch["x"], batch["x_loser"][apart]])})
+        of_loser = rows.index_put((apart,), count + torch.arange(len(apart), device=apart.device))
+        return tuple(Gaussian(gaussian.mean[chosen], gaussian.std[chosen]) for chosen in (rows, of_loser))
