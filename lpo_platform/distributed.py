@@ -1,10 +1,16 @@
-"""The few collective operations that online methods need; every one is the identity on a single process."""
+"""The few collective operations that a run needs; every one is the identity on a single process."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 Rows = dict[str, Tensor]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def world() -> tuple[int, int]:
@@ -12,6 +18,50 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def lead() -> bool:
+    """Whether this is the process that speaks and writes; known before the processes have met."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
+
+
+def agree(value: Any) -> Any:
+    """The first process's value, on every process."""
+    if world()[1] == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, 0)
+    return told[0]
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+def deal(items: Sequence[Item]) -> list[Item]:
+    """This process's part of what the first process finds to do."""
+    rank, size = world()
+    return list(agree(list(items)))[rank::size]
+
+
+def each(items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """work(item) for every item in order, on every process; the items are dealt in turn and are the same everywhere.
+
+    Every process works equally often, on the last item again where they do not divide: the forwards of a sharded model
+    are collective.
+    """
+    rank, size = world()
+    if size == 1:
+        return [work(item) for item in items]
+    turns = -(-len(items) // size)
+    own = [work(items[min(turn * size + rank, len(items) - 1)]) for turn in range(turns)]
+    everyone: list[list[Result]] = [[] for _ in range(size)]
+    dist.all_gather_object(everyone, own)
+    return [everyone[i % size][i // size] for i in range(len(items))]
 
 
 def share(items: range) -> range:
@@ -39,6 +89,18 @@ def _gather(column: Tensor, lengths: list[int]) -> Tensor:
     received = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(received, padded)
     return torch.cat([part[:length] for part, length in zip(received, lengths, strict=True)])
+
+
+def mean(values: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Scalar means over this process's `count` items -> the means over the items of all processes."""
+    if world()[1] == 1 or not values:
+        return values
+    weighted = torch.stack(
+        [*(value.float() for value in values.values()), torch.ones_like(next(iter(values.values())))]
+    )
+    weighted = weighted * count
+    dist.all_reduce(weighted)
+    return dict(zip(values, weighted[:-1] / weighted[-1], strict=True))
 
 
 def broadcast(module: nn.Module) -> None:
