@@ -1,0 +1,103 @@
+"""What policy gradients learn from: pictures with the trajectories that led to them, and their rewards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpo_platform import noise
+from lpo_platform.config import UserError
+from lpo_platform.data.condition_pairs import from_uint8, to_uint8
+from lpo_platform.data.source import Sample
+from lpo_platform.diffusion.rollout import rollout
+from lpo_platform.diffusion.weighting import steps
+from lpo_platform.distributed import Rows
+from lpo_platform.evaluation.evaluate import reward_of
+from lpo_platform.methods.online import Online
+from lpo_platform.rewards.reward import Reward, StepReward, parts
+from lpo_platform.tasks.task import Task
+
+
+class Trajectories(Online):
+    """group: pictures of each prompt; num_steps, eta, guidance: of sampling; window: the steps that are kept, first and
+    last + 1, null for all. With a task every prompt comes with the condition that its picture in the data shows.
+
+    t, slope, std (K,): of the K kept steps, as diffusion/weighting.py has them.
+    """
+
+    def __init__(
+        self,
+        *,
+        reward: Reward | StepReward,
+        task: Task | None,
+        group: int = 8,
+        num_steps: int = 50,
+        eta: float = 1.0,
+        guidance: float = 5.0,
+        window: tuple[int, int] | None = None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.reward, self.task, self.pictures = reward, task, task is not None
+        self.group, self.num_steps, self.eta, self.guidance = group, num_steps, eta, guidance
+        first, last = window or (0, num_steps)
+        if not 0 <= first < last <= num_steps:
+            raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {num_steps}")
+        self.window = slice(first, last)
+        self.t, self.slope, self.std = (of[self.window] for of in steps(self.policy.adapter.process, num_steps, eta))
+        silent = self.t[self.std <= 0].tolist()
+        if silent:
+            raise UserError(
+                f"method.eta={eta}: the step from t={silent[0]} draws no noise, so its outcome has no probability; "
+                "what works: method.eta above 0, and a method.window that leaves out a step from t=0"
+            )
+
+    def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
+        """A row is a prompt: text (P, L, D) or tokens, control images, `key` of prompt and condition; and of its G
+        pictures latents (P, G, K + 1, C, h, w), log_prob (P, G, K), float32, and reward/score, reward/<part> (P, G).
+        """
+        captions = [item.caption for item in items] if self.pictures else list(items)
+        ids = [(item.caption, item.id) if self.pictures else (item,) for item in items]
+        tokens = self.policy.adapter.tokenize(captions)
+        rows = {
+            "prompt": torch.tensor(positions, device=self.device),
+            "key": torch.tensor([noise.key(*name) for name in ids], device=self.device),
+            "text": tokens.to(self.device) if self.policy.trains_text else self.policy.adapter.embed(tokens),
+        }
+        if self.pictures:
+            images = torch.stack([item.image for item in items]).to(self.device)
+            rows["control"] = to_uint8(self.task.render(self.task.detect(images)), gray=self.task.gray)
+        prompt = torch.arange(len(positions), device=self.device).repeat_interleave(self.group)
+        text, control = self.condition(rows, prompt)
+        keys = [f"{position}/{member}" for position in positions for member in range(self.group)]
+        trajectory = list(
+            rollout(
+                lambda x, t: self.predict(x, t, text, control),
+                self.policy.adapter.process,
+                self.keyed(keys, "rollout"),
+                num_steps=self.num_steps,
+                eta=self.eta,
+                noise=lambda index: self.keyed(keys, f"rollout/{index}"),
+            )
+        )
+        kept, finished = trajectory[self.window], trajectory[-1].following
+        pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, prompt, control).items()} | {
+            "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
+            "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
+        }
+        self.round = {}
+        return rows | {name: column.unflatten(0, (-1, self.group)) for name, column in pictures.items()}
+
+    def condition(self, rows: Rows, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Text and control images of these rows (N,)."""
+        text = self.policy.adapter.embed(rows["text"][prompt]) if self.policy.trains_text else rows["text"][prompt]
+        return text, from_uint8(rows["control"][prompt]) if self.pictures else None
+
+    def judge(self, latents: Tensor, captions: list[str], prompt: Tensor, control: Tensor | None) -> dict[str, Tensor]:
+        """The reward of finished latents (N, C, h, w) of these prompts: `score` and its named parts, (N,) each."""
+        captions = [captions[row] for row in prompt.tolist()]
+        if isinstance(self.reward, StepReward):
+            return {"score": reward_of(self.reward, latents, captions)}
+        images = torch.cat([self.policy.adapter.decode(part) for part in latents.split(self.group)])
+        return parts(self.reward, images.mul(255).round().div(255), captions, control)  # 8 bits, as a file has them

@@ -1,0 +1,477 @@
+"""DDPO's rollouts, rounds and update against loops through stock UNets and the formulas of specs/pose_ddpo.md."""
+
+import math
+import os
+import socket
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import toy_lpo
+import toy_size
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lpo_platform.callbacks.checkpoint import Checkpoint, newest
+from lpo_platform.config import UserError
+from lpo_platform.data.rollouts import Items, Rollouts
+from lpo_platform.data.source import Sample
+from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.diffusion.gaussian import Gaussian
+from lpo_platform.diffusion.weighting import step_weights, steps
+from lpo_platform.methods.ddpo import DDPO
+from lpo_platform.methods.optim import AdamW
+from lpo_platform.methods.ratios import Ratios
+from lpo_platform.models.policy import Policy
+from lpo_platform.models.shared_encoder import Encoded
+from lpo_platform.models.tuning import Control, Full, Lora, Tune
+from lpo_platform.rewards.reward import parts
+from lpo_platform.tasks.canny import Canny
+from lpo_platform.transitions import arrange
+
+SMALL = {"group": 3, "num_steps": 4, "guidance": 3.0, "rounds": 2, "prompts": 2, "batch": 8, "clip": 2e-3}
+
+
+class Red:
+    """How red pictures are, and how many edges of their condition they have, by name; shorter prompts are better."""
+
+    def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> dict[str, Tensor]:
+        said = {"red": images[:, 0].mean((1, 2)), "prompt": -torch.tensor([float(len(p)) for p in prompts])}
+        return said if condition is None else said | {"edges": (images * condition).mean((1, 2, 3))}
+
+
+def adapter(**process: object):
+    """toy_lpo's, with pictures: the first three channels, four times as large."""
+    made = toy_lpo.adapter()
+    made.process = DDIM(**process)
+    made.decode = lambda z: torch.sigmoid(torch.nn.functional.interpolate(z[:, :3], scale_factor=4))
+    return made
+
+
+def method(tune: Tune | None = None, *, optim: AdamW | None = None, process: dict | None = None, **options) -> DDPO:
+    parts, control, task = adapter(**(process or {})), None, None
+    if isinstance(tune, Control):
+        control, task = toy_size.controlnet(parts.unet), Canny()
+    policy = Policy(parts, tune or Lora(rank=2), control)
+    settings = SMALL | {"reward": Red(), "task": task, "optim": optim or AdamW(), "seed": 0} | options
+    return DDPO(policy=policy, **settings)
+
+
+class Pictures:
+    """Five captions, two of them equal, with pictures of noise."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def caption(self, i: int) -> str:
+        return "the same" if i < 2 else f"caption {'x' * i}"
+
+    def __getitem__(self, i: int) -> Sample:
+        image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i))
+        return Sample(f"picture {i}", image, self.caption(i))
+
+
+def play(step: DDPO, number: int = 0, micro_batch: int = 5, numbers: tuple[int, ...] = (0, 1)) -> list[dict]:
+    items = Items(Pictures(), numbers) if step.pictures else [Pictures().caption(i) for i in numbers]
+    return step.play(number, items, micro_batch)
+
+
+def gradient(step: DDPO, batches: list[dict]) -> Tensor:
+    """Of the sum of the micro-batches' losses, as accumulation divides them by their number."""
+    weights = list(step.policy.trainable().values())
+    total = sum(step.loss(batch)[0] for batch in batches)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)])
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> bool:
+    return theirs.norm() > 0 and (ours - theirs).norm() < tolerance * theirs.norm()
+
+
+def literal_log_prob(step: DDPO, x: Tensor, following: Tensor, t: int, text: Tensor, control: Tensor | None) -> Tensor:
+    """One row, section 1.2: stock forwards without and with text, x0hat, mu, sigma, the mean over elements."""
+    process, policy = step.policy.adapter.process, step.policy
+    abar = process.alphas_cumprod.double()
+    t_next = max(t - 1000 // step.num_steps, 0)
+    time, outputs = torch.tensor([t]), []
+    for words in (policy.adapter.empty_text(), text[None]):
+        added = {}
+        if control is not None:
+            down, middle = policy.control(x[None], time, words, control[None], return_dict=False)
+            added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        outputs.append(policy.adapter.unet(x[None], time, words, **added).sample[0])
+    eps = outputs[0] + step.guidance * (outputs[1] - outputs[0])
+    var = (1 - abar[t_next]) / (1 - abar[t]) * (1 - abar[t] / abar[t_next])
+    sigma = step.eta * var.sqrt()
+    x0hat = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
+    mu = abar[t_next].sqrt() * x0hat + (1 - abar[t_next] - sigma**2).sqrt() * eps
+    return (-((following - mu) ** 2) / (2 * sigma**2) - sigma.log() - 0.5 * math.log(2 * math.pi)).mean()
+
+
+def literal_rows(step: DDPO, rows: list[tuple[int, int]] | None = None) -> dict[tuple[int, int], Tensor]:
+    """The log-probability of these transitions (sample, step) of the last round under the policy as it is now."""
+    found = {}
+    for sample, k in rows or [
+        (sample, k) for sample in range(len(step.samples["latents"])) for k in range(len(step.t))
+    ]:
+        prompt, latents = sample // step.group, step.samples["latents"][sample]
+        control = step.samples["control"][prompt].float().expand(3, -1, -1) / 255 if step.pictures else None
+        text, t = step.samples["text"][prompt], int(step.t[k])
+        found[sample, k] = literal_log_prob(step, latents[k], latents[k + 1], t, text, control)
+    return found
+
+
+def rows_of(batch: dict[str, Tensor]) -> list[tuple[int, int]]:
+    return list(zip(batch["sample"].tolist(), batch["step"].tolist(), strict=True))
+
+
+# Rollouts.
+
+
+@pytest.mark.parametrize("tune", [Lora(rank=2), Control()])
+def test_stored_log_probabilities_are_those_of_the_formula(tune: Tune) -> None:
+    step = method(tune, eta=0.7)
+    play(step)
+    assert step.samples["latents"].shape == (6, 5, *toy_lpo.SHAPE) and step.samples["latents"].dtype == torch.float32
+    with torch.no_grad():
+        for (sample, k), expected in literal_rows(step).items():
+            assert step.samples["log_prob"][sample, k].item() == pytest.approx(expected.item(), abs=2e-5)
+
+
+def test_rewards_are_those_of_the_finished_pictures_and_of_their_own_prompt() -> None:
+    step = method(Control())
+    play(step, numbers=(3, 1))
+    images = step.policy.adapter.decode(step.samples["latents"][:, -1]).mul(255).round().div(255)
+    sources = [Pictures()[i] for i in (3, 1)]
+    control = Canny().render(Canny().detect(torch.stack([s.image for s in sources]))).repeat_interleave(3, 0)
+    expected = Red()(images, [s.caption for s in sources for _ in range(3)], control)
+    for name, values in expected.items():
+        torch.testing.assert_close(step.samples[f"reward/{name}"].flatten(), values)
+        assert step.round[f"reward/{name}"].item() == pytest.approx(values.mean().item())
+    torch.testing.assert_close(step.samples["reward/score"].flatten(), sum(expected.values()))
+    assert control.std() > 0
+
+
+def test_a_reward_of_latents_sees_the_finished_latents() -> None:
+    step = method(reward=toy_lpo.Brightness())
+    play(step)
+    expected = 100 * step.samples["latents"][:, -1, 0].mean((1, 2)) + len("the same")
+    torch.testing.assert_close(step.samples["reward/score"].flatten(), expected)
+    assert step.reward.asked.tolist() == [1] * 6
+
+
+def test_a_bad_part_of_a_reward_is_reported_by_name() -> None:
+    def reward(images: Tensor, prompts: list[str], condition: Tensor | None = None) -> dict[str, Tensor]:
+        return {"good": torch.ones(len(images)), "bad": torch.tensor([1.0, math.nan])}
+
+    with pytest.raises(UserError, match="bad: returned NaN or infinity for 1 of 2"):
+        parts(reward, torch.rand(2, 3, 4, 4), ["a", "b"])
+
+
+def test_pictures_of_a_prompt_differ_and_do_not_depend_on_what_is_drawn_at_once() -> None:
+    together, apart = method(), method(sample_batch=1)
+    play(together), play(apart)
+    torch.testing.assert_close(together.samples["latents"], apart.samples["latents"], atol=1e-4, rtol=1e-4)
+    start = together.samples["latents"][:, 0].flatten(1)
+    assert torch.cdist(start, start).fill_diagonal_(9).min() > 1
+
+
+# Advantages.
+
+
+def test_groups_are_of_prompt_and_condition() -> None:
+    """Two items with one caption are one group without pictures and two groups with them; each sums to 0."""
+    for tune, groups in ((Lora(rank=2), 1), (Control(), 2)):
+        step = method(tune)
+        play(step, numbers=(0, 1))
+        assert len(step.samples["key"].unique()) == groups
+        sums = step.samples["advantage"].view(groups, -1).sum(1)
+        assert sums.abs().max() < 1e-5 and step.samples["advantage"].abs().min() > 0
+
+
+def test_equal_rewards_leave_nothing_to_train() -> None:
+    class Constant:
+        def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
+            return torch.full((len(images),), 0.1)
+
+    step = method(reward=Constant())
+    (batch,) = play(step)
+    assert "weight" not in batch and step.training_step(batch, 0) is None
+    assert step.round["rollout/no_advantage"].item() == 1
+
+
+# The order of transitions.
+
+
+def test_updates_hold_what_the_order_says() -> None:
+    samples, steps, trained = 6, 5, 4
+    orders = ("samples", "steps", "mixed")
+    drawn = {order: arrange(samples, steps, trained, order, seed=0, stream="a") for order in orders}
+    for rows in drawn.values():
+        assert len(rows.unique()) == samples * trained
+        assert torch.equal(torch.bincount(rows // steps), torch.full((samples,), trained))
+    assert all(len((part // steps).unique()) == 1 for part in drawn["samples"].split(trained))
+    by_step = [part for part in drawn["steps"].split(samples)]
+    assert all(len((part // steps).unique()) == samples for part in by_step)
+    assert any(len((part % steps).unique()) > 1 for part in by_step), "each sample has its own order of steps"
+    assert not torch.equal(drawn["samples"], arrange(samples, steps, trained, "samples", seed=0, stream="b"))
+
+
+def test_every_inner_epoch_draws_its_own_steps() -> None:
+    step = method(inner_epochs=3, fraction=0.5, batch=1000)
+    (batch,) = play(step, micro_batch=1000)
+    passes = [frozenset(zip(s.tolist(), k.tolist(), strict=True))
+              for s, k in zip(batch["sample"].chunk(3), batch["step"].chunk(3), strict=True)]  # fmt: skip
+    assert [len(each) for each in passes] == [12, 12, 12] and len(set(passes)) == 3
+
+
+def test_a_window_trains_its_steps_only() -> None:
+    step = method(window=(1, 3), batch=1000)
+    (batch,) = play(step, micro_batch=1000)
+    assert step.t.tolist() == [501, 251] and step.samples["latents"].shape[1] == 3
+    assert sorted(set(batch["step"].tolist())) == [0, 1] and len(batch["step"]) == 12
+    with torch.no_grad():
+        for (sample, k), expected in literal_rows(step).items():
+            assert step.samples["log_prob"][sample, k].item() == pytest.approx(expected.item(), abs=2e-5)
+
+
+# The update.
+
+
+@pytest.mark.parametrize(("tune", "precision"), [(Full(), torch.float32), (Control(), torch.bfloat16)])
+def test_the_ratio_is_exactly_one_before_the_first_update(tune: Tune, precision: torch.dtype) -> None:
+    """In every round, whatever the micro-batches; how far the sampler's forwards were from these is reported."""
+    step = method(tune, batch=12, group=2, num_steps=3, guidance=1.0)
+    for number in (0, 1):
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            batches = play(step, number, micro_batch=5)
+            step.ratios = Ratios(step.t, step.clip)
+            for batch in batches:
+                step.loss(batch)[0].backward()
+        report = step.ratios.report()
+        assert report["ddpo/ratio"] == report["ddpo/ratio_max"] == 1
+        assert report["ddpo/change"] == report["ddpo/clipped_high"] == report["ddpo/clipped_low"] == 0
+        assert report["ddpo/drift"] < (1e-5 if precision == torch.float32 else 0.1)
+        toy_lpo.move(step.policy, 0.002)
+
+
+@pytest.mark.parametrize("tune", [Lora(rank=2), Full(), Control()])
+def test_the_gradient_is_that_of_a_literal_loop(tune: Tune) -> None:
+    """One row at a time through stock forwards; after the policy has moved, so that some rows are clipped."""
+    step = method(tune, batch=8)
+    batches = play(step, micro_batch=8)
+    toy_lpo.move(step.policy, 0.01 if isinstance(tune, Lora) else 0.001)
+    rows = literal_rows(step, rows_of(batches[1]))
+    total, clipped = 0.0, 0
+    for (sample, k), log_prob in rows.items():
+        ratio = (log_prob - step.samples["log_prob"][sample, k]).exp()
+        advantage = step.samples["advantage"][sample]
+        total = total + torch.max(-advantage * ratio, -advantage * ratio.clamp(1 - step.clip, 1 + step.clip)) / 8
+        clipped += bool((ratio - 1).abs() > step.clip)
+    weights = list(step.policy.trainable().values())
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)])
+    assert 0 < clipped < 8 and close(gradient(step, batches[1:2]), expected, 2e-3)
+    assert step.loss(batches[1])[0].item() == pytest.approx(total.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("tune", [Full(), Control()])
+def test_micro_batches_do_not_change_the_gradient(tune: Tune) -> None:
+    found = []
+    for micro_batch in (24, 8, 1):
+        step = method(tune, batch=24, kl=0.5, weighting="unit")
+        batches = play(step, micro_batch=micro_batch)
+        toy_lpo.move(step.policy, 0.001)
+        found.append(gradient(step, batches) * micro_batch / 24)
+    assert close(found[1], found[0]) and close(found[2], found[0])
+
+
+def test_the_divergence_is_that_from_the_starting_policy() -> None:
+    """|m - m_ref|^2 / (2 std^2) of the rows, with m_ref from before the policy moved."""
+    step = method(Full(), kl=2.0, batch=24)
+    (batch,) = play(step, micro_batch=24)
+    sample, k = batch["sample"], batch["step"]
+    x, text = step.samples["latents"][sample, k], step.samples["text"][sample // step.group]
+
+    def now() -> Gaussian:
+        with torch.no_grad():
+            return step.gaussian(step.encode(x, step.t[k], text), None)
+
+    start = now()
+    toy_lpo.move(step.policy, 0.001)
+    moved, whole = now(), step.loss(batch)[0]
+    step.kl = 0.0
+    divergence = (whole - step.loss(batch)[0]).item() / 2.0
+    expected = (0.5 * ((moved.mean - start.mean) / moved.std) ** 2).mean().item()
+    assert expected > 1e-4 and divergence == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_frozen_encoder_has_no_graph_and_is_shared_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tune=control one pass of it serves policy and reference; with tune=full each has its own."""
+    for tune, passes in ((Control(), 1), (Full(), 2)):
+        step, encoded = method(tune, kl=0.1, batch=24), []
+        (batch,) = play(step, micro_batch=24)
+        encode = step.policy.encode
+
+        def counted(*arguments: Tensor, encode=encode, encoded=encoded) -> Encoded:
+            encoded.append(encode(*arguments))
+            return encoded[-1]
+
+        monkeypatch.setattr(step.policy, "encode", counted)
+        step.loss(batch)[0].backward()
+        assert len(encoded) == passes and encoded[0].middle.requires_grad is (passes == 2)
+        assert all(p.grad is None for p in step.policy.adapter.unet.parameters() if not p.requires_grad)
+
+
+def test_score_function_is_ppos_first_update_without_a_ratio() -> None:
+    ppo, score = (method(Full(), batch=24, form=form) for form in ("ppo", "score"))
+    assert close(gradient(score, play(score, micro_batch=24)), gradient(ppo, play(ppo, micro_batch=24)), 1e-5)
+
+
+def test_step_weights() -> None:
+    """Section 6.2: of 50 steps |c_e| / sigma is 3.27 at t = 21 and 1.00 at t = 1; t = 21 has half of its squares."""
+    t, slope, std = steps(DDIM(), 50, 1.0)
+    energy = (slope / std).abs()
+    assert t[-2:].tolist() == [21, 1] and energy[-2:].tolist() == pytest.approx([3.27, 1.00], abs=5e-3)
+    assert energy[:-3].min() > 0.37 and energy[:-3].max() < 0.76
+    assert (energy[-2] ** 2 / energy.square().sum()).item() == pytest.approx(0.49, abs=0.02)
+    evened = step_weights("unit", slope, std)
+    torch.testing.assert_close(evened * energy, (evened * energy).mean().expand(50))
+    assert evened.mean().item() == pytest.approx(1) and torch.equal(step_weights("none", slope, std), torch.ones(50))
+    by_noise = step_weights("noise", slope, std)
+    torch.testing.assert_close(by_noise / by_noise[0], std / std[0])
+
+
+# Settings that cannot work.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eta": 0.0}, "method.eta=0.0: the step from t=751 draws no noise"),
+        ({"process": {"steps_offset": 0}}, "the step from t=0 draws no noise.*a method.window that leaves out"),
+        ({"window": (3, 9)}, r"method.window=\[3, 9\]: what works: 0 <= first < last <= 4"),
+        ({"fraction": 0.1}, "method.fraction=0.1: 0 of 4 steps"),
+        ({"form": "score"}, r"method.batch=24 \(2 prompts x 3 pictures x 4 steps\)"),
+        ({"form": "score", "batch": 24, "inner_epochs": 2}, "method.inner_epochs=1"),
+    ],
+)
+def test_settings_that_cannot_work_say_what_would(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        method(**options)
+
+
+def test_a_last_step_without_noise_can_be_left_out() -> None:
+    step = method(process={"steps_offset": 0}, window=(0, 3))
+    play(step)
+    assert torch.isfinite(step.samples["log_prob"]).all() and step.t.tolist() == [750, 500, 250]
+
+
+# Rounds.
+
+
+class Seen(Callback):
+    """Weights after every round, and what was logged."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: DDPO) -> None:
+        self.weights.append({k: v.detach().clone() for k, v in module.policy.trainable().items()})
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def fit(step: DDPO, folder: Path, *more: Callback, epochs: int = 3) -> Seen:
+    seen = Seen()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        accumulate_grad_batches=2,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        logger=False,
+        callbacks=[*more, seen],
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    rounds = Rollouts(Pictures(), step, micro_batch=step.batch // 2, seed=0)
+    trainer.fit(step, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
+    return seen
+
+
+def test_rounds_continue_bit_for_bit_with_their_history(tmp_path: Path) -> None:
+    def made() -> DDPO:
+        return method(Full(), baseline="history", history=8, history_minimum=4, rounds=3, optim=AdamW(lr=1e-4))
+
+    straight_method = made()
+    straight = fit(straight_method, tmp_path / "straight")
+    fit(made(), tmp_path / "cut", Checkpoint(tmp_path / "cut" / "checkpoints"), epochs=1)
+    step = made()
+    resumed = fit(step, tmp_path / "cut")
+    assert step.tracker.state_dict() == straight_method.tracker.state_dict()
+    assert max(map(len, step.tracker.history.values())) > 4, "a prompt came back"
+    for ours, theirs in zip(resumed.weights, straight.weights[1:], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    logged = straight.logged[-1]
+    assert {"reward/score", "reward/red", "reward/std", "rollout/samples"} <= set(logged)
+
+
+def test_what_happened_is_reported_by_step() -> None:
+    step = method(Full(), batch=6, group=2, num_steps=3)
+    rows = []
+    for batch in play(step, micro_batch=6):
+        step.loss(batch)
+        for (sample, k), log_prob in literal_rows(step, rows_of(batch)).items():
+            ratio = (log_prob - step.samples["log_prob"][sample, k]).exp().item() if batch["position"][0] else 1.0
+            rows.append((k, ratio, step.samples["advantage"][sample].item()))
+        toy_lpo.move(step.policy, 0.001)
+    report, clip = step.ratios.report(), step.clip
+    ratios = [ratio for _, ratio, _ in rows]
+    dead = [r for _, r, a in rows if (a > 0 and r > 1 + clip) or (a < 0 and r < 1 - clip)]
+    assert report["ddpo/ratio"] == pytest.approx(sum(ratios) / 12, abs=1e-4)
+    assert report["ddpo/ratio_max"] == pytest.approx(max(ratios), abs=1e-4) and max(ratios) > 1
+    assert report["ddpo/no_gradient"] == pytest.approx(len(dead) / 12) and dead
+    assert report["ddpo/clipped_high"] == pytest.approx(sum(r > 1 + clip for r in ratios) / 12)
+    assert report["ddpo/clipped_low"] == pytest.approx(sum(r < 1 - clip for r in ratios) / 12)
+    assert report["ddpo/kl_k3"] == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 12, abs=1e-5)
+    at_last = [abs(ratio - 1) for k, ratio, _ in rows if k == 2]
+    assert report["ddpo/t001/change"] == pytest.approx(sum(at_last) / len(at_last), abs=1e-4)
+
+
+def _rank(rank: int, size: int, port: int, results) -> None:
+    torch.set_num_threads(1)
+    if size > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        dist.init_process_group("gloo", rank=rank, world_size=size)
+    step = method(Control(), batch=16, baseline="history", history=6, history_minimum=3)
+    batches = play(step, micro_batch=4)
+    toy_lpo.move(step.policy, 0.001)
+    found = []
+    for update in (batches[: 4 // size], batches[4 // size :]):
+        mean = gradient(step, update) / (4 // size)  # what accumulation and then DDP divide by
+        if size > 1:
+            dist.all_reduce(mean)
+        found.append(mean / size)
+    results[size, rank] = torch.stack(found), step.tracker.state_dict()
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def test_one_and_two_processes_have_the_same_gradient() -> None:
+    """24 rows in updates of 16 and 8, in micro-batches of 4."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone: dict = {}
+    _rank(0, 1, port, alone)
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_rank, (2, port, results), nprocs=2)
+        both = [results[2, rank] for rank in (0, 1)]
+    for gradients, tracker in both:
+        assert close(gradients[0], alone[1, 0][0][0]) and close(gradients[1], alone[1, 0][0][1])
+        assert tracker.keys() == alone[1, 0][1].keys()
