@@ -15,6 +15,7 @@ import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from lpo_platform import record
 from lpo_platform.callbacks.best import Best
@@ -42,7 +43,7 @@ from lpo_platform.methods.online import Online
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
-from lpo_platform.rewards.reward import StepReward
+from lpo_platform.rewards.reward import Reward, StepReward
 from lpo_platform.signature import signature
 from lpo_platform.tasks.task import Task
 from lpo_platform.tracking import report, wandb
@@ -62,7 +63,7 @@ class Job:
     policy: Policy
     task: Task | None
     data: Data
-    reward: StepReward | None
+    reward: Reward | StepReward | None
     control_digest: str | None
 
     @property
@@ -144,13 +145,14 @@ def assemble(cfg: DictConfig) -> Job:
     return Job(cfg, hardware, policy, task, data, reward_of(cfg, adapter), control_digest)
 
 
-def reward_of(cfg: DictConfig, adapter: Adapter) -> StepReward | None:
-    """The reward; one of latents gets the model whose latents it reads."""
+def reward_of(cfg: DictConfig, adapter: Adapter) -> Reward | StepReward | None:
+    """The reward, where the model is; one of latents gets the model whose latents it reads."""
     if not cfg.get("reward"):
         return None
     known = signature(cfg.reward._target_)
     with located("reward"):
-        return create(cfg.reward, **({"adapter": adapter} if known and known["adapter"] else {}))
+        reward = create(cfg.reward, **({"adapter": adapter} if known and known["adapter"] else {}))
+    return reward.to(adapter.device) if isinstance(reward, nn.Module) else reward
 
 
 @contextmanager
@@ -183,7 +185,10 @@ def train(cfg: DictConfig, folder: Path) -> dict:
             rows = job.rows()
         with phases("train"):
             live = {"policy": job.policy, "optim": create(cfg.optim), "seed": cfg.seed}
-            method: Method = create(cfg.method, **live, **({"reward": job.reward} if job.reward else {}))
+            asked = signature(cfg.method._target_)
+            live |= {"reward": job.reward} if job.reward else {}
+            live |= {"task": job.task} if asked and asked["task"] else {}
+            method: Method = create(cfg.method, **live)
             fit(job, method, rows, evaluator, settings, folder, guest)
         with phases("evaluate_trained"):
             load_trained(job.policy, folder, settings)
