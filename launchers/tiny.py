@@ -3,8 +3,8 @@
     python launchers/tiny.py                      everything
     python launchers/tiny.py --parts base canny   only these; the others stay as they are
 
-Tokenizer, judge and autoencoder have loops of their own. The denoiser with its text encoder and the ControlNets are
-trained by the platform's own command.
+Tokenizer, judge, labeller, detector and autoencoder have loops of their own. The denoiser with its text encoder and
+the ControlNets are trained by the platform's own command.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,6 +28,7 @@ log = logging.getLogger("tiny")
 
 Figures = dict[str, float]
 RUNS = Path("outputs/tiny")
+TASKS = ("canny", "hed", "lineart", "depth", "seg_ade20k", "seg_coco", "pose")
 TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"))
 
 # How the platform trains the last two parts; the moving average of the weights is what is kept.
@@ -35,8 +37,8 @@ BASE = (
     "method.batch=32", "method.drop_text=0.1", "optim.lr=1.5e-3", "optim.warmup_steps=100", "optim.schedule=cosine",
     "callbacks.ema_decay=0.995", "callbacks.every=200", "callbacks.log_every=10",
 )  # fmt: skip
-CANNY = (
-    "task=canny", "control.weights=unet", "data.num_train=8192", "method.steps=1200", "method.batch=32",
+CONTROL = (
+    "control.weights=unet", "data.num_train=8192", "method.steps=1200", "method.batch=32",
     "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.99",
     "callbacks.every=100", "callbacks.log_every=10",
 )  # fmt: skip
@@ -78,6 +80,19 @@ def make_labeller() -> Figures:
     return {"alignment of held-out scenes": Judge.load(FOLDER).alignment(images, captions).mean().item()}
 
 
+def make_detector() -> Figures:
+    """Finds the condition of every task but canny; another network, on other scenes, than the judge and labeller."""
+    import torch
+
+    from lpo_platform.tasks.toy_detector import ToyDetector, train_detector
+
+    torch.manual_seed(1)
+    detector = ToyDetector()
+    train_detector(detector)
+    detector.save()
+    return measure_detector()
+
+
 def make_vae() -> Figures:
     import torch
 
@@ -97,9 +112,10 @@ def make_base() -> Figures:
     return _result(run)
 
 
-def make_canny() -> Figures:
-    run = _train("canny", CANNY)
-    _keep(run / "export" / "controlnet_ema", "controlnet_canny")
+def make_control(task: str) -> Figures:
+    """The ControlNet of a task."""
+    run = _train(task, (f"task={task}", *CONTROL))
+    _keep(run / "export" / "controlnet_ema", f"controlnet_{task}")
     return _result(run)
 
 
@@ -116,11 +132,38 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "parts": make_parts,
     "judge": make_judge,
     "labeller": make_labeller,
+    "detector": make_detector,
     "vae": make_vae,
     "base": make_base,
-    "canny": make_canny,
     "lrm": make_lrm,
+    **{task: partial(make_control, task) for task in TASKS},
 }
+
+
+def measure_detector() -> Figures:
+    """What the detector finds in 200 held-out scenes, read from the committed half-precision weights."""
+    import torch
+
+    from lpo_platform.data.toy import Toy
+    from lpo_platform.tasks.oks import oks
+    from lpo_platform.tasks.pose import Pose
+    from lpo_platform.tasks.toy_detector import edges_of, lines_of, toy_detector
+
+    split = Toy(0, 200).test
+    scenes = [split.scene(i) for i in range(len(split))]
+    images = torch.stack([scene.image for scene in scenes]).float() / 255
+    parts, depth, joints = (torch.stack([getattr(s, name) for s in scenes]) for name in ("parts", "depth", "keypoints"))
+    found, people = toy_detector()(images), Pose(toy=True, resolution=64).detect(images)
+    shown = joints.flatten(1).any(1)
+    similar = [oks(a, b[None]).item() for a, b in zip(people[shown], joints[shown], strict=True)]
+    return {
+        "parts, share of pixels": (found.parts.argmax(1) == parts).float().mean().item(),
+        "depth, mean absolute error": (found.depth[:, 0] - depth).abs().mean().item(),
+        "edges, mean absolute error": (found.edges[:, 0] - edges_of(parts)).abs().mean().item(),
+        "lines, mean absolute error": (found.lines[:, 0] - lines_of(parts).float()).abs().mean().item(),
+        "joints, OKS": sum(similar) / len(similar),
+        "joints, people seen where there are none": people[~shown][..., 2].flatten(1).any(1).float().mean().item(),
+    }
 
 
 def measure_vae() -> Figures:
@@ -219,7 +262,8 @@ pipeline_tag: text-to-image
 A Stable Diffusion at toy size in the usual diffusers layout: 64 px pictures, an f = 4 autoencoder with 4 latent
 channels, a UNet of about 1 million weights, a two-layer CLIP text encoder with a tokenizer of its own, and ControlNets.
 Beside them `judge/`, a small network that reads parts, colours and poses from a picture and compares them with the
-caption; `labeller/`, another of its kind that labels training pairs; and `lrm/`, a latent reward model.
+caption; `labeller/`, another of its kind that labels training pairs; `detector/`, a third network that finds the
+condition of every task but canny; and `lrm/`, a latent reward model.
 
 They exist so that every method of the platform runs, and measurably improves something, within minutes on two CPU
 cores. UNet and ControlNets are mediocre on purpose: a method needs something left to improve. They are good for
@@ -228,9 +272,9 @@ nothing else; they know six colours, three shapes and cartoon people, and no pho
 **Data.** Procedural scenes of `lpo_platform/data/toy.py`, drawn from code; about a tenth of the captions is held out
 and was never trained on. No picture by anybody else was used. **Licence.** Apache-2.0, as the rest of the repository.
 
-**Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge and autoencoder with short loops of their own, UNet
-with text encoder and ControlNets with `lpo-train method=control`, the reward model with `lpo-train method=lrm`. The
-time it took on two shared CPU cores: {times}.
+**Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge, labeller, detector and autoencoder with short loops of their
+own, UNet with text encoder and ControlNets with `lpo-train method=control`, the reward model with `lpo-train
+method=lrm`. The time it took on two shared CPU cores: {times}.
 Another machine rounds differently and gives other weights of the same quality.
 
 | weights (half precision, read as float32) | MB |

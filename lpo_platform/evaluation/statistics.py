@@ -149,6 +149,36 @@ def compare_frechet(
     return entry(distance(before), distance(after), interval, higher_is_better=False)
 
 
+def compare_pooled(
+    before: ArrayLike,
+    after: ArrayLike,
+    pool: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    higher_is_better: bool,
+    resamples: int = 1_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A metric of summed counts, such as mIoU over a set: one metric of result.json.
+
+    before, after: (B, ...) counts of the same items. pool: (R, ...) sums -> (R,). The interval resamples the items as
+    pairs and is moved as in statistic_interval.
+    """
+    before, after = (np.asarray(x, dtype=np.float64) for x in (before, after))
+    if before.shape != after.shape:
+        raise ValueError(f"before and after: the same items, got shapes {before.shape} and {after.shape}")
+    first, second = (float(pool(x.sum(0, keepdims=True))[0]) for x in (before, after))
+    if len(before) < 2:
+        return entry(first, second, (math.nan, math.nan), higher_is_better=higher_is_better)
+    flat, differences = [x.reshape(len(x), -1) for x in (before, after)], []
+    for index in _resampled(len(before), resamples=resamples, seed=seed):
+        weights = np.stack([np.bincount(row, minlength=len(before)) for row in index]).astype(np.float64)
+        sides = [pool((weights @ x).reshape(len(index), *before.shape[1:])) for x in flat]
+        differences.append(sides[1] - sides[0])
+    values = np.concatenate(differences)
+    interval = _percentiles(values - values.mean() + (second - first), level=0.95)
+    return entry(first, second, interval, higher_is_better=higher_is_better)
+
+
 def moments(features: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean (D,) and unbiased covariance (D, D) of (N, D) features."""
     features = np.asarray(features, dtype=np.float64)

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform.tasks.task import Task
+from lpo_platform.tasks.task import Gray
 
 
-class Canny(Task):
+class Canny(Gray):
     """Edges of a grey-scale 5 x 5, sigma 1 Canny, binary (B, 1, H, W) (specs/cpo.md section 1, "eval-canny").
 
     low, high: thresholds on the gradient magnitude; the published tables use .1/.2, the DINO rows .15/.3.
@@ -19,7 +19,6 @@ class Canny(Task):
 
     name: ClassVar[str] = "canny"
     scores: ClassVar[dict[str, bool]] = {"canny/f1": True, "canny/f1_above_chance": True}
-    gray: ClassVar[bool] = True
 
     def __init__(self, low: float = 0.1, high: float = 0.2, form: Literal["binary", "magnitude"] = "binary") -> None:
         self.low, self.high, self.form = low, high, form
@@ -27,6 +26,10 @@ class Canny(Task):
     @property
     def fingerprint(self) -> str:
         return json.dumps([self.name, self.low, self.high, self.form])
+
+    @property
+    def differentiable(self) -> bool:
+        return self.form == "magnitude"
 
     def detect(self, images: Tensor) -> Tensor:
         """Edges of images; the magnitude form is differentiable, the binary one is not."""
@@ -37,16 +40,6 @@ class Canny(Task):
             return magnitude * (magnitude > self.low)
         with torch.no_grad():
             return canny(images.float(), self.low, self.high)[1]
-
-    def render(self, maps: Tensor) -> Tensor:
-        return maps.clamp(0, 1).expand(-1, 3, -1, -1)
-
-    def parse(self, control: Tensor) -> Tensor:
-        return control[:, :1]
-
-    def distance(self, maps: Tensor, target: Tensor) -> Tensor:
-        """Mean squared difference."""
-        return (maps - target).square().flatten(1).mean(1)
 
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
         found, wanted = maps > 0.5, target > 0.5

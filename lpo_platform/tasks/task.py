@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -12,13 +13,20 @@ class Task(ABC):
     name: ClassVar[str]
     scores: ClassVar[dict[str, bool]]
     """Names of what score() returns, and whether higher is better."""
+    pooled: ClassVar[dict[str, bool]] = {}
+    """The same for what pool() returns: metrics of a whole set that are no mean over its items."""
     gray: ClassVar[bool] = False
     """Whether the three channels of a control image are equal, so that caches keep one."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes with everything that changes detect()."""
+        """Changes with everything that changes detect() or render()."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether loss() has a gradient in the images."""
+        return False
 
     @abstractmethod
     def detect(self, images: Tensor) -> Tensor:
@@ -36,6 +44,39 @@ class Task(ABC):
     def distance(self, maps: Tensor, target: Tensor) -> Tensor:
         """How far maps are from their target, (B,), 0 for equal maps."""
 
+    def loss(self, images: Tensor, target: Tensor) -> Tensor:
+        """How far what images show is from target, (B,): the reward loss of ControlNet++."""
+        return self.distance(self.detect(images), target)
+
     @abstractmethod
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The reported metrics by name ("canny/f1"), each (B,)."""
+        """The reported metrics by name ("canny/f1"), each (B,), nan where an item has none."""
+
+    def counts(self, maps: Tensor, target: Tensor) -> Tensor | None:
+        """What each item adds to the pooled metrics, with a first axis B; None where there are none."""
+        return None
+
+    def pool(self, counts: Tensor) -> dict[str, Tensor]:
+        """The pooled metrics by name from summed counts; further axes in front stay."""
+        return {}
+
+
+class Gray(Task):
+    """Maps (B, 1, H, W) in [0, 1] that are their own control image, repeated to three channels."""
+
+    gray: ClassVar[bool] = True
+
+    def render(self, maps: Tensor) -> Tensor:
+        return maps.clamp(0, 1).expand(-1, 3, -1, -1)
+
+    def parse(self, control: Tensor) -> Tensor:
+        return control[:, :1]
+
+    def distance(self, maps: Tensor, target: Tensor) -> Tensor:
+        """Mean squared difference."""
+        return (maps - target).square().flatten(1).mean(1)
+
+
+def eight_bit(maps: Tensor) -> Tensor:
+    """[0, 1] -> whole numbers 0 to 255 as float, cut off as a conversion to uint8 does it."""
+    return torch.floor(maps.clamp(0, 1) * 255)

@@ -1,0 +1,130 @@
+"""Depth maps by DPT or Depth-Anything."""
+
+import io
+import json
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForDepthEstimation, DPTConfig
+
+from lpo_platform.tasks.detector import (
+    Choice,
+    Detector,
+    Embedded,
+    Preprocessing,
+    from_transformers,
+    identity_of,
+    wants_toy,
+)
+from lpo_platform.tasks.task import Gray, eight_bit
+
+PUBLISHED = "Intel/dpt-large"
+
+
+def small() -> DPTConfig:
+    """A DPT of 0.1 million weights."""
+    return DPTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16, 16, 16, 16], fusion_hidden_size=16,
+    )  # fmt: skip
+
+
+class DepthNetwork(nn.Module):
+    """(B, 3, H, W) in [0, 1] -> (B, 1, h, w), relative inverse depth at the network's own size; larger is nearer."""
+
+    def __init__(self, weights: str, pretrained: bool) -> None:
+        super().__init__()
+        self.model = from_transformers(lambda _: AutoModelForDepthEstimation, weights, pretrained, small)
+        half = ((0.5,) * 3, (0.5,) * 3)
+        self.preprocessing = Preprocessing(weights, default=half, pretrained=pretrained)
+        self.side = self.preprocessing.size.get("height") or getattr(self.model.config, "image_size", None) or 384
+        self.patch = getattr(self.model.config, "patch_size", None) or 32
+
+    def forward(self, images: Tensor) -> Tensor:
+        scale = self.side / min(images.shape[-2:])
+        size = [self.patch * max(1, round(scale * side / self.patch)) for side in images.shape[-2:]]
+        pixels = F.interpolate(self.preprocessing(images), size, mode="bicubic", antialias=True)
+        return self.model(pixel_values=pixels).predicted_depth[:, None]
+
+
+class Depth(Gray):
+    """Relative depth, (B, 1, H, W), stretched to [0, 1] in every picture, 1 is near (specs/cpo.md section 1).
+
+    detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: folder or hub id
+    of any depth model of transformers. pretrained: false builds it at random.
+    jpeg_quality: the control image goes through a JPEG, as in the published data (75); it then loses some of its maps.
+    The original lets what bicubic enlargement overshoots wrap around; here it is clamped.
+    """
+
+    name: ClassVar[str] = "depth"
+    scores: ClassVar[dict[str, bool]] = {"depth/rmse": False}
+
+    def __init__(
+        self,
+        detector: Choice = "auto",
+        weights: str = PUBLISHED,
+        pretrained: bool = True,
+        jpeg_quality: int | None = None,
+        *,
+        toy: bool = False,
+    ) -> None:
+        self.toy, self.jpeg_quality = wants_toy(detector, toy), jpeg_quality
+        self.detector = Embedded() if self.toy else published(weights, pretrained)
+
+    @property
+    def fingerprint(self) -> str:
+        return json.dumps([self.name, self.detector.identity, self.jpeg_quality])
+
+    @property
+    def differentiable(self) -> bool:
+        return True
+
+    def detect(self, images: Tensor) -> Tensor:
+        found = self.detector(images)
+        depth = stretched(found.depth if self.toy else found)
+        if depth.shape[-2:] == images.shape[-2:]:
+            return depth
+        return F.interpolate(depth, images.shape[-2:], mode="bicubic").clamp(0, 1)
+
+    def render(self, maps: Tensor) -> Tensor:
+        return super().render(maps if self.jpeg_quality is None else smoothed(maps, self.jpeg_quality))
+
+    def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"depth/rmse": rmse(maps, target)}
+
+
+def stretched(depth: Tensor) -> Tensor:
+    """Every map of (B, 1, H, W) from its smallest to its largest value, [0, 1]; a flat map is 0."""
+    low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
+    return (depth - low) / (high - low).clamp_min(1e-8)
+
+
+def rmse(prediction: Tensor, label: Tensor) -> Tensor:
+    """The published error, (B,) on the scale 0 to 255: (B, 1, h, w) of any range against (B, 1, H, W) of any range.
+
+    Both are stretched and cut to 8 bits, then the prediction is enlarged bilinearly as an 8-bit picture.
+    """
+    wanted = eight_bit(stretched(label.double()))
+    found = eight_bit(stretched(prediction.double()))
+    if found.shape != wanted.shape:
+        found = F.interpolate(found, wanted.shape[-2:], mode="bilinear", antialias=True).round()
+    return (found - wanted).square().flatten(1).mean(1).sqrt()
+
+
+def smoothed(maps: Tensor, quality: int) -> Tensor:
+    """(B, 1, H, W) in [0, 1] through an 8-bit JPEG of that quality and back; values outside are clamped first."""
+    return torch.stack([_through_jpeg(map_[0], quality) for map_ in eight_bit(maps.detach())])[:, None].to(maps) / 255
+
+
+def _through_jpeg(levels: Tensor, quality: int) -> Tensor:
+    file = io.BytesIO()
+    Image.fromarray(levels.byte().cpu().numpy()).save(file, "JPEG", quality=quality)
+    with Image.open(file) as picture:
+        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(levels.shape)
+
+
+def published(weights: str, pretrained: bool) -> Detector:
+    return Detector(DepthNetwork(weights, pretrained), identity_of(weights, pretrained))

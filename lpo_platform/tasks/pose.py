@@ -1,0 +1,251 @@
+"""Human poses: 17 keypoints of each person, by ViTPose (arXiv 2204.12484) in the boxes of a person detector."""
+
+import json
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForObjectDetection,
+    VitPoseBackboneConfig,
+    VitPoseConfig,
+    VitPoseForPoseEstimation,
+)
+
+from lpo_platform.config import UserError
+from lpo_platform.tasks.detector import (
+    SETTING,
+    Choice,
+    Detector,
+    Embedded,
+    Preprocessing,
+    from_transformers,
+    identity_of,
+    wants_toy,
+)
+from lpo_platform.tasks.oks import oks, reported_ap
+from lpo_platform.tasks.skeleton import draw, read
+from lpo_platform.tasks.task import Task
+
+PUBLISHED = "usyd-community/vitpose-base-simple"
+PEOPLE = "PekingU/rtdetr_r50vd_coco_o365"
+MARGIN = 1.25  # by which a person's box is enlarged before its joints are sought
+COCO_EXPERT = 0  # of ViTPose++, whose last layers differ by data set
+
+
+def small() -> VitPoseConfig:
+    """A ViTPose of 0.1 million weights."""
+    backbone = VitPoseBackboneConfig(
+        image_size=[64, 48], patch_size=[16, 16], hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        mlp_ratio=2, out_features=["stage2"],
+    )  # fmt: skip
+    return VitPoseConfig(backbone_config=backbone, num_labels=17)
+
+
+class PeopleNetwork(nn.Module):
+    """(B, 3, H, W) in [0, 1] -> B boxes (P, 4) x, y, width, height in pixels; the whole picture where nobody is found.
+
+    weights: folder or hub id of an object detector of transformers whose classes include "person".
+    """
+
+    def __init__(self, weights: str, threshold: float) -> None:
+        super().__init__()
+        setting = "task.people"
+        self.model = from_transformers(lambda _: AutoModelForObjectDetection, weights, True, _none, setting=setting)
+        names = {name.lower(): int(number) for number, name in self.model.config.id2label.items()}
+        if "person" not in names:
+            raise UserError(f"{setting}={weights}: its classes have no 'person'")
+        self.person, self.threshold = names["person"], threshold
+        self.preprocessing = Preprocessing(weights, default=((0.0,) * 3, (1.0,) * 3), setting=setting, pretrained=True)
+        size = self.preprocessing.size
+        self.size = (size.get("height", 640), size.get("width", 640))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        pixels = self.preprocessing(F.interpolate(images, self.size, mode="bilinear", antialias=True))
+        found = self.model(pixel_values=pixels)
+        sides = torch.tensor(images.shape[:1:-1], device=images.device).repeat(2)
+        boxes = []
+        for logits, relative in zip(found.logits.sigmoid(), found.pred_boxes, strict=True):
+            sure = logits[:, self.person] > self.threshold
+            middle, extent = relative[sure].split(2, 1)
+            boxes.append(torch.cat([middle - extent / 2, extent], 1) * sides)
+        return boxes
+
+
+def _none() -> None:
+    raise UserError("task.people: has no random form; pass null to look at whole pictures")
+
+
+class PoseNetwork(nn.Module):
+    """(B, 3, H, W) in [0, 1] -> (B, P, 17, 3): x, y in pixels and score; rows of people who are not there are 0."""
+
+    def __init__(self, weights: str, people: str | None, pretrained: bool, threshold: float) -> None:
+        super().__init__()
+        self.model = from_transformers(lambda _: VitPoseForPoseEstimation, weights, pretrained, small)
+        if self.model.config.num_labels != 17:
+            raise UserError(f"{SETTING}={weights}: names {self.model.config.num_labels} keypoints, not the 17 of COCO")
+        self.preprocessing = Preprocessing(weights, pretrained=pretrained)
+        self.size = tuple(self.model.config.backbone_config.image_size)
+        self.experts = getattr(self.model.config.backbone_config, "num_experts", 1)
+        self.people = PeopleNetwork(people, threshold) if people is not None and pretrained else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        whole = images.new_tensor([[0, 0, width, height]])
+        boxes = [whole] * len(images) if self.people is None else self.people(images)
+        rows = torch.cat([torch.full((len(b),), i, device=images.device) for i, b in enumerate(boxes)])
+        most = max(1, *(len(b) for b in boxes))
+        found = images.new_zeros(len(images), most, 17, 3)
+        if len(rows) == 0:
+            return found
+        places = padded(torch.cat(boxes), self.size)
+        pixels = self.preprocessing(crops(images[rows], places, self.size))
+        expert = torch.full((len(rows),), COCO_EXPERT, device=images.device) if self.experts > 1 else None
+        heat = self.model(pixel_values=pixels, dataset_index=expert).heatmaps
+        joints = placed(peaks(heat), places, heat.shape[-2:])
+        column = torch.cat([torch.arange(len(b), device=images.device) for b in boxes])
+        found[rows, column] = joints
+        return found
+
+
+def padded(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 4) x, y, width, height -> the same about the same middle, enlarged to the network's aspect and by MARGIN."""
+    corner, extent = boxes.split(2, 1)
+    aspect = size[1] / size[0]
+    width = torch.maximum(extent[:, 0], extent[:, 1] * aspect)
+    wanted = MARGIN * torch.stack([width, width / aspect], 1)
+    return torch.cat([corner + (extent - wanted) / 2, wanted], 1)
+
+
+def crops(images: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 3, H, W) and (N, 4) -> (N, 3, h, w), bilinear, black outside; the corners' pixels lie on the box (UDP)."""
+    height, width = images.shape[-2:]
+    x = places[:, :1] + places[:, 2:3] * torch.linspace(0, 1, size[1], device=images.device)
+    y = places[:, 1:2] + places[:, 3:] * torch.linspace(0, 1, size[0], device=images.device)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None] / (width - 1), y[:, :, None] / (height - 1)), 3) * 2 - 1
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def peaks(heat: Tensor) -> Tensor:
+    """(N, 17, h, w) -> (N, 17, 3): column and row of the highest point, and its height.
+
+    Between pixels by the parabola through the logarithms of three neighbours, which is exact for a Gaussian.
+    """
+    height, flat = heat.flatten(2).max(2)
+    rows, columns = flat // heat.shape[-1], flat % heat.shape[-1]
+    log = heat.clamp_min(1e-6).log()
+    along = [
+        _offset(log.gather(2, rows[..., None, None].expand(-1, -1, 1, heat.shape[-1]))[:, :, 0], columns),
+        _offset(log.gather(3, columns[..., None, None].expand(-1, -1, heat.shape[-2], 1))[..., 0], rows),
+    ]
+    return torch.stack([columns + along[0], rows + along[1], height], 2)
+
+
+def _offset(line: Tensor, peak: Tensor) -> Tensor:
+    """(N, 17, L) values with their highest at (N, 17) -> where the parabola through it and its neighbours peaks."""
+    inside = peak.clamp(1, line.shape[-1] - 2)
+    before, at, after = (line.gather(2, (inside + step)[..., None])[..., 0] for step in (-1, 0, 1))
+    curve = before - 2 * at + after
+    shift = torch.where(curve < 0, (before - after) / (2 * curve), 0).clamp(-0.5, 0.5)
+    return torch.where(inside == peak, shift, 0)
+
+
+def placed(joints: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    """Joints in pixels of a heat map -> in pixels of the picture, whose first pixel's middle is 0.5, 0.5."""
+    last = joints.new_tensor([size[1] - 1, size[0] - 1])
+    xy = joints[..., :2] / last * places[:, None, 2:] + places[:, None, :2] + 0.5
+    return torch.cat([xy, joints[..., 2:]], 2)
+
+
+class Pose(Task):
+    """Poses, (B, P, 17, 3): x, y in pixels of a square picture of side `resolution`, visibility 0 or 1; P people.
+
+    Rows without a visible joint are nobody. detector: toy, published, or auto (config: toy where model or data are the
+    embedded ones). weights: folder or hub id of a ViTPose; people: of a detector of persons, null looks at the whole
+    picture. pretrained: false builds the pose network at random and looks at whole pictures. person_threshold,
+    joint_threshold: scores from which a person is looked at and a joint is visible.
+    """
+
+    name: ClassVar[str] = "pose"
+    scores: ClassVar[dict[str, bool]] = {"pose/oks": True, "pose/ap": True}
+
+    def __init__(
+        self,
+        detector: Choice = "auto",
+        weights: str = PUBLISHED,
+        people: str | None = PEOPLE,
+        pretrained: bool = True,
+        person_threshold: float = 0.3,
+        joint_threshold: float = 0.3,
+        *,
+        resolution: int = 512,
+        toy: bool = False,
+    ) -> None:
+        self.toy, self.resolution = wants_toy(detector, toy), resolution
+        self.person_threshold, self.joint_threshold = person_threshold, joint_threshold
+        if self.toy:
+            self.detector = Embedded()
+        else:
+            identity = [identity_of(weights, pretrained), people and identity_of(people, pretrained)]
+            network = PoseNetwork(weights, people, pretrained, person_threshold)
+            self.detector = Detector(network, json.dumps(identity))
+
+    @property
+    def fingerprint(self) -> str:
+        thresholds = (self.person_threshold, self.joint_threshold)
+        return json.dumps([self.name, self.detector.identity, *thresholds, self.resolution])
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> Tensor:
+        found = self.detector(images)
+        people = _of_toy(found.joints, images) if self.toy else found
+        scale = people.new_tensor([self.resolution / side for side in images.shape[:1:-1]])
+        visible = (people[..., 2:] > self.joint_threshold).float()
+        return torch.cat([people[..., :2] * scale, torch.ones_like(visible)], 3) * visible
+
+    def render(self, maps: Tensor) -> Tensor:
+        return torch.stack([draw(people, self.resolution) for people in maps])
+
+    def parse(self, control: Tensor) -> Tensor:
+        """One person for each picture; what can be read of a drawing says skeleton.read."""
+        return torch.stack([read(picture) for picture in control])
+
+    def distance(self, maps: Tensor, target: Tensor) -> Tensor:
+        """1 - OKS, the mean over the target's people; where it has none, 1 if the maps have somebody."""
+        return 1 - torch.stack([_oks(*pair) for pair in _pairs(maps, target)])
+
+    def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """pose/oks: COCO's OKS with the best prediction of each person. pose/ap: CPO's mAP as reported.
+
+        Both are nan for a picture whose target shows nobody.
+        """
+        nobody = torch.tensor(torch.nan, device=maps.device)
+        pairs = _pairs(maps, target)
+        return {
+            "pose/oks": torch.stack([_oks(found, wanted) if len(wanted) else nobody for found, wanted in pairs]),
+            "pose/ap": torch.stack([reported_ap(found, wanted) if len(wanted) else nobody for found, wanted in pairs]),
+        }
+
+
+def _pairs(maps: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The people of each item, without the empty rows."""
+    return [(a[_there(a)], b[_there(b)]) for a, b in zip(maps, target, strict=True)]
+
+
+def _there(people: Tensor) -> Tensor:
+    return (people[..., 2] > 0).any(1)
+
+
+def _oks(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean over people of the best OKS; of nobody, 1 if nobody was found."""
+    if len(wanted) == 0 or len(found) == 0:
+        return wanted.new_tensor(float(len(wanted) == len(found)))
+    return oks(found, wanted).amax(1).mean()
+
+
+def _of_toy(joints: Tensor, images: Tensor) -> Tensor:
+    """(B, 17, 64, 64) heat maps -> (B, 1, 17, 3) in pixels of the images."""
+    found = peaks(joints)
+    scale = found.new_tensor([side / joints.shape[-1] for side in images.shape[:1:-1]])
+    return torch.cat([(found[..., :2] + 0.5) * scale, found[..., 2:]], 2)[:, None]
