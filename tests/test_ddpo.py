@@ -1,8 +1,13 @@
 """DDPO's rollouts, rounds and update against loops through stock UNets and the formulas of specs/pose_ddpo.md."""
 
+import json
 import math
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import lightning as L
@@ -475,3 +480,34 @@ def test_one_and_two_processes_have_the_same_gradient() -> None:
     for gradients, tracker in both:
         assert close(gradients[0], alone[1, 0][0][0]) and close(gradients[1], alone[1, 0][0][1])
         assert tracker.keys() == alone[1, 0][1].keys()
+
+
+SMALLEST = [
+    "method=ddpo", "method.rounds=3", "method.prompts=2", "method.group=4", "method.num_steps=3", "method.batch=12",
+    "method.window=null", "method.fraction=1.0", "hardware.micro_batch=null", "method.baseline=history",
+    "method.history=8", "method.history_minimum=4", "optim.lr=1e-3", "callbacks.every=1", "callbacks.samples=0",
+    "metrics.num_samples=2", "metrics.images_per_item=1", "data.num_train=3", "data.num_test=4", "logger=none",
+]  # fmt: skip
+TRAIN = Path(__file__).parents[1] / "launchers" / "train.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branch", [[], ["task=canny", "control=controlnet", "tune=control", "data=toy"]])
+def test_a_killed_run_resumes_bit_for_bit(branch: list[str], tmp_path: Path) -> None:
+    """Through the command line: SIGKILL after the first checkpoint; weights and history of the undisturbed run."""
+    settings = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    command = [sys.executable, str(TRAIN), *SMALLEST, *branch]
+    subprocess.run([*command, f"hydra.run.dir={tmp_path}/straight"], check=True, **settings)
+    process = subprocess.Popen([*command, f"hydra.run.dir={tmp_path}/killed"], **settings)
+    while not list(tmp_path.glob("killed/checkpoints/*.ckpt")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL, "the run was over before it was killed"
+    subprocess.run([sys.executable, str(TRAIN), f"resume={tmp_path}/killed"], check=True, **settings)
+    straight, resumed = (torch.load(newest(tmp_path / name / "checkpoints"), weights_only=True)
+                         for name in ("straight", "killed"))  # fmt: skip
+    assert straight["state_dict"].keys() == resumed["state_dict"].keys()
+    assert all(torch.equal(resumed["state_dict"][name], value) for name, value in straight["state_dict"].items())
+    assert straight["tracker"] == resumed["tracker"] and max(map(len, straight["tracker"].values())) == 8
+    results = [json.loads((tmp_path / name / "result.json").read_text())["metrics"] for name in ("straight", "killed")]
+    assert results[0] == results[1]
