@@ -114,7 +114,8 @@ def make_base() -> Figures:
 
 def make_control(task: str) -> Figures:
     """The ControlNet of a task."""
-    run = _train(task, (f"task={task}", *CONTROL))
+    people = ("data.people=1",) if task == "pose" else ()
+    run = _train(task, (f"task={task}", *CONTROL, *people))
     _keep(run / "export" / "controlnet_ema", f"controlnet_{task}")
     return _result(run)
 
@@ -272,8 +273,8 @@ nothing else; they know six colours, three shapes and cartoon people, and no pho
 **Data.** Procedural scenes of `lpo_platform/data/toy.py`, drawn from code; about a tenth of the captions is held out
 and was never trained on. No picture by anybody else was used. **Licence.** Apache-2.0, as the rest of the repository.
 
-**Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge, labeller, detector and autoencoder with short loops of their
-own, UNet with text encoder and ControlNets with `lpo-train method=control`, the reward model with `lpo-train
+**Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge, labeller, detector and autoencoder with short loops of
+their own, UNet with text encoder and ControlNets with `lpo-train method=control`, the reward model with `lpo-train
 method=lrm`. The time it took on two shared CPU cores: {times}.
 Another machine rounds differently and gives other weights of the same quality.
 

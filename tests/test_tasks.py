@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lpo_platform.config import UserError, diagnose
-from lpo_platform.data.toy import PARTS, ToySplit
+from lpo_platform.data.toy import PARTS, Toy, ToySplit
 from lpo_platform.evaluation.evaluate import Evaluation, compare_evaluations
 from lpo_platform.evaluation.statistics import compare_pooled
 from lpo_platform.tasks import depth, pose, skeleton
@@ -189,6 +189,13 @@ def test_toy_pictures_of_another_size_are_read(images: Tensor) -> None:
     assert (found[..., ::2, ::2] == small).float().mean() > 0.95
     person = Pose(toy=True, resolution=64)
     torch.testing.assert_close(person.detect(large)[:3], person.detect(images)[:3], rtol=0, atol=1.0)
+
+
+def test_toy_data_may_hold_people_only() -> None:
+    """What task=pose scores; the usual share leaves the data as they were."""
+    only, usual = Toy(8, 8, people=1), Toy(8, 8)
+    assert all(split.scene(i).keypoints.any() for split in (only.train, only.test) for i in range(8))
+    assert usual.train.fingerprint == Toy(8, 8, people=0.4).train.fingerprint != only.train.fingerprint
 
 
 # --- HED and lineart ------------------------------------------------------------------------------------------------

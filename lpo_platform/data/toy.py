@@ -345,9 +345,9 @@ def draw_scene(content: Content, rng: np.random.Generator, *, resolution: int = 
 class ToySplit:
     """One split of the toy data; `scene(i)` has the ground truths, `[i]` the captioned picture."""
 
-    def __init__(self, split: str, num: int, seed: int, *, resolution: int) -> None:
-        self.split, self.num, self.seed, self.resolution = split, num, seed, resolution
-        recipe = ["toy", VERSION, split, num, seed, resolution]
+    def __init__(self, split: str, num: int, seed: int, *, resolution: int, people: float = PEOPLE) -> None:
+        self.split, self.num, self.seed, self.resolution, self.people = split, num, seed, resolution, people
+        recipe = ["toy", VERSION, split, num, seed, resolution, *([people] if people != PEOPLE else [])]
         self.fingerprint = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -362,9 +362,9 @@ class ToySplit:
         if not 0 <= i < self.num:
             raise IndexError(f"toy {self.split} split has {self.num} scenes, index {i} asked for")
         rng = np.random.default_rng([self.seed, ("train", "test").index(self.split), i])
-        content = draw_content(rng)
+        content = draw_content(rng, people=self.people)
         while held_out(content) != (self.split == "test"):
-            content = draw_content(rng)
+            content = draw_content(rng, people=self.people)
         return content, rng
 
     def caption(self, i: int) -> str:
@@ -380,17 +380,20 @@ class ToySplit:
 class Toy:
     """The embedded data: endless scenes, about a tenth of the captions held out for the test split.
 
-    Raises ValueError for a resolution at which faces and limbs cannot be drawn.
+    people: share of the scenes with a person; 1 for task=pose, which scores nothing else. Raises ValueError for a
+    resolution at which faces and limbs cannot be drawn.
     """
 
-    def __init__(self, num_train: int = 600, num_test: int = 200, seed: int = 0, *, resolution: int = 64) -> None:
+    def __init__(
+        self, num_train: int = 600, num_test: int = 200, seed: int = 0, people: float = PEOPLE, *, resolution: int = 64
+    ) -> None:
         if resolution < 32 or resolution % 8:
             raise ValueError(
                 f"data=toy draws pictures whose side is a multiple of 8, at least 32, not {resolution}: "
                 "choose a model with such a resolution (model=tiny has 64) or other data (data=folder)"
             )
-        self.train = ToySplit("train", num_train, seed, resolution=resolution)
-        self.test = ToySplit("test", num_test, seed, resolution=resolution)
+        self.train = ToySplit("train", num_train, seed, resolution=resolution, people=people)
+        self.test = ToySplit("test", num_test, seed, resolution=resolution, people=people)
 
     @cached_property
     def judge(self) -> Judge:
