@@ -122,12 +122,13 @@ def test_probe_7_two_forwards_equal_the_originals_four(tune: Tune, prediction: s
     assert theirs.norm() > 0 and (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
-@pytest.mark.parametrize("tune", TUNES)
-def test_probe_7_nothing_is_preferred_at_the_start(tune: Tune) -> None:
+@pytest.mark.parametrize(("tune", "rounding"), [(Lora(rank=2), 0), (Full(), 1e-6)])
+def test_probe_7_nothing_is_preferred_at_the_start(tune: Tune, rounding: float) -> None:
+    """Exactly, where the reference is the same module without its adapters; a copy may be rounded differently."""
     step = toy_lpo.method(tune, threshold=(0.0, 0.0))
     loss, report = step.loss(whole(step))
-    assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
-    assert report["lpo/margin"].item() == 0 and report["lpo/clipped"].item() == 0
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6 + 250 * rounding)
+    assert abs(report["lpo/margin"].item()) <= rounding and report["lpo/clipped"].item() == 0
 
 
 def test_the_gradient_makes_the_winner_likelier() -> None:

@@ -16,10 +16,10 @@ from lpo_platform.models.tuning import Lora, Tune
 SHAPE = (4, 8, 8)
 
 
-def adapter(*, prediction: str = "epsilon") -> SimpleNamespace:
+def adapter(*, prediction: str = "epsilon", dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     """The parts of an adapter that LPO touches; "tokens" are the captions themselves."""
     return SimpleNamespace(
-        unet=toy_size.unet().requires_grad_(False),
+        unet=toy_size.unet().requires_grad_(False).to(dtype),
         process=DDIM(prediction=prediction),
         latent_shape=SHAPE,
         tokenize=list,
@@ -49,12 +49,13 @@ def method(
     reward: object | None = None,
     *,
     prediction: str = "epsilon",
+    dtype: torch.dtype = torch.float32,
     optim: AdamW | None = None,
     moved: float = 0.0,
     **options: object,
 ) -> LPO:
     """moved: how far the policy has left its reference, the standard deviation added to every weight."""
-    policy = Policy(adapter(prediction=prediction), tune or Lora(rank=2))
+    policy = Policy(adapter(prediction=prediction, dtype=dtype), tune or Lora(rank=2))
     settings = {"candidates": 3, "num_steps": 4, "guidance": 5.0, "rounds": 3, "prompts": 3, "batch": 4}
     made = LPO(policy=policy, reward=reward or Brightness(), optim=optim or AdamW(), seed=0, **settings | options)
     move(policy, moved)
