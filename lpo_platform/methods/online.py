@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lpo_platform import noise
+from lpo_platform.config import UserError
 from lpo_platform.data.source import Sample
-from lpo_platform.distributed import Rows, gather, share, world
+from lpo_platform.distributed import Rows, gather, mean, share, world
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
 
@@ -36,22 +37,30 @@ class Online(Method):
     def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
         """Samples for some of this process's prompts: columns with a first axis, `prompt` and `step` (B,) among them.
 
-        What it reports about them it leaves in `self.round`.
+        What it reports about them, means over these prompts, it leaves in `self.round`.
         """
 
     @torch.no_grad()
     def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
-        """Round `number` from its prompts (all processes', read as needed) to this process's micro-batches."""
+        """Round `number` from its prompts (all processes', read as needed) to this process's micro-batches.
+
+        UserError if there are fewer prompts than processes.
+        """
+        if self.prompts < world()[1]:
+            raise UserError(
+                f"method.prompts={self.prompts}: a round needs at least one for each of {world()[1]} processes"
+            )
         self.policy.eval()
         positions = share(range(number * self.prompts, (number + 1) * self.prompts))
-        size, parts, reports = self.sample_batch or max(1, len(positions)), [], []
+        size, parts, reports = self.sample_batch or len(positions), [], []
         for start in range(0, len(positions), size):
             chunk = positions[start : start + size]
             parts.append(self.collect([items[p % self.prompts] for p in chunk], chunk))
-            reports.append(self.round)
+            reports.append({name: len(chunk) / len(positions) * value for name, value in self.round.items()})
         self.policy.train()
         rows = gather({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-        self.round = {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
+        report = {name: torch.stack([report[name] for report in reports]).sum() for name in reports[0]}
+        self.round = mean(report, len(positions))
         self.round["rollout/samples"] = torch.tensor(float(len(rows["prompt"])))
         return self.deal(number, rows, micro_batch)
 
