@@ -26,12 +26,14 @@ from lpo_platform.callbacks.samples import Samples
 from lpo_platform.callbacks.settings import Callbacks
 from lpo_platform.config import CONF, UserError
 from lpo_platform.data import condition_pairs, preference_rows
+from lpo_platform.data.cache import Cache
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.generated_pairs import GeneratedPairs
 from lpo_platform.data.preference_rows import PreferenceRows
 from lpo_platform.data.rollouts import Rollouts
 from lpo_platform.data.rounds import Rounds
 from lpo_platform.data.source import Data
+from lpo_platform.distributed import agree, lead, wait
 from lpo_platform.evaluation.evaluate import Evaluation, Evaluator, write_items
 from lpo_platform.evaluation.generate import Sampling
 from lpo_platform.evaluation.pairs import PairEvaluator
@@ -95,7 +97,7 @@ class Job:
             sampling=self.sampling, folder=CACHE,
         )  # fmt: skip
         if force:
-            shutil.rmtree(cache.folder, ignore_errors=True)
+            forget(cache)
         with self.hardware.autocast():
             return condition_pairs.prepare(
                 cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=self.batch,
@@ -109,17 +111,17 @@ class Job:
         source, adapter = getattr(self.data, split), self.policy.adapter
         cache = preference_rows.cache_of(source, adapter, text="text" in self.needs(), folder=CACHE)
         if force:
-            shutil.rmtree(cache.folder, ignore_errors=True)
+            forget(cache)
         with self.hardware.autocast():
             text = "text" in self.needs()
             return preference_rows.prepare(cache, source, adapter, text=text, title=f"preferences ({split})")
 
-    def measure(self, evaluator: Evaluator | PairEvaluator, *, title: str) -> Evaluation:
     @property
     def drawn(self) -> Data:
         """The data that pictures are drawn for: of preferences their prompts."""
         return getattr(self.data, "prompts", self.data)
 
+    def measure(self, evaluator: Evaluator | PairEvaluator, *, title: str) -> Evaluation:
         """What the evaluator finds in the policy as it is now."""
         with self.hardware.autocast():
             if isinstance(evaluator, PairEvaluator) != ("reward" in self.policy.learning):
@@ -129,20 +131,42 @@ class Job:
             return evaluator(self.policy, self.drawn, self.task, title=title, reward=self.reward)
 
 
+def forget(cache: Cache) -> None:
+    """Deletes a cache, before any process looks into it."""
+    if lead():
+        shutil.rmtree(cache.folder, ignore_errors=True)
+    wait()
+
+
 def assemble(cfg: DictConfig) -> Job:
-    """Builds what a configuration names, on its device."""
+    """Builds what a configuration names, on its device, and meets the other processes."""
     quiet()
     L.seed_everything(cfg.seed, verbose=False)
-    hardware = create(cfg.hardware)
+    hardware: Hardware = create(cfg.hardware)
+    hardware.join()
     adapter = create(cfg.model)
-    task = create(cfg.task) if cfg.get("task") else None
+    task = task_of(cfg)
     control, control_digest = None, None
     if cfg.get("control"):
         branch = create(cfg.control)
         control, control_digest = branch.load(adapter, task.name), branch.digest(adapter, task.name)
     policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
+    policy = hardware.prepare(policy)
     data = create(cfg.data, resolution=cfg.model.resolution)
     return Job(cfg, hardware, policy, task, data, reward_of(cfg, adapter), control_digest)
+
+
+def task_of(cfg: DictConfig) -> Task | None:
+    """The task, told what it asks for: the model's resolution, and whether its pictures are toy scenes.
+
+    A tiny model draws them whatever its data are, and toy data are read whatever draws: in both cases detector=auto is
+    the embedded detector.
+    """
+    if not cfg.get("task"):
+        return None
+    toy = cfg.model.name.startswith("tiny") or cfg.data._target_.startswith("lpo_platform.data.toy.")
+    known, live = signature(cfg.task._target_), {"toy": toy, "resolution": cfg.model.resolution}
+    return create(cfg.task, **{name: value for name, value in live.items() if known and known[name]})
 
 
 def reward_of(cfg: DictConfig, adapter: Adapter) -> Reward | StepReward | None:
@@ -170,7 +194,8 @@ def located(path: str) -> Iterator[None]:
 def train(cfg: DictConfig, folder: Path) -> dict:
     """Trains, evaluates before and after on the same held-out items and noise, and leaves a run folder."""
     started = time.monotonic()
-    record.start(folder, plain(cfg), sys.argv)
+    if lead():
+        record.start(folder, plain(cfg), sys.argv)
     job = assemble(cfg)
     evaluator: Evaluator = create(cfg.metrics)
     settings: Callbacks = create(cfg.callbacks)
@@ -193,7 +218,8 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         with phases("evaluate_trained"):
             load_trained(job.policy, folder, settings)
             after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
-        Files(folder).log_metrics(phases.seconds, step=method.steps - 1)
+        if lead():
+            Files(folder).log_metrics(phases.seconds, step=method.steps - 1)
         export_folder, seconds = folder / "export", time.monotonic() - started
         metrics = conclude(job, evaluator, before, after, folder, export_folder, seconds)
         tell(guest, metrics, folder)
@@ -228,6 +254,8 @@ def fit(
 ) -> None:
     """The training itself, from the newest checkpoint of the folder if it has one, and the export of its result."""
     micro_batch, accumulation = job.hardware.split(method.batch)
+    if accumulation > 1 or job.hardware.processes > 1:
+        say(job.hardware.arithmetic(method.batch))
     online = isinstance(method, Online)
     if online:
         rounds = Rollouts(job.data.train, method, micro_batch=micro_batch, seed=job.cfg.seed)
@@ -248,9 +276,7 @@ def fit(
         callbacks.append(Best(folder / "export", evaluator, job.preferences("validation")))
     callbacks.append(Checkpoint(folder / "checkpoints", every))  # last: it saves what the others have done
     trainer = L.Trainer(
-        accelerator=job.hardware.device.type,
-        devices=1,
-        precision=job.hardware.chosen_precision,
+        **job.hardware.trainer(find_unused_parameters="reward" in job.policy.learning),
         max_epochs=method.steps if online else rounds.num_rounds,
         reload_dataloaders_every_n_epochs=1,
         accumulate_grad_batches=accumulation,
@@ -280,7 +306,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     of_run.hardware = cfg.hardware
     if cfg.metrics != OmegaConf.load(CONF / "metrics" / "default.yaml"):  # else by the run's own protocol
         of_run.metrics = cfg.metrics
-    record.start(folder, plain(cfg), sys.argv)
+    if lead():
+        record.start(folder, plain(cfg), sys.argv)
     job, evaluator = assemble(of_run), create(cfg.metrics)
     before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
     load_trained(job.policy, run, create(of_run.callbacks))
@@ -299,10 +326,11 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
 
 def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:
     """The policy as it is now; read from the file if an interrupted run has measured it already."""
-    if file.exists():
+    if agree(file.exists()):
         return Evaluation.load(file)
     result = job.measure(evaluator, title=title)
-    result.save(file)
+    if lead():
+        result.save(file)
     return result
 
 
@@ -321,7 +349,9 @@ def conclude(
     exported: Path,
     seconds: float,
 ) -> dict:
-    """Writes result.json, the items, the pictures and the report, and prints the table."""
+    """Writes result.json, the items, the pictures and the report, and prints the table: on the first process."""
+    if not lead():
+        return {}
     metrics = evaluator.compare(before, after, job.task)
     samples = evaluator.items(job.data if isinstance(evaluator, PairEvaluator) else job.drawn)
     write_items(folder / "evaluation" / "items.jsonl", samples, before, after)
@@ -352,6 +382,8 @@ def track(cfg: DictConfig, folder: Path) -> wandb.Guest | None:
 
 def tell(guest: wandb.Guest | None, metrics: dict, folder: Path) -> None:
     """The result as W&B shows it: the table and the grid of the report."""
+    if guest is None:
+        return
     columns = ["metric", "before", "after", "difference", "low", "high"]
     rows = [[name, m["before"], m["after"], m["difference"], *m["ci95"]] for name, m in metrics.items()]
     wandb.log_table(guest, "eval/table", columns, rows)
@@ -368,7 +400,9 @@ def title(cfg: DictConfig) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, which also stands in the log."""
+    """A line for the person at the terminal, which also stands in the log; the first process speaks for all."""
+    if not lead():
+        return
     log.info(text.strip())
     print(text, file=sys.stderr, flush=True)
 

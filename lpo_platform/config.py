@@ -100,6 +100,7 @@ SCHEMAS: dict[str, type] = {"logger": Wandb}
 RUNTIME: dict[str, frozenset[str]] = {
     "data": frozenset({"resolution"}),
     "method": frozenset({"policy", "optim", "seed"}),
+    "task": frozenset({"resolution", "toy"}),
 }
 
 # Arguments that name what must exist, relative to the current directory: class -> argument -> what it is.
@@ -112,8 +113,8 @@ PATHS = {
 NOT_NONE = "!none"
 PICTURES = ("folder", "toy")
 PAIRS = ("image_pairs", "toy_pairs")
-PROMPTS = ("folder", "prompts", "toy", "toy_prompts")
 OF_PICTURES = ("aesthetic", "clip", "pickscore", "spm", "toy", "vqa")
+PROMPTS = ("folder", "prompts", "toy", "toy_prompts")
 
 # For each method the combinations that it accepts: group -> options, or NOT_NONE. A group that is not named is free. An
 # option that is not shipped here (a user's own) passes everywhere; a method that is not shipped has no row and is free.
@@ -133,7 +134,6 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
             "data": PROMPTS,
         },
     ),
-}
     "spo": (
         {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": OF_PICTURES, "data": PROMPTS},
     ),
@@ -142,6 +142,7 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
         {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": NOT_NONE, "data": PROMPTS},
         {"tune": ("control",), "control": NOT_NONE, "task": NOT_NONE, "reward": NOT_NONE, "data": PICTURES},
     ),
+}
 
 # Models of full size: toy data below them teaches nothing, so it has to be asked for. What there is instead:
 TOY = {
@@ -150,6 +151,19 @@ TOY = {
     "toy_pairs": "data=image_pairs data.path=<Pick-a-Pic: hub id or folder>",
 }
 FULL_SIZE = frozenset({"sd15", "sd21", "sdxl"})
+
+# What hardware=fsdp on several processes does not go with: (option or argument, value) -> why, and what to do. What
+# does: tune=full and tune=control, every method, EMA, gradient checkpointing, 32-true and bf16-mixed, adamw.
+UNSHARDED: dict[tuple[str, object], str] = {
+    ("tune", "lora"): "adapters are a few MB, there is nothing to shard; use hardware=ddp",
+    ("tune", "reward"): "a reward model is half a denoiser and fits a GPU whole; use hardware=ddp",
+    ("tune.text_encoder", True): "a text encoder is not sharded; use hardware=ddp",
+    ("optim", "adafactor"): "its factored state cannot be sharded; use optim=adamw",
+    ("optim", "adamw8bit"): "its state is packed and cannot be sharded; use optim=adamw",
+    ("hardware.precision", "16-mixed"): "the gradient scaler does not know sharded gradients; use bf16-mixed",
+    ("hardware.compile", True): "compiled blocks are not sharded; use hardware.compile=false",
+    ("method.refresh_reward", NOT_NONE): "the processes would draw unequal numbers of pictures; use hardware=ddp",
+}
 
 Choices = Mapping[str, str | None]
 Values = dict[str, Any]
@@ -267,7 +281,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
             problems += _node_problems(composed, group, node, group)
-    return problems + _path_problems(composed) + _batch_problems(composed)
+    return problems + _path_problems(composed) + _batch_problems(composed) + _process_problems(composed)
 
 
 def _root(composed: Composed) -> type:
@@ -413,14 +427,87 @@ def _path_problems(composed: Composed) -> list[str]:
 
 
 def _batch_problems(composed: Composed) -> list[str]:
-    """A batch is cut into equal micro-batches."""
-    micro, batch = (
-        (composed.values.get(group) or {}).get(key) for group, key in (("hardware", "micro_batch"), ("method", "batch"))
-    )
-    if type(micro) is not int or type(batch) is not int or (micro > 0 and (micro >= batch or batch % micro == 0)):
+    """A batch is cut into equal parts: one for each process, and these into micro-batches."""
+    hardware, method = (_mapping(composed.values.get(group)) for group in ("hardware", "method"))
+    micro, batch, prompts = hardware.get("micro_batch"), method.get("batch"), method.get("prompts")
+    devices, nodes = hardware.get("devices", 1), hardware.get("num_nodes", 1)
+    if type(batch) is not int or batch < 1 or type(nodes) is not int or type(devices) not in (int, type(None)):
+        return []  # their types are complained about elsewhere
+    if not (micro is None or (type(micro) is int and micro > 0)):
         return []
-    sizes = ", ".join(str(size) for size in range(1, batch + 1) if batch % size == 0)
-    return [f"hardware.micro_batch={micro} does not divide method.batch={batch}; these do: {sizes}"]
+    problems = [
+        f"hardware.{key}={value}: must be at least 1"
+        for key, value in (("devices", devices), ("num_nodes", nodes))
+        if value is not None and value < 1
+    ]
+    if problems or devices is None:
+        return problems
+    processes = devices * nodes
+    problem = batch_problem(batch, micro, processes)
+    if type(prompts) is int and prompts < processes:
+        problems.append(f"method.prompts={prompts}: a round needs at least one for each of {processes} processes")
+    return problems + ([problem] if problem else [])
+
+
+def batch_problem(batch: int, micro: int | None, processes: int) -> str | None:
+    """Why a step of `batch` samples cannot be cut into equal micro-batches on all processes, and what can; or None."""
+    if batch % processes:
+        return f"method.batch={batch} does not divide among {processes} processes; nearest: {nearest(batch, processes)}"
+    own = batch // processes
+    if micro is None or micro >= own or own % micro == 0:
+        return None
+    sizes = ", ".join(str(size) for size in range(1, own + 1) if own % size == 0)
+    part = f"method.batch={batch}" if processes == 1 else f"the {own} of method.batch={batch} on each process"
+    return f"hardware.micro_batch={micro} does not divide {part}; these do: {sizes}"
+
+
+def _process_problems(composed: Composed) -> list[str]:
+    """Several processes need a strategy, and not everything can be sharded."""
+    hardware = _mapping(composed.values.get("hardware"))
+    devices, nodes = hardware.get("devices", 1), hardware.get("num_nodes", 1)
+    several = devices is None or (type(devices) is int and type(nodes) is int and devices * nodes > 1)
+    chosen = composed.choices.get("hardware")
+    if not several or hardware.get("strategy") is None:
+        return []
+    if hardware["strategy"] == "single":
+        asked = f"hardware.devices={devices if devices != 1 else nodes}"
+        return [f"hardware={chosen} is one process, not {devices} on {nodes} nodes; add hardware=ddp {asked}"]
+    if _root(composed) is Score:
+        return [f"hardware={chosen}: lpo-score is one process; use hardware=auto"]
+    return _sharding_problems(composed) if hardware["strategy"] == "fsdp" else []
+
+
+def _sharding_problems(composed: Composed) -> list[str]:
+    problems = []
+    for (path, refused), reason in UNSHARDED.items():
+        if "." in path:
+            group, key = path.split(".")
+            value = _mapping(composed.values.get(group)).get(key)
+            wrong = value is not None if refused == NOT_NONE else value == refused
+            shown = _shown(value)
+        else:
+            shown = value = composed.choices.get(path)
+            wrong = path not in composed.unsure and value == refused
+        if wrong:
+            problems.append(f"{path}={shown} with hardware={composed.choices.get('hardware')}: {reason}")
+    method, hardware = _mapping(composed.values.get("method")), _mapping(composed.values.get("hardware"))
+    prompts, devices, nodes = method.get("prompts"), hardware.get("devices"), hardware.get("num_nodes")
+    if all(type(number) is int and number > 0 for number in (prompts, devices, nodes)) and prompts % (devices * nodes):
+        problems.append(
+            f"method.prompts={prompts} does not divide among {devices * nodes} processes, which sharded weights need; "
+            f"nearest: {nearest(prompts, devices * nodes)}"
+        )
+    return problems
+
+
+def nearest(number: int, unit: int) -> str:
+    """The multiples of `unit` around a number that is none."""
+    below = number // unit * unit
+    return " or ".join(str(size) for size in (below, below + unit) if size)
+
+
+def _mapping(node: object) -> Values:
+    return node if isinstance(node, dict) else {}
 
 
 def path_problem(key: str, value: str, kind: str = "folder") -> list[str]:

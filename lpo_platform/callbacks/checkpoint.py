@@ -16,7 +16,8 @@ from lpo_platform.config import UserError
 class Checkpoint(Callback):
     """Saves at the end of every n-th epoch and of the last.
 
-    The first Ctrl-C finishes the step in hand and stops, the second aborts it.
+    The first Ctrl-C finishes the step in hand and stops, the second aborts it; of several processes, which may be in
+    different steps, the first aborts it.
     """
 
     def __init__(self, folder: Path, every: int = 1, keep: int = 2) -> None:
@@ -24,10 +25,12 @@ class Checkpoint(Callback):
         self._previous_handler: Any = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+        if trainer.world_size == 1:
+            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
+        if trainer.world_size == 1:
+            signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.on_fit_end(trainer, module)
@@ -47,7 +50,9 @@ class Checkpoint(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"step={trainer.global_step:08d}.ckpt"
         temporary = final.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary, weights_only=False)
+        trainer.save_checkpoint(temporary, weights_only=False)  # every process gathers, the first one writes
+        if not trainer.is_global_zero:
+            return
         os.replace(temporary, final)
         for old in checkpoints(self.folder)[: -self.keep]:
             old.unlink()

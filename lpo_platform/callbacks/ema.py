@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from lpo_platform.sharding import kept, like
+
 
 def decay_at(update: int, limit: float = 0.9999) -> float:
     """Decay of the n-th update, n >= 1: 0, then min(limit, (1 + k) / (10 + k)) with k = n - 1 (diffusers' EMAModel)."""
@@ -17,7 +19,10 @@ def decay_at(update: int, limit: float = 0.9999) -> float:
 
 
 class EMA(Callback):
-    """Averages the trainable weights after every optimiser step, in float32; its state is saved in checkpoints."""
+    """Averages the trainable weights after every optimiser step, in float32; its state is saved in checkpoints.
+
+    Of sharded weights each process averages its own share.
+    """
 
     def __init__(self, decay: float = 0.9999) -> None:
         self.decay, self.updates, self.shadow = decay, 0, {}
@@ -46,13 +51,14 @@ class EMA(Callback):
             _assign(weights, trained)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "shadow": dict(self.shadow)}
+        return {"updates": self.updates, "shadow": {name: kept(value) for name, value in self.shadow.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates, self.shadow = state["updates"], state["shadow"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.shadow = {name: value.to(module.device) for name, value in self.shadow.items()}
+        weights = module.policy.trainable()
+        self.shadow = {name: like(value.to(module.device), weights[name]) for name, value in self.shadow.items()}
 
 
 @torch.no_grad()

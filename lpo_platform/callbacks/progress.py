@@ -13,10 +13,15 @@ class Progress(ProgressBar):
     def __init__(self, title: str, steps: int, *, rounds: bool = False) -> None:
         super().__init__()
         self.title, self.steps, self.rounds, self.bar = title, steps, rounds, None
+        self.shown = True
+
+    def disable(self) -> None:
+        """Lightning asks for this on all processes but the first."""
+        self.shown = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         unit, done = ("round", trainer.current_epoch) if self.rounds else ("step", trainer.global_step)
-        self.bar = tqdm(total=self.steps, initial=done, desc=self.title, unit=unit)
+        self.bar = tqdm(total=self.steps, initial=done, desc=self.title, unit=unit, disable=not self.shown)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         done = trainer.global_step - self.bar.n

@@ -13,7 +13,10 @@ from lpo_platform.tasks.task import Task
 
 
 class Samples(Callback):
-    """Draws the first `count` held-out items at the end of every n-th round into folder/step-*.png."""
+    """Draws the first `count` held-out items at the end of every n-th round into folder/step-*.png.
+
+    Every process draws them, as the forwards of a sharded model are collective, and the first one keeps them.
+    """
 
     def __init__(
         self, folder: Path, data: Data, task: Task | None, evaluator: Evaluator, count: int, rounds: int
@@ -29,6 +32,8 @@ class Samples(Callback):
             module.policy.eval()
             drawn = self.evaluator.draw(module.policy, samples, self.task)
             module.policy.train()
+        if not trainer.is_global_zero:
+            return
         rows = [row for row in (drawn.control, drawn.images, drawn.detected) if row is not None]
         save_png(grid(rows), self.folder / f"step-{trainer.global_step:06d}.png")
         for logger in trainer.loggers:

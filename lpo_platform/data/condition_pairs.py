@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.source import Sample, Source
+from lpo_platform.distributed import deal, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
@@ -83,8 +84,11 @@ def prepare(
     sampling: Sampling,
     batch: int,
 ) -> ConditionPairs:
-    """Builds what is missing of the cache, with a progress bar, and opens it. Resumable at the last whole shard."""
-    missing = cache.missing()
+    """Builds what is missing of the cache, with a progress bar, and opens it. Resumable at the last whole shard.
+
+    The missing shards are dealt to the processes, which wait for each other.
+    """
+    missing = deal(cache.missing())
     title = "pairs" if losers else "conditions" if task else "latents"
     with tqdm(total=len(source), desc=title, unit="img", initial=len(source) - sum(map(len, missing))) as bar:
         for shard in missing:
@@ -99,6 +103,7 @@ def prepare(
                 captions += [sample.caption for sample in samples]
                 bar.update(len(rows))
             cache.write(shard, {name: torch.cat(parts) for name, parts in columns.items()}, {"caption": captions})
+    wait()
     return ConditionPairs(cache)
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.source import Data, Preference, Source
+from lpo_platform.distributed import deal, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
@@ -69,13 +70,14 @@ class GeneratedPairs:
             self.eta, self.num_images, reward,
         )  # fmt: skip
         cache = Cache(folder, key, len(source), shard_size=100)
-        missing = cache.missing()
+        missing = deal(cache.missing())
         done = len(source) - sum(map(len, missing))
         with tqdm(total=len(source), desc=f"pictures ({name})", unit="prompt", initial=done) as bar:
             for shard in missing:
                 captions = [source.caption(i) for i in shard]
                 cache.write(shard, self._columns(captions, list(shard), policy, sampling, batch), {"caption": captions})
                 bar.update(len(shard))
+        wait()
         return ConditionPairs(cache)
 
     def _columns(

@@ -18,6 +18,7 @@ from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.image_pairs import Unusable
 from lpo_platform.data.source import Preference, Preferences
+from lpo_platform.distributed import deal, wait
 from lpo_platform.models.adapter import Adapter
 
 VERSION = 1  # raise it when the columns change their meaning
@@ -63,7 +64,7 @@ def cache_of(source: Preferences, adapter: Adapter, *, text: bool, folder: Path)
 @torch.no_grad()
 def prepare(cache: Cache, source: Preferences, adapter: Adapter, *, text: bool, title: str) -> PreferenceRows:
     """Builds what is missing of the cache, with a progress bar, and opens it. UserError if no row is usable."""
-    missing = cache.missing()
+    missing = deal(cache.missing())
     reasons: list[str] = []
     with tqdm(total=len(source), desc=title, unit="row", initial=len(source) - sum(map(len, missing))) as bar:
         for shard in missing:
@@ -74,6 +75,7 @@ def prepare(cache: Cache, source: Preferences, adapter: Adapter, *, text: bool, 
         log.warning("left out: %s", reason)
     if len(reasons) > 5:
         log.warning("left out: %d more rows", len(reasons) - 5)
+    wait()
     opened = PreferenceRows(cache)
     if len(opened) == 0:
         raise UserError(f"none of the {len(source)} {title} could be read")

@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lpo_platform import noise
+from lpo_platform.distributed import world
 
 
 class Stream(Dataset):
     """Position p of an endless shuffled reading of `rows`, each pass in an order of its own.
 
     Where rows count unequally (`rows.weights`), a sample has a `weight`: its row's share of its step's total, times the
-    micro-batches in a step, so that the sum of weight x loss, averaged over micro-batches, is the weighted mean.
+    micro-batches in a step, those of all processes, so that the sum of weight x loss, averaged over micro-batches and
+    processes, is the weighted mean.
     """
 
     def __init__(self, rows: Dataset, columns: tuple[str, ...], seed: int, batch: int, micro_batch: int) -> None:
@@ -43,7 +45,10 @@ class Stream(Dataset):
 
 
 class Rounds(L.LightningDataModule):
-    """`steps` optimiser steps of `batch` samples in rounds of `every` steps, handed out in micro-batches."""
+    """`steps` optimiser steps of `batch` samples in rounds of `every` steps, handed out in micro-batches.
+
+    Of every step each process reads its contiguous share: the steps are the same on any number of processes.
+    """
 
     def __init__(
         self,
@@ -69,6 +74,9 @@ class Rounds(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         first = self.trainer.current_epoch * self.every
         last = min(first + self.every, self.steps)
-        positions = range(first * self.batch, last * self.batch)
+        rank, size = world()
+        own = self.batch // size
+        starts = range(first * self.batch + rank * own, last * self.batch, self.batch)
+        positions = [position for start in starts for position in range(start, start + own)]
         workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
         return DataLoader(self.stream, batch_size=self.micro_batch, sampler=positions, **workers)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from lpo_platform.data.cache import write_atomically
 from lpo_platform.data.source import Data, Sample
+from lpo_platform.distributed import each
 from lpo_platform.evaluation.generate import Sampling, sample_latents
-from lpo_platform.evaluation.statistics import compare, compare_frechet
+from lpo_platform.evaluation.statistics import compare, compare_frechet, compare_pooled
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.record import write_text
@@ -24,7 +25,7 @@ from lpo_platform.tasks.task import Task
 LATENT_FD = "image/latent_fd"
 DIVERSITY = "image/diversity"
 ALIGNMENT = "text/alignment"
-PARTS = ("features", "real", "images", "control", "detected")
+PARTS = ("features", "real", "images", "control", "detected", "counts")
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Evaluation:
 
     scores: per metric (N,), nan where it is undefined. features, real: (N, F) latent statistics of the drawn and of the
     true pictures. control, images, detected: of the first items, the condition, the picture and what the detector finds
-    in it, (n, 3, H, W) in [0, 1].
+    in it, (n, 3, H, W) in [0, 1]. counts: of every item, what a task pools over the set, with a first axis N.
     """
 
     scores: dict[str, Tensor]
@@ -42,6 +43,7 @@ class Evaluation:
     images: Tensor | None = None
     control: Tensor | None = None
     detected: Tensor | None = None
+    counts: Tensor | None = None
 
     def save(self, file: Path) -> None:
         tensors = {name: value for name in PARTS if (value := getattr(self, name)) is not None}
@@ -103,16 +105,22 @@ class Evaluator:
     def __call__(
         self, policy: Policy, data: Data, task: Task | None, *, title: str, reward: Reward | StepReward | None = None
     ) -> Evaluation:
-        """Draws the pictures of every held-out item and scores them; a reward's own score of them stands beside."""
+        """Draws the pictures of every held-out item and scores them; a reward's own score of them stands beside.
+
+        The batches are dealt to the processes, whose number changes nothing; each of them gets the whole result.
+        """
         policy.eval()
-        samples, parts = self.items(data), []
+        samples = self.items(data)
         with tqdm(total=len(samples), desc=title, unit="item") as bar:
-            for start in range(0, len(samples), self.batch):
+
+            def measure(start: int) -> Evaluation:
                 chunk = samples[start : start + self.batch]
                 drawn = [self._evaluate(policy, chunk, data, task, reward, n) for n in range(self.images_per_item)]
-                parts.append(_average(drawn))
                 bar.update(len(chunk))
-        return _join(parts, self.shown)
+                return _show(_average(drawn), self.shown - start)
+
+            parts = each(range(0, len(samples), self.batch), measure)
+        return _join(parts)
 
     def draw(self, policy: Policy, samples: list[Sample], task: Task | None, number: int = 0) -> Drawing:
         """Picture `number` of every item, rounded to 8 bits as a PNG would be; the same for an item in any batch."""
@@ -141,6 +149,7 @@ class Evaluator:
         adapter, drawn = policy.adapter, self.draw(policy, samples, task, number)
         captions, images = [s.caption for s in samples], drawn.images.cpu()
         scores = {} if task is None else task.score(drawn.maps, drawn.target)
+        counts = None if task is None else task.counts(drawn.maps, drawn.target)
         alignment = data.alignment(images, captions)
         if alignment is not None:
             scores[ALIGNMENT] = alignment
@@ -159,6 +168,7 @@ class Evaluator:
             images,
             None if drawn.control is None else drawn.control.cpu(),
             None if drawn.detected is None else drawn.detected.cpu(),
+            None if counts is None else counts.cpu(),
         )
 
     def compare(self, before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
@@ -193,11 +203,24 @@ def compare_evaluations(before: Evaluation, after: Evaluation, task: Task | None
         task.scores if task else {}
     )
     numbers = [{name: value.numpy() for name, value in side.scores.items()} for side in (before, after)]
-    metrics = compare(*numbers, {name: better[name] for name in before.scores})
+    metrics = pooled(before, after, task) | compare(*numbers, {name: better[name] for name in before.scores})
     if before.real is None:
         return metrics
     features = (side.numpy() for side in (before.real, before.features, after.features))
     return metrics | {LATENT_FD: compare_frechet(*features)}
+
+
+def pooled(before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
+    """The task's metrics of the whole set, {} where it has none."""
+    if task is None or before.counts is None:
+        return {}
+    sides = (before.counts.numpy(), after.counts.numpy())
+    return {
+        name: compare_pooled(
+            *sides, lambda sums, name=name: task.pool(torch.from_numpy(sums))[name].numpy(), higher_is_better=better
+        )
+        for name, better in task.pooled.items()
+    }
 
 
 def write_items(file: Path, samples: list[Sample], before: Evaluation, after: Evaluation) -> None:
@@ -223,17 +246,22 @@ def _average(drawn: list[Evaluation]) -> Evaluation:
     if len(drawn) == 1:
         return first
     scores = {name: torch.stack([d.scores[name] for d in drawn]).mean(0) for name in first.scores}
+    counts = None if first.counts is None else torch.stack([d.counts for d in drawn]).sum(0)
     pairs = itertools.combinations(drawn, 2)
     distances = [(a.images - b.images).square().flatten(1).mean(1).sqrt() for a, b in pairs]
-    return replace(first, scores=scores | {DIVERSITY: torch.stack(distances).mean(0)})
+    return replace(first, scores=scores | {DIVERSITY: torch.stack(distances).mean(0)}, counts=counts)
 
 
-def _join(parts: list[Evaluation], shown: int) -> Evaluation:
+def _show(part: Evaluation, count: int) -> Evaluation:
+    """Without the pictures of all but the first `count` items."""
+    pictures = {name: getattr(part, name) for name in ("images", "control", "detected")}
+    return replace(part, **{name: v if v is None else v[: max(0, count)].clone() for name, v in pictures.items()})
+
+
+def _join(parts: list[Evaluation]) -> Evaluation:
     def joined(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else torch.cat(values)
 
     scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
-    pictures = (joined(name) for name in ("images", "control", "detected"))
-    shown_pictures = [None if value is None else value[:shown] for value in pictures]
-    return Evaluation(scores, joined("features"), joined("real"), *shown_pictures)
+    return Evaluation(scores, **{name: joined(name) for name in PARTS})

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from lpo_platform import noise
 from lpo_platform.data.preference_rows import PreferenceRows
 from lpo_platform.data.source import Sample
+from lpo_platform.distributed import each
 from lpo_platform.evaluation.evaluate import Evaluation
 from lpo_platform.evaluation.statistics import compare, entry, statistic_interval
 from lpo_platform.methods.lrm import pair_accuracy
@@ -36,14 +37,16 @@ class PairEvaluator:
         """Per row the accuracy at each timestep, and at the first one the score gap of its first two pictures."""
         policy.eval()
         total = min(self.num_samples or len(rows), len(rows))
-        parts: dict[str, list[Tensor]] = {}
         with tqdm(total=total, desc=title, unit="row") as bar:
-            for start in range(0, total, self.batch):
-                chunk = [rows[i] for i in range(start, min(start + self.batch, total))]
-                for name, value in self._measure(policy, chunk, list(range(start, start + len(chunk)))).items():
-                    parts.setdefault(name, []).append(value.float().cpu())
-                bar.update(len(chunk))
-        return Evaluation({name: torch.cat(values) for name, values in parts.items()})
+
+            def measure(start: int) -> dict[str, Tensor]:
+                numbers = list(range(start, min(start + self.batch, total)))
+                found = self._measure(policy, [rows[i] for i in numbers], numbers)
+                bar.update(len(numbers))
+                return {name: value.float().cpu() for name, value in found.items()}
+
+            parts = each(range(0, total, self.batch), measure)
+        return Evaluation({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def _measure(self, policy: Policy, chunk: list[dict[str, Tensor]], keys: list[int]) -> dict[str, Tensor]:
         adapter, model = policy.adapter, policy.learning["reward"]

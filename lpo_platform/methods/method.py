@@ -9,8 +9,10 @@ from torch import Tensor
 
 from lpo_platform import noise
 from lpo_platform.data.condition_pairs import from_uint8
+from lpo_platform.distributed import mean
 from lpo_platform.methods.optim import Optim
 from lpo_platform.models.policy import Policy
+from lpo_platform.sharding import whole
 
 Batch = dict[str, Tensor]
 
@@ -37,7 +39,8 @@ class Method(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, report = self.loss(batch)
-        self.log_dict({"train/loss": loss.detach(), **report}, on_step=True, on_epoch=False)
+        values = mean({"train/loss": loss.detach(), **report}, 1)  # every process has as many samples
+        self.log_dict(values, on_step=True, on_epoch=False)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -46,12 +49,21 @@ class Method(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips here, after 16-mixed has unscaled, and logs the norm before clipping."""
+        self._unscale(optimizer)
         weights = list(self.policy.trainable().values())
         if self.optim.clip is None:
             norm = torch.nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
         else:
             norm = torch.nn.utils.clip_grad_norm_(weights, self.optim.clip)
-        self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+        self.log_dict({"train/grad_norm": whole(norm), "train/lr": optimizer.param_groups[0]["lr"]})
+
+    def _unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning leaves the gradients of a fused optimiser scaled, as that divides them in its step: clipped now,
+        they would be clipped 65536 times too short. The scaler remembers what it has divided.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = {f"policy.{name}" for name in self.policy.trainable()}

@@ -13,6 +13,7 @@ from lpo_platform.data.source import Sample
 from lpo_platform.distributed import Rows, gather, mean, share, world
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
+from lpo_platform.sharding import whole
 
 
 class Online(Method):
@@ -30,6 +31,8 @@ class Online(Method):
     def __init__(self, *, rounds: int, prompts: int, sample_batch: int | None = None, **shared: Any) -> None:
         super().__init__(steps=rounds, **shared)
         self.prompts, self.sample_batch = prompts, sample_batch
+        self._empty: Tensor | None = None
+        self._nothing = False
         self.round: dict[str, Tensor] = {}
         """What the last round has to report; logged when training on it begins."""
 
@@ -101,7 +104,18 @@ class Online(Method):
         self.log_dict(self.round)
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
-        return super().training_step(batch, index) if "weight" in batch else None
+        """A round without a sample changes nothing; several processes agree on that with gradients of 0, unused."""
+        self._nothing = "weight" not in batch
+        if not self._nothing:
+            return super().training_step(batch, index)
+        if world()[1] == 1:
+            return None
+        return torch.stack([0 * whole(weight.sum()) for weight in self.policy.trainable().values()]).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self._nothing:
+            optimizer.zero_grad(set_to_none=True)  # without gradients there is no weight decay and no momentum either
 
     def embed(self, captions: list[str]) -> Tensor:
         adapter = self.policy.adapter
@@ -111,8 +125,10 @@ class Online(Method):
         return self.policy.predict(x, t, Condition(text, control), guidance=self.guidance, empty=self.empty())
 
     def empty(self) -> Tensor | None:
-        """What guidance leads away from; None without guidance."""
-        return self.policy.adapter.empty_text() if self.guidance != 1.0 else None
+        """What guidance leads away from; None without guidance. Encoded anew only while the text encoder learns."""
+        if self.guidance != 1.0 and (self._empty is None or self.policy.trains_text):
+            self._empty = self.policy.adapter.empty_text()
+        return self._empty
 
     def keyed(self, positions: Sequence[noise.Key], stream: str) -> Tensor:
         """Standard normal noise in the shape of latents for prompts of this round."""

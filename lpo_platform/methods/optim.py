@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lpo_platform.config import UserError
+
 
 class Optim:
     """The rate rises over warmup_steps, then stays or falls to 0 over the run.
@@ -64,6 +66,23 @@ class AdamW(Optim):
     def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         options = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda or None)
+
+
+class AdamW8bit(AdamW):
+    """AdamW with its two moments in 8 bits a number (arXiv:2110.02861): 2 bytes a weight instead of 8. For GPUs.
+
+    UserError where bitsandbytes is not installed.
+    """
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        try:
+            from bitsandbytes.optim import AdamW8bit as Packed
+        except ImportError as error:
+            raise UserError(
+                "optim=adamw8bit: bitsandbytes is not installed here; pip install 'lpo-platform[8bit]', or optim=adamw"
+            ) from error
+        options = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        return Packed(parameters, **options)
 
 
 class Adafactor(Optim):

@@ -3,24 +3,31 @@
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lpo_platform.config import UserError
+from lpo_platform.distributed import lead, wait
 from lpo_platform.models import lora
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward, save_reward
+from lpo_platform.sharding import kept, like
 
 FOLDERS = {"control": "controlnet", "unet": "unet", "text_encoder": "text_encoder", "reward": "reward"}
 
 
 def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
-    """Saves every module that learns to folder/<name><suffix>.
+    """Saves every module that learns to folder/<name><suffix>; every process calls it, the first one writes.
 
     LoRA adapters go to folder/lora<suffix>, which load_lora_weights reads, and with `tune.merged` the UNet with the
     adapters inside to folder/unet<suffix>.
     """
     written = []
     for name, module in policy.learning.items():
+        module = _unsharded(module)
+        if not lead():
+            continue
         module.to(memory_format=torch.contiguous_format)  # safetensors knows no other
         target = folder / f"{FOLDERS[name]}{suffix}"
         if isinstance(module, LatentReward):
@@ -37,7 +44,20 @@ def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
                 lora.merged(module).save_pretrained(target)
                 written.append(target)
         module.to(memory_format=torch.channels_last)
+    wait()
     return written
+
+
+def _unsharded(module: nn.Module) -> nn.Module:
+    """The module, or of a sharded one a whole copy on the first process's CPU."""
+    if not any(isinstance(weight, DTensor) for weight in module.parameters()):
+        return module
+    state = {name: kept(value) for name, value in module.state_dict().items()}
+    with torch.device("meta"):
+        plain = type(module).from_config(module.config)
+    if lead():
+        plain.load_state_dict(state, assign=True)
+    return plain
 
 
 def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
@@ -52,4 +72,5 @@ def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
         elif isinstance(module, LatentReward):
             module.load_state_dict(load_reward(policy.adapter, str(source)).state_dict())
         else:
-            module.load_state_dict(type(module).from_pretrained(source).state_dict())
+            loaded, weights = type(module).from_pretrained(source).state_dict(), module.state_dict()
+            module.load_state_dict({name: like(value, weights[name]) for name, value in loaded.items()})
