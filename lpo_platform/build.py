@@ -219,7 +219,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
             load_trained(job.policy, folder, settings)
             after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
         if lead():
-            Files(folder).log_metrics(phases.seconds, step=method.steps - 1)
+            Files(folder).log_metrics(phases.seconds, step=max(0, method.trainer.global_step - 1))
         export_folder, seconds = folder / "export", time.monotonic() - started
         metrics = conclude(job, evaluator, before, after, folder, export_folder, seconds)
         tell(guest, metrics, folder)
