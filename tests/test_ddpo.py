@@ -196,7 +196,7 @@ def test_groups_are_of_prompt_and_condition() -> None:
         assert sums.abs().max() < 1e-5 and step.samples["advantage"].abs().min() > 0
 
 
-def test_equal_rewards_leave_nothing_to_train() -> None:
+def test_equal_rewards_leave_nothing_to_train_and_are_named(caplog: pytest.LogCaptureFixture) -> None:
     class Constant:
         def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
             return torch.full((len(images),), 0.1)
@@ -205,6 +205,8 @@ def test_equal_rewards_leave_nothing_to_train() -> None:
     (batch,) = play(step)
     assert "weight" not in batch and step.training_step(batch, 0) is None
     assert step.round["rollout/no_advantage"].item() == 1
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("lpo_platform.")]
+    assert said == ["round 0: reward/score is 0.1 for all 6 pictures"]
 
 
 # The order of transitions.

@@ -5,6 +5,7 @@ are. Every transition x_t -> x_{t-1} of a picture that was better than expected 
 likely. A row is one transition: the update reads rows of all samples and steps in micro-batches of any size.
 """
 
+import logging
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +21,8 @@ from lpo_platform.methods.ratios import Ratios
 from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.transitions import Order, arrange
+
+log = logging.getLogger(__name__)
 
 
 class DDPO(Trajectories):
@@ -75,7 +78,11 @@ class DDPO(Trajectories):
         advantage = self.advantages(score.flatten(), rows["key"].repeat_interleave(self.group))
         flat = {name: rows[name].flatten(0, 1) for name in ("latents", "log_prob")}
         self.samples = rows | flat | {"advantage": advantages.clip(advantage, self.advantage_clip)}
-        self.round |= {name: column.mean() for name, column in rows.items() if name.startswith("reward/")} | {
+        rewards = {name: column for name, column in rows.items() if name.startswith("reward/")}
+        for name, column in rewards.items():
+            if (column == column[0, 0]).all():
+                log.warning("round %d: %s is %g for all %d pictures", number, name, column[0, 0], column.numel())
+        self.round |= {name: column.mean() for name, column in rewards.items()} | {
             "reward/std": score.std(correction=0),
             "reward/spread": score.std(1, correction=0).mean(),
             "rollout/samples": torch.tensor(float(len(advantage))),
