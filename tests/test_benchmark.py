@@ -5,55 +5,33 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy_size
+from toy_shapes import TOY
 
-from lpo_platform.benchmark.plain import Draws, plain_losses
-from lpo_platform.benchmark.random_model import SD15, RandomStableDiffusion, Shape
+from lpo_platform.benchmark.cpo import SETTINGS, CPOStep
+from lpo_platform.benchmark.measure import part_flops, step_flops, timed
+from lpo_platform.benchmark.plain.cpo import Draws, plain_losses
+from lpo_platform.benchmark.random_model import SD15, RandomStableDiffusion
+from lpo_platform.hardware import Hardware
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from launchers import benchmark
 
-TOY = Shape(
-    name="toy",
-    resolution=32,
-    unet=dict(toy_size.unet().config),
-    vae={
-        "latent_channels": 4,
-        "down_block_types": ["DownEncoderBlock2D"] * 3,
-        "up_block_types": ["UpDecoderBlock2D"] * 3,
-        "block_out_channels": [8, 8, 8],
-        "norm_num_groups": 4,
-        "scaling_factor": 0.18215,
-    },
-    text_encoder={
-        "vocab_size": 50,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 6,
-        "bos_token_id": 48,
-        "eos_token_id": 49,
-        "pad_token_id": 49,
-    },
-)
 
-
-def trained_a_little(form: str) -> benchmark.Bench:
+def trained_a_little(form: str) -> CPOStep:
     """A bench whose condition matters and whose policy has left its reference: the preference is half the gradient."""
-    bench = benchmark.build(TOY, batch=3, form=form)
+    bench = CPOStep.build(TOY, batch=3, form=form)
     bench.batch["loser"].zero_()
     torch.manual_seed(1)
     with torch.no_grad():
-        for control in (bench.parts.control, bench.parts.reference):
+        for control in (bench.plain.control, bench.plain.reference):
             control.controlnet_cond_embedding.conv_out.weight *= 30
-        for weight in bench.parts.control.parameters():
+        for weight in bench.plain.control.parameters():
             weight += 0.03 * torch.randn(weight.shape)  # randn_like would depend on the memory format
     return bench
 
 
-def gradient(bench: benchmark.Bench, *losses: torch.Tensor) -> torch.Tensor:
-    parameters = list(bench.parts.control.parameters())
+def gradient(bench: CPOStep, *losses: torch.Tensor) -> torch.Tensor:
+    parameters = list(bench.plain.control.parameters())
     gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in losses]
     return torch.cat([sum(g for g in all_ if g is not None).flatten() for all_ in zip(*gradients, strict=True)])
 
@@ -72,8 +50,8 @@ def test_the_plain_step_and_ours_are_one(form: str, share_timestep: bool, checkp
 
     loss, report = method.loss(batch)
     ours = gradient(bench, loss)
-    bench.parts.checkpoint(checkpointing)
-    losses = plain_losses(bench.parts, *pictures, draws, form=form, **benchmark.SETTINGS)
+    bench.plain.checkpoint(checkpointing)
+    losses = plain_losses(bench.plain, *pictures, draws, form=form, **SETTINGS)
     plain = gradient(bench, *losses)
 
     assert 0.05 < abs(report["cpo/weight"].item() - 0.5) < 0.45, "policy and reference must differ"
@@ -84,17 +62,17 @@ def test_the_plain_step_and_ours_are_one(form: str, share_timestep: bool, checkp
 
 def test_a_step_leaves_the_gradient_of_its_loss() -> None:
     bench = trained_a_little("soft")
-    for variant in benchmark.VARIANTS:
+    for variant in CPOStep.variants:
         assert bench.step(variant).isfinite()
-        norms = [weight.grad.norm() for weight in bench.parts.control.parameters()]
+        norms = [weight.grad.norm() for weight in bench.plain.control.parameters()]
         assert all(norm.isfinite() for norm in norms) and sum(norms) > 0
-        assert all(weight.grad is None for weight in bench.parts.unet.parameters())
+        assert all(weight.grad is None for weight in bench.plain.unet.parameters())
 
 
 def test_flops_of_the_meta_device_are_those_of_the_computation() -> None:
-    meta = benchmark.build(TOY, batch=1, device="meta")
-    count = benchmark.step_flops(meta, benchmark.VARIANTS)
-    parts = benchmark.part_flops(meta)
+    meta = CPOStep.build(TOY, batch=1, device="meta")
+    count = step_flops(meta, CPOStep.variants)
+    parts = part_flops(meta)
     assert parts["UNet"] == parts["UNet encoder + middle"] + parts["UNet decoder"]
     # 3 of 5 encoder passes are saved, and VAE and text; nothing else is
     saved = 3 * parts["UNet encoder + middle"] + parts["VAE encoder"] + parts["text encoder"]
@@ -126,15 +104,24 @@ def test_the_command_prints_ratios_of_time_flops_and_memory(
     assert (tmp_path / "out.json").stat().st_size > 0
 
 
-def test_an_unknown_variant_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variants", "plain,fast"], "fast unknown; there are plain-ckpt, plain, exact, exact-ckpt, shared"),
+        (["--what", "lrm", "--variants", "shared"], "shared unknown; there are plain, exact"),
+        (["--what", "lpo-update", "--form", "hard"], "--form: --what lpo-update has no such option"),
+        (["--model", "sdxl", "--flops-only"], "the original of CPO has no SDXL"),
+    ],
+)
+def test_what_does_not_exist_is_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        benchmark.main(["--variants", "plain,fast"])
-    assert "fast unknown; there are plain-ckpt, plain, exact, exact-ckpt, shared" in capsys.readouterr().err
+        benchmark.main(options)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.gpu
 def test_a_step_on_a_gpu_in_mixed_precision() -> None:
-    bench = benchmark.build(TOY, batch=2, hardware=benchmark.Hardware(accelerator="gpu"))
+    bench = CPOStep.build(TOY, batch=2, hardware=Hardware(accelerator="gpu"))
     losses = {variant: bench.step(variant).item() for variant in ("plain", "exact", "shared")}
     assert all(loss == loss for loss in losses.values())
-    assert benchmark.timed(bench, "exact")[1] > 0
+    assert timed(bench, "exact")[1] > 0

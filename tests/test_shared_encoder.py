@@ -53,3 +53,41 @@ def test_p7_one_encoder_pass_for_winner_and_loser() -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     for ours, theirs in zip(gradient(shared), gradient(plain), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=0)
+
+
+FIRST_BLOCKS = [
+    {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")},
+    {"down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "use_linear_projection": True},
+    {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "transformer_layers_per_block": 2},
+    {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")},
+    {"down_block_types": ("DownBlock2D", "DownBlock2D")},
+]
+
+
+@pytest.mark.parametrize("changes", FIRST_BLOCKS)
+@pytest.mark.parametrize("closed", [None, "checkpointed", "sharded"])
+def test_rows_that_differ_in_their_text_alone_share_what_precedes_it(changes: dict, closed: str | None) -> None:
+    """Against the stock UNet on all rows: output and gradient; and what is shared is computed on fewer rows, a first
+    attention block's parts only where they may be called apart."""
+    unet = toy_size.unet(layers_per_block=2, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **changes)
+    if closed == "checkpointed":
+        unet.enable_gradient_checkpointing()
+    if closed == "sharded":
+        first = unet.down_blocks[0]
+        first.__class__ = type("FSDP", (type(first),), {})  # as fully_shard does
+    x, t, text, _ = toy_size.inputs(batch=4)
+    x, t = x[:2], t[:2]
+    rows = []
+    unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+
+    def gradient(output: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad(output.square().mean(), list(unet.parameters()), allow_unused=True)
+        return torch.cat([g.flatten() for g in found if g is not None])
+
+    shared = decode(unet, encode(unet, x, t, text))
+    stock = unet(x.repeat(2, 1, 1, 1), t.repeat(2), text).sample
+    torch.testing.assert_close(shared, stock, atol=1e-5, rtol=1e-5)
+    ours, theirs = gradient(shared), gradient(stock)
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    inside = changes["down_block_types"][0] == "CrossAttnDownBlock2D"
+    assert rows[:2] == [4 if inside and closed else 2, 4]

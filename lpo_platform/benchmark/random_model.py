@@ -6,12 +6,14 @@ configuration files.
 
 import json
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lpo_platform import noise
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
@@ -122,6 +124,23 @@ def tiny() -> Shape:
     return Shape("tiny", 64, read("unet"), read("vae"), read("text_encoder"))
 
 
+class HashedWords:
+    """Where a text encoder has no vocabulary, a word's id is a hash of it; start and end stand where they belong."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        self.model_max_length, self.words = config.max_position_embeddings, config.vocab_size - 2
+        self.start, self.end = config.bos_token_id, config.eos_token_id
+
+    def __call__(self, prompts: list[str], **options: object) -> SimpleNamespace:
+        """Ids padded with the end token, as StableDiffusion.tokenize asks for: input_ids (B, L) int64."""
+        rows = torch.full((len(prompts), self.model_max_length), self.end)
+        rows[:, 0] = self.start
+        for row, prompt in zip(rows, prompts, strict=True):
+            ids = [noise.key(word) % self.words for word in prompt.split()][: self.model_max_length - 2]
+            row[1 : 1 + len(ids)] = torch.tensor(ids)
+        return SimpleNamespace(input_ids=rows)
+
+
 class RandomStableDiffusion(StableDiffusion):
     """StableDiffusion that draws its weights instead of loading them. On the meta device it costs neither time nor
     memory, and a step on it can be counted but not computed."""
@@ -143,6 +162,7 @@ class RandomStableDiffusion(StableDiffusion):
 
     def _draw_text(self, shape: Shape) -> None:
         self.text_encoder = CLIPTextModel(CLIPTextConfig(**shape.text_encoder))
+        self.tokenizer = HashedWords(self.text_encoder.config)
 
     def new_control(self) -> ControlNetModel:
         """A ControlNet of this UNet; its zero convolutions are drawn too, so that its condition matters."""
@@ -160,3 +180,10 @@ class RandomStableDiffusionXL(RandomStableDiffusion, StableDiffusionXL):
     def _draw_text(self, shape: Shape) -> None:
         super()._draw_text(shape)
         self.text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(**shape.text_encoder_2))
+        self.tokenizer_2 = HashedWords(self.text_encoder_2.config)
+
+
+def random_model(shape: Shape, **settings: Any) -> RandomStableDiffusion:
+    """The model of a shape; settings as for RandomStableDiffusion."""
+    kind = RandomStableDiffusion if shape.text_encoder_2 is None else RandomStableDiffusionXL
+    return kind(shape, **settings)

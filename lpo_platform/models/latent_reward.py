@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.shared_encoder import embed_time
+from lpo_platform.models.shared_encoder import descend, embed_time
 from lpo_platform.models.stable_diffusion_xl import encode_text, unpack
 
 UP = ("up_blocks.", "conv_norm_out.", "conv_out.")
@@ -111,23 +111,14 @@ class LatentReward(nn.Module):
 
     def features(self, latents: Tensor, t: Tensor, context: Tensor, empty: Tensor | None = None) -> Tensor:
         """Pooled features of every scale and, enhanced, of the middle: (N, sum of their widths) float32."""
-        num, unet, hidden = len(latents), self.unet, latents.to(self.unet.dtype)
+        num, unet = len(latents), self.unet
         if self.guidance != 1.0:
             empty = self.empty() if empty is None else empty
             context = torch.cat([context, empty.expand(num, -1, -1).to(context.dtype)])
-        if unet.config.addition_embed_type is not None:  # the prompt enters with the time already
-            hidden, t = (v.repeat(len(context) // num, *[1] * (v.ndim - 1)) for v in (hidden, t))
-        time, sequence = embed_time(unet, hidden, t, context)
-        hidden, scales = unet.conv_in(hidden), []
-        for block in unet.down_blocks:
-            if getattr(block, "has_cross_attention", False):
-                if len(hidden) < len(context):  # with and without prompt, all is the same up to the first of these
-                    hidden, time = hidden.repeat(2, 1, 1, 1), time.repeat(2, 1)
-                hidden, outputs = block(hidden_states=hidden, temb=time, encoder_hidden_states=sequence)
-            else:
-                hidden, outputs = block(hidden_states=hidden, temb=time)
-            scales.append(outputs[len(block.resnets) - 1])  # before the down-sampler
-        hidden = unet.mid_block(hidden, time, encoder_hidden_states=sequence)
+        time, sequence = embed_time(unet, latents, t, context)
+        _, blocks, hidden = descend(unet, unet.conv_in(latents.to(unet.dtype)), time, sequence)
+        layers = (len(block.resnets) for block in unet.down_blocks)
+        scales = [outputs[count - 1] for count, outputs in zip(layers, blocks, strict=True)]  # before the down-sampler
         pooled = [scale.float().mean((2, 3)) for scale in scales] if self.multi_scale else []
         pooled = [self._enhance(p, num) if self.multi_scale_guidance else p[:num] for p in pooled]
         return torch.cat([*pooled, self._enhance(hidden.float().mean((2, 3)), num)], 1)

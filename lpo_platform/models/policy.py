@@ -99,7 +99,7 @@ class Policy(nn.Module):
         """The first half of predict: with guidance of 2 B rows, without and with text."""
         if guidance == 1.0:
             return self.encode(x, t, text)
-        return self.encode(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([empty.expand_as(text), text]))
+        return self.encode(x, t, torch.cat([empty.expand_as(text), text]))
 
     def decode_guided(self, encoded: Encoded, control: Tensor | None = None, *, guidance: float) -> Tensor:
         """The second half of predict, (B, C, h, w) in float32; control has B rows."""

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import Tensor
+from diffusers import ControlNetModel, Transformer2DModel, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
+from torch import Tensor, nn
 
 from lpo_platform.models.stable_diffusion_xl import PIXELS_PER_LATENT, unpack
 
@@ -60,27 +61,96 @@ def conditions(
 
 
 def embed_time(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """The time embedding (B, E), SDXL's pooled text and size included, and what cross attention reads (B, L, D)."""
+    """The time embedding (B, E) and what cross attention reads (R, L, D) for x (B, C, h, w), t (B,) and text of R rows.
+
+    SDXL's pooled text and the picture's size go into the time embedding, which therefore has R rows.
+    """
     sequence, added = conditions(unet, x, text)
     time = unet.time_embedding(unet.get_time_embed(sample=x.to(unet.dtype), timestep=t))
     if added is None:
         return time, sequence
+    time = time.repeat(len(text) // len(x), 1)
     return time + unet.get_aug_embed(emb=time, encoder_hidden_states=sequence, added_cond_kwargs=added), sequence
 
 
 def encode(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
-    """Down blocks and middle of the UNet: x (B, C, h, w), t (B,), text (B, L, D), SDXL's packed (B, L + 1, D)."""
-    sample = x.to(unet.dtype)
+    """Down blocks and middle of the UNet: x (B, C, h, w), t (B,), text (B, L, D), SDXL's packed (B, L + 1, D).
+
+    Text of a multiple of B rows asks for x and t with each of the texts, all rows with the first text first.
+    """
     time, sequence = embed_time(unet, x, t, text)
-    hidden = unet.conv_in(sample)
-    skips: tuple[Tensor, ...] = (hidden,)
+    first, blocks, middle = descend(unet, unet.conv_in(x.to(unet.dtype)), time, sequence)
+    skips = (first, *(output for outputs in blocks for output in outputs))
+    x, t, time, *skips = (repeat_rows(part, len(text)) for part in (x, t, time, *skips))
+    return Encoded(x, t, text, time, tuple(skips), middle)
+
+
+def descend(
+    unet: UNet2DConditionModel, hidden: Tensor, time: Tensor, sequence: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, ...]], Tensor]:
+    """What conv_in gave, what every down block gives, and the middle.
+
+    All may have fewer rows than the sequence, for what comes before the first cross attention is the same whatever the
+    text: with classifier-free guidance it is computed once instead of twice (specs/lpo.md 6.3, S4).
+    """
+    rows, blocks = len(sequence), []
+    first = hidden = repeat_rows(hidden, len(time))
     for block in unet.down_blocks:
-        if getattr(block, "has_cross_attention", False):
-            hidden, outputs = block(hidden_states=hidden, temb=time, encoder_hidden_states=sequence)
-        else:
+        if not getattr(block, "has_cross_attention", False):
             hidden, outputs = block(hidden_states=hidden, temb=time)
-        skips += outputs
-    return Encoded(x, t, text, time, skips, unet.mid_block(hidden, time, encoder_hidden_states=sequence))
+        elif len(hidden) < rows and opens(block):
+            hidden, outputs = widen(block, hidden, time, sequence)
+            time = repeat_rows(time, rows)
+        else:
+            hidden, time = repeat_rows(hidden, rows), repeat_rows(time, rows)
+            hidden, outputs = block(hidden_states=hidden, temb=time, encoder_hidden_states=sequence)
+        blocks.append(outputs)
+    hidden, time = repeat_rows(hidden, rows), repeat_rows(time, rows)
+    return first, blocks, unet.mid_block(hidden, time, encoder_hidden_states=sequence)
+
+
+def opens(block: nn.Module) -> bool:
+    """Whether the parts of a block may be called one by one: not where its forward recomputes them for the gradient,
+    nor where FSDP, which makes it another class, gathers their weights there."""
+    return type(block) is CrossAttnDownBlock2D and not (block.gradient_checkpointing and torch.is_grad_enabled())
+
+
+def widen(
+    block: CrossAttnDownBlock2D, hidden: Tensor, time: Tensor, sequence: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """block.forward, its first resnet and first self-attention on fewer rows than the sequence has."""
+    hidden = attend(block.attentions[0], block.resnets[0](hidden, time), sequence)
+    outputs, time = (hidden,), repeat_rows(time, len(sequence))
+    for resnet, attention in zip(block.resnets[1:], block.attentions[1:], strict=True):
+        hidden = attention(resnet(hidden, time), encoder_hidden_states=sequence, return_dict=False)[0]
+        outputs += (hidden,)
+    for downsampler in block.downsamplers or ():
+        hidden = downsampler(hidden)
+        outputs += (hidden,)
+    return hidden, outputs
+
+
+def attend(attention: Transformer2DModel, hidden: Tensor, sequence: Tensor) -> Tensor:
+    """attention.forward, on fewer rows than the sequence has up to the first cross attention."""
+    linear, (height, width) = attention.use_linear_projection, hidden.shape[-2:]
+    inner = attention.norm(hidden)
+    inner = attention.proj_in(inner.flatten(2).mT) if linear else attention.proj_in(inner).flatten(2).mT
+    first, *others = attention.transformer_blocks
+    inner = repeat_rows(first.attn1(first.norm1(inner)) + inner, len(sequence))
+    inner = first.attn2(first.norm2(inner), encoder_hidden_states=sequence) + inner
+    inner = first.ff(first.norm3(inner)) + inner
+    for block in others:
+        inner = block(inner, encoder_hidden_states=sequence)
+    if linear:
+        inner = attention.proj_out(inner).mT.unflatten(2, (height, width))
+    else:
+        inner = attention.proj_out(inner.mT.unflatten(2, (height, width)))
+    return inner + repeat_rows(hidden, len(sequence))
+
+
+def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
+    """The whole tensor again and again until it has that many rows."""
+    return tensor if len(tensor) == rows else tensor.repeat(rows // len(tensor), *[1] * (tensor.ndim - 1))
 
 
 def decode(unet: UNet2DConditionModel, encoded: Encoded, residuals: Residuals | None = None) -> Tensor:
