@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from test_image_pairs import fill, row
 from torch import Tensor
 
 from lpo_platform import build, compose, losses
@@ -172,3 +173,21 @@ def test_a_run_from_generated_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [line["step"] for line in logged] == [0, 1, 2]
     assert all(math.isfinite(line["train/loss"]) and "dpo/accuracy" in line for line in logged)
     assert list((tmp_path / "run" / "export" / "lora").glob("*.safetensors"))
+
+
+def test_a_run_from_rated_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pick-a-Pic's layout, a third of the rows tied: held-out prompts are drawn, ties are not trained on."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "pairs", [row(i) for i in range(9)])
+    overrides = [
+        "method=diffusion_dpo", "data=image_pairs", "data.path=pairs", "method.steps=2", "method.batch=2", "tune=lora",
+        "model.num_inference_steps=2", "metrics.num_samples=3", "callbacks.every=2", "callbacks.samples=2",
+        "logger=none", "method.drop_text=0.5",
+    ]  # fmt: skip
+    cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
+    metrics = build.train(copy.deepcopy(cfg), tmp_path / "run")
+    assert set(metrics) == {"image/diversity"}
+    items = [json.loads(line) for line in (tmp_path / "run" / "evaluation" / "items.jsonl").read_text().splitlines()]
+    assert [item["caption"] for item in items] == ["prompt 100", "prompt 100"]
+    job = build.assemble(cfg)
+    assert len(job.preferences("train")) == 9 and job.rows().rows.tolist() == [0, 1, 3, 4, 6, 7]

@@ -33,7 +33,7 @@ TABLE = {
         "method.candidates": 4, "method.num_steps": 20, "method.guidance": 5.0, "method.threshold": [0.45, 0.6],
         "method.beta": 500.0, "method.clip": 0.1, "method.prompts": 4 * 4, "method.batch": 4 * 4,
         "method.rounds": 5 * 250, "tune.rank": 64, "tune.alpha": 64, "optim.lr": 1e-5, "optim.weight_decay": 1e-4,
-        "optim.clip": None,
+        "optim.clip": None, "hardware.gradient_checkpointing": True,
     },
     "spo_sd15": {
         "method.candidates": 4, "method.inner_steps": 0, "method.skip_steps": 4, "method.threshold": 0.3,
@@ -55,6 +55,7 @@ TABLE = {
     "diffusion_dpo_sdxl": {
         "method.beta": 5000.0, "method.batch": 2048, "method.steps": 2000, "optim.warmup_steps": 200,
         "optim.lr": 2.048e-5, "optim._target_": "lpo_platform.methods.optim.Adafactor", "optim.clip": None,
+        "hardware.gradient_checkpointing": True,
     },
 }  # fmt: skip
 TABLE["lpo_sd21"] = TABLE["lpo_sd15"] | {"model.reward": "casiatao/LRM::lrm_sd15"}
