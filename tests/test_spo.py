@@ -53,30 +53,30 @@ def made(reward: Redness | None = None, **options: object) -> SPO:
 
 
 def forwards(method: SPO) -> tuple[list[Tensor], list[Tensor]]:
-    """Fills with every latent that the UNet reads, with guidance twice, and its t."""
+    """Fills with every latent that is denoised and its t."""
     read: tuple[list[Tensor], list[Tensor]] = ([], [])
-    encode = method.policy.encode
+    denoise = method.policy.predict
 
-    def watched(x: Tensor, t: Tensor, text: Tensor) -> object:
+    def watched(x: Tensor, t: Tensor, *arguments: object, **options: object) -> Tensor:
         read[0].extend(x)
         read[1].extend(t)
-        return encode(x, t, text)
+        return denoise(x, t, *arguments, **options)
 
-    method.policy.encode = watched
+    method.policy.predict = watched
     return read
 
 
 @pytest.mark.parametrize(("inner", "forks"), [(0, [[2], [3], [4], [5]]), (1, [[2, 3], [4, 5]]), (2, [[2, 3, 4], [5]])])
 def test_every_point_is_denoised_once(inner: int, forks: list[list[int]]) -> None:
-    """2 K b forwards a step from the first fork on, before it 2 b; the branches are the ones that are judged."""
+    """K b a step from the first fork on, before it b (with guidance twice as many rows of the UNet)."""
     method = made(inner_steps=inner)
     read, at = forwards(method)
     with torch.no_grad():
         found = method.explore(method.embed(CAPTIONS), POSITIONS)
     assert [[move.index for move in fork.moves] for fork in found] == forks
-    assert len(read) == 2 * (2 * 3 + 3 * 2 * 3)  # guidance x (prompts x steps 0 to 2 + K x prompts x steps 3 to 5)
+    assert len(read) == 2 * 3 + 3 * 2 * 3  # prompts x steps 0 to 2 + K x prompts x steps 3 to 5
     points = {(x.numpy().tobytes(), int(t)) for x, t in zip(read, at, strict=True)}
-    assert 2 * len(points) == len(read)
+    assert len(points) == len(read)
     assert [int(fork.t) for fork in found] == [
         *(int(method.policy.adapter.process.times(6)[moves[-1] + 1]) for moves in forks[:-1]), 0
     ]  # fmt: skip
