@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu tiny real lint lock clean
+.PHONY: help install demo test test-slow test-dist test-slurm test-gpu tiny real lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,13 @@ test: $(STAMP)  ## the tests, about 10 minutes on two cores (ARGS= goes to pytes
 
 test-slow: $(STAMP)  ## the long tests: learning on several seeds, the wheel, kill and resume
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-dist: $(STAMP)  ## the tests that start whole runs of several processes
+	$(BIN)/python -m pytest -m dist $(ARGS)
+
+test-slurm: $(STAMP)  ## the tests that submit jobs to Slurm; makes this machine a cluster if it is root's and has apt
+	tests/slurm/start.sh
+	$(BIN)/python -m pytest -m slurm -rs $(ARGS)
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -368,12 +368,13 @@ def conclude(
 def track(cfg: DictConfig, folder: Path) -> wandb.Guest | None:
     if not cfg.get("logger"):
         return None
+    sweep = (folder.parent / "sweep.json").exists()
     return wandb.connect(
         folder,
         project=cfg.logger.project,
         entity=cfg.logger.entity,
         name=cfg.name or folder.name,
-        group=cfg.name or folder.parent.name,
+        group=folder.parent.name if sweep else cfg.name or folder.parent.name,
         job_type=cfg.method._target_.rsplit(".", 1)[-1].lower(),
         tags=[cfg.model.name, *([get_class(cfg.task._target_).name] if cfg.get("task") else [])],
         config=plain(cfg),
@@ -381,9 +382,10 @@ def track(cfg: DictConfig, folder: Path) -> wandb.Guest | None:
 
 
 def tell(guest: wandb.Guest | None, metrics: dict, folder: Path) -> None:
-    """The result as W&B shows it: the table and the grid of the report."""
+    """The result as W&B shows it: numbers that a sweep of W&B can steer by, the table and the grid of the report."""
     if guest is None:
         return
+    guest.log_metrics({f"eval/{name}": m["after"] for name, m in metrics.items()})
     columns = ["metric", "before", "after", "difference", "low", "high"]
     rows = [[name, m["before"], m["after"], m["difference"], *m["ci95"]] for name, m in metrics.items()]
     wandb.log_table(guest, "eval/table", columns, rows)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
-from lpo_platform import record
+from lpo_platform import launch, record, slurm, sweep
 from lpo_platform.config import CONF, ConfigError, UserError, check, diagnose, run_folder
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Command:
-    """One console command; `code` is the exit status, the worst of its jobs."""
+    """One console command; `code` is the exit status, the worst of its jobs; `sweep` the folder of several jobs."""
 
     name: str
     primary: str
     work: Work
     code: int = 0
+    sweep: Path | None = None
 
 
 def train() -> None:
@@ -116,13 +118,75 @@ def set_threads() -> None:
 def _hydra(command: Command) -> None:
     import hydra
 
-    def job(cfg: DictConfig) -> None:
+    words = list(sys.argv)
+
+    def job(cfg: DictConfig) -> float | None:
+        """The number that a sweeper maximises."""
+        sys.argv[:] = words  # a launcher's own process has others
         command.code = max(command.code, _run(command, cfg))
         if command.code == 130:
             # An interrupt ends a whole sweep.
             sys.exit(130)
+        return None if command.sweep is None else sweep.gain(Path(HydraConfig.get().runtime.output_dir))
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.primary)(job)()
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.primary)(job)
+    if command.sweep is None:
+        main()
+        return
+    with claim(command.sweep):
+        try:
+            with _raising():
+                main()
+        except KeyboardInterrupt:
+            command.code = 130
+        except Exception as error:
+            # of the launcher: what jobs can catch, they have caught
+            _launcher_failed(command, command.sweep, error)
+        finally:
+            _conclude(command, command.sweep)
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """Hydra raises what goes wrong, where it would otherwise print it at length and end the process."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _launcher_failed(command: Command, folder: Path, error: Exception) -> None:
+    """One job that could not even end in order; the others go on and are waited for."""
+    command.code = max(command.code, 1)
+    words = [line for line in str(error).splitlines() if line.strip()] or [""]
+    say(command, f"{type(error).__name__}: {words[0]}\n  what the jobs wrote: {shown(folder / '.submitit')}")
+    if os.environ.get("LPO_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    sweep.wait(folder)
+
+
+def _conclude(command: Command, folder: Path) -> None:
+    """The end of a sweep: a table over its seeds, and one line for each job that is not finished."""
+    if command.code == 130:
+        again = shlex.join([command.name, *sys.argv[1:]])
+        say(command, f"the sweep was interrupted; to go on with what is missing:  {again}")
+        if (folder / ".submitit").exists():
+            say(command, "jobs that a launcher has started go on; scancel ends those in Slurm")
+        return
+    jobs, table = sweep.conclude(folder)
+    if table:
+        print(f"\n{table}", file=sys.stderr, flush=True)
+    own = sweep.distinct([job.overrides for job in jobs])
+    left = [(job, " ".join(words)) for job, words in zip(jobs, own, strict=True) if job.status != "finished"]
+    command.code = max(command.code, int(bool(left)))
+    total = f"{len(jobs)} job{'' if len(jobs) == 1 else 's'}"
+    counted = f"{len(left)} of {total} did not finish" if left else f"{total} finished"
+    lines = [f"  {job.folder.name}{f' ({words})' if words else ''} {job.status}: {job.reason}" for job, words in left]
+    say(command, "\n".join([f"{counted}; {shown(folder / 'sweep.md')}", *lines]))
 
 
 @dataclass
@@ -187,6 +251,8 @@ def _ready(command: Command, arguments: list[str], line: Line) -> list[str]:
         raise ConfigError(list(dict.fromkeys(problems)))
     if not line.shows and conf == CONF:
         _settle(command, line, primary)
+    if line.multirun and not line.shows and command.primary in ("train", "eval"):
+        _settle_sweep(command, line, primary, conf)
     return [*line.flags, *line.overrides]
 
 
@@ -208,6 +274,25 @@ def _settle(command: Command, line: Line, primary: str) -> None:
         say(command, "nothing to resume: a new run" if found is None else f"resuming {shown(found)}")
         if found is not None:
             line.overrides.append(f"hydra.run.dir={quote(found)}")
+
+
+def _settle_sweep(command: Command, line: Line, primary: str, conf: Path) -> None:
+    """The sweep's folder becomes a literal one, which this process, its jobs and their children agree on."""
+    from lpo_platform.compose import hydra_settings
+
+    if "LOCAL_RANK" in os.environ:
+        raise UserError(
+            "a sweep under torchrun would run once in each process; leave torchrun out, hardware=ddp starts it"
+        )
+    folder = sweep.folder_of(hydra_settings(primary, line.overrides, line.config_dirs, conf))
+    sweep.begin(folder, line.overrides)
+    kept = [item for item in line.overrides if _split(item)[0] != "hydra.sweep.dir"]
+    line.overrides = [*kept, f"hydra.sweep.dir={quote(folder)}"]
+    command.sweep = folder
+    if line.value("hydra/launcher") is not None:
+        # the jobs' processes find what this one finds: a clone that is not installed, classes of the user
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    say(command, f"sweep in {shown(folder)}")
 
 
 def _continue(line: Line) -> list[str]:
@@ -268,15 +353,39 @@ def _run(command: Command, cfg: DictConfig) -> int:
     """One job; returns its exit code. Every kind of end leaves the folder in a state that can be resumed."""
     settings = HydraConfig.get()
     folder = Path(shown(Path(settings.runtime.output_dir)))
-    single = settings.mode is None or settings.mode.name == "RUN"
+    task = slurm.task()
+    if task is not None and task.rank:
+        slurm.follow(task, command.primary, folder)
+        return 0
     try:
         with claim(folder):
-            if not single:
-                _check_again(cfg, settings)
-            if single and command.primary != "eval":
-                record.link_latest(folder)
+            return _work(command, cfg, folder, settings, task)
+    except (Taken, sweep.Foreign) as error:
+        return _refuse(command, error)
+    finally:
+        if task is not None:
+            slurm.say(task, slurm.STOP)  # unless they were let go
+
+
+def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig, task: slurm.Task | None) -> int:
+    single = settings.mode is None or settings.mode.name == "RUN"
+    try:
+        if not single:
+            _check_again(cfg, settings)
+        if command.sweep is not None and sweep.done(folder, OmegaConf.to_container(cfg, resolve=True)):
+            say(command, f"{folder.name} is finished already")
+            return 0
+        if single and command.primary != "eval" and not launch.rank():
+            record.link_latest(folder)
+        if task is not None:
+            slurm.lead(task, command.primary, cfg, folder)
+        elif (count := launch.processes(cfg)) > 1:
+            launch.run(command.primary, cfg, folder, count)
+        else:
             command.work(cfg, folder)
         return 0
+    except sweep.Foreign:
+        raise
     except KeyboardInterrupt:
         return _interrupted(command, folder)
     except SystemExit as error:
@@ -295,15 +404,25 @@ def _check_again(cfg: DictConfig, settings: DictConfig) -> None:
         raise ConfigError(problems)
 
 
+class Taken(UserError):
+    """Another process works in the folder; nothing in it may be touched."""
+
+
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Holds a run folder for this process; UserError where another process works in it."""
+    """Holds a run folder for this process; Taken where another process works in it.
+
+    Of several processes of a run, started by torchrun or Slurm, the first holds it for all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if launch.rank():
+        yield
+        return
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{shown(folder)} is in use by another process; wait for it or end it") from None
+            raise Taken(f"{shown(folder)} is in use by another process; wait for it or end it") from None
         yield
 
 
@@ -328,6 +447,8 @@ def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
         _note(folder, name, str(cause), str(cause))
         return _refuse(command, cause)
     last = traceback.format_exception_only(cause)[-1].strip()
+    if isinstance(cause, launch.ProcessFailed):
+        whole, last = cause.story or str(cause), str(cause)
     _note(folder, name, whole, last)
     more = "" if debug else " (LPO_DEBUG=1 shows it)"
     say(command, f"{last}\n  the whole story: {shown(folder / f'{name}.log')}{more}")
@@ -336,10 +457,12 @@ def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
 
 def _note(folder: Path, name: str, text: str, reason: str) -> None:
     """Puts the end of a run on record, in its log and in result.json."""
+    if launch.rank():
+        return
     try:
         with (folder / f"{name}.log").open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
-        if (folder / "result.json").exists():
+        if name in ("train", "eval") or (folder / "result.json").exists():
             record.fail(folder, reason)
     except OSError:
         log.warning("the end of the run could not be written to %s", folder)

@@ -7,7 +7,9 @@ can be named; tests hold the result equal to Hydra's.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -20,13 +22,15 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lpo_platform.config import COMMAND, CONF, ROOTS, Composed, Values, hint, one_line, problems_of
@@ -123,9 +127,52 @@ def diagnose(
     problems = missing + problems
     for variant in _variants(files, parsed):
         problems += _variant_problems(files, variant, values=values)
+    if values:
+        problems += _plugin_problems(parsed, multirun=multirun)
     if not problems and any(item.is_hydra_override() for item in parsed):
         problems = _hydra_problems(files, overrides, multirun=multirun)
     return list(dict.fromkeys(problems))
+
+
+# Options of Hydra's own groups that need more than the dependencies: the module, and our extra that brings it.
+PLUGINS = {
+    "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/sweeper=optuna": ("hydra_plugins.hydra_optuna_sweeper", "optuna"),
+}
+
+
+def _plugin_problems(parsed: Sequence[Override], *, multirun: bool) -> list[str]:
+    """What a launcher or sweeper lacks here: its package, Slurm itself, or the -m without which it is not asked."""
+    problems = []
+    for item in parsed:
+        choice = f"{item.key_or_group}={item.value()}"
+        if choice not in PLUGINS:
+            continue
+        module, extra = PLUGINS[choice]
+        if not _installed(module):
+            problems.append(f"{choice}: needs packages that are not installed; pip install 'lpo-platform[{extra}]'")
+        elif choice == "hydra/launcher=slurm" and shutil.which("sbatch") is None:
+            problems.append(f"{choice}: no sbatch here; submit where Slurm is, or take hydra/launcher=local")
+        if not multirun:
+            problems.append(f"{choice}: works with -m only, also for a single job; add -m")
+    return problems
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def hydra_settings(primary: str, overrides: Sequence[str], config_dirs: Sequence[str], conf: Path) -> DictConfig:
+    """The configuration of a sweep as Hydra composes it, its own settings included and readable."""
+    path = source(primary, config_dirs, conf).path
+    setup_globals()
+    cfg = ConfigLoaderImpl(path).load_configuration(primary, list(overrides), RunMode.MULTIRUN)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
 
 
 def _hydra_problems(files: Source, overrides: Sequence[str], *, multirun: bool) -> list[str]:

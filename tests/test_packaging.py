@@ -81,7 +81,19 @@ def make(*arguments: str) -> str:
 
 def test_make_help_lists_every_target():
     shown = make("help")
-    for target in ("demo", "test", "test-slow", "test-gpu", "tiny", "real", "lint", "lock", "clean"):
+    for target in (
+        "demo",
+        "test",
+        "test-slow",
+        "test-dist",
+        "test-slurm",
+        "test-gpu",
+        "tiny",
+        "real",
+        "lint",
+        "lock",
+        "clean",
+    ):
         assert re.search(rf"^  make {target} +\S", shown, re.MULTILINE), target
     assert make() == shown
 

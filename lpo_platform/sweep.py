@@ -1,0 +1,244 @@
+"""A sweep as a whole: its folder, which of its jobs are done, which failed, and what its seeds say together.
+
+A sweep is its folder: everything here is read from the files that the jobs leave, so it holds for jobs of this process,
+of other processes and of other machines alike, and a sweep that is started again in its folder goes on with what is
+missing.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from lpo_platform import record
+from lpo_platform.config import UserError
+from lpo_platform.resume import in_use
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lpo_platform.seeds import Row
+
+# Groups and keys that do not change what a job computes: a sweep may go on with others.
+FREE = ("hardware", "logger", "name", "resume", "hydra")
+
+
+class Foreign(UserError):
+    """A job's folder holds a run of another configuration: neither its result nor its checkpoint is this job's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, as its folder shows it. status: finished, failed, interrupted (it left no end), running or foreign."""
+
+    folder: Path
+    number: int
+    overrides: list[str]
+    seed: int | None
+    status: str
+    reason: str | None
+    seconds: float | None
+    metrics: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        result = record.read_json(folder / "result.json")
+        result = result if isinstance(result, dict) else {}
+        status, reason = result.get("status"), result.get("reason")
+        if status not in ("finished", "failed"):
+            status, reason = "interrupted", "it ended without a result (killed, or out of memory or time)"
+        if keys := changed(folder, OmegaConf.to_container(OmegaConf.load(folder / ".hydra/config.yaml"), resolve=True)):
+            status, reason = "foreign", f"its folder {_foreign(keys)}"
+        if in_use(folder):
+            status, reason = "running", "another process works in its folder"
+        return cls(
+            folder,
+            int(OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job.get("num") or 0),
+            [str(item) for item in OmegaConf.load(folder / ".hydra" / "overrides.yaml")],
+            result.get("seed"),
+            status,
+            None if status == "finished" else str(reason).splitlines()[0],
+            result.get("seconds"),
+            result.get("metrics") or {},
+        )
+
+
+def folder_of(cfg: DictConfig) -> Path:
+    """Where a sweep goes, as a literal path: `${now:}` would be another one for whoever asks later."""
+    return Path(str(cfg.hydra.sweep.dir))
+
+
+def begin(folder: Path, overrides: Sequence[str]) -> None:
+    """Puts a sweep on record; UserError where the folder holds a sweep over something else."""
+    known = record.read_json(folder / "sweep.json")
+    wanted = _essential(overrides)
+    if isinstance(known, dict) and _essential(known.get("overrides", [])) != wanted:
+        held = shlex.join(known.get("overrides", []))
+        raise UserError(f"hydra.sweep.dir={folder} holds another sweep ({held}); give this one a folder of its own")
+    folder.mkdir(parents=True, exist_ok=True)
+    before = known if isinstance(known, dict) else {}
+    now = {"status": "running", "overrides": record.redact_command(overrides)}
+    record.write_json(folder / "sweep.json", {**before, **now})
+
+
+def _essential(overrides: Sequence[str]) -> list[str]:
+    keys = {item: item.partition("=")[0].lstrip("+~") for item in record.redact_command(overrides)}
+    return sorted(item for item, key in keys.items() if key.replace("/", ".").split(".")[0] not in FREE)
+
+
+def done(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether a job's folder holds its finished run; Foreign where what it holds is not of this configuration."""
+    keys = changed(folder, config)
+    if keys:
+        raise Foreign(f"{folder} {_foreign(keys)}; give the sweep a new hydra.sweep.dir")
+    result = record.read_json(folder / "result.json")
+    return isinstance(result, dict) and result.get("status") == "finished"
+
+
+def changed(folder: Path, config: dict[str, Any]) -> list[str]:
+    """The groups in which a run that a folder holds, if any, differs from a configuration."""
+    file = folder / "resolved.yaml"
+    if not file.is_file():
+        return []
+    before = OmegaConf.to_container(OmegaConf.load(file))
+    now = OmegaConf.to_container(OmegaConf.create(record.resolved_yaml(config)))
+    return [key for key in {**before, **now} if key not in FREE and before.get(key) != now.get(key)]
+
+
+def _foreign(keys: Sequence[str]) -> str:
+    return f"holds a run with another configuration ({', '.join(keys)})"
+
+
+def gain(folder: Path) -> float | None:
+    """What a sweeper maximises: the first metric's difference, turned so that more is better; None without a result."""
+    result = record.read_json(folder / "result.json")
+    if not isinstance(result, dict) or result.get("status") != "finished":
+        return None
+    for metric in result["metrics"].values():
+        if metric["higher_is_better"] is not None and metric["difference"] is not None:
+            return metric["difference"] if metric["higher_is_better"] else -metric["difference"]
+    return None
+
+
+def wait(folder: Path) -> None:
+    """Waits until nothing of a sweep is in Slurm's queue or at work in its folder."""
+    numbers = {path.name.partition("_")[0] for path in folder.glob(".submitit/*/*_submission.sh")}
+    while _queued() & numbers or any(map(in_use, _runs(folder))):
+        time.sleep(2)
+
+
+def _queued() -> set[str]:
+    """The numbers of the jobs, or of the arrays, in Slurm's queue."""
+    if shutil.which("squeue") is None:
+        return set()
+    return set(subprocess.run(["squeue", "-h", "-o", "%F"], capture_output=True, text=True).stdout.split())
+
+
+def conclude(folder: Path) -> tuple[list[Job], str]:
+    """Writes sweep.json and sweep.md; returns the jobs in their order and the table as text ('' without results)."""
+    from lpo_platform import seeds
+
+    jobs = sorted(map(Job.read, _runs(folder)), key=lambda job: job.number)
+    labels = [setting(own) for own in distinct([job.overrides for job in jobs])]
+    finished = [(label, job) for label, job in zip(labels, jobs, strict=True) if job.status == "finished"]
+    rows = seeds.rows([(label, job.seed, job.metrics) for label, job in finished])
+    status = "finished" if jobs and len(finished) == len(jobs) else "failed"
+    known = record.read_json(folder / "sweep.json") or {}
+    listed = [{**asdict(job), "folder": os.path.relpath(job.folder, folder)} for job in jobs]
+    content = {
+        **known,
+        "status": status,
+        "jobs": listed,
+        "rows": [{**asdict(r), "difference": r.difference} for r in rows],
+    }
+    record.write_json(folder / "sweep.json", content)
+    record.write_text(folder / "sweep.md", _markdown(folder, jobs, rows))
+    return jobs, _table(rows)
+
+
+def _runs(folder: Path) -> Iterator[Path]:
+    """The run folders below a folder, but not what lies inside a run (its evaluations)."""
+    for child in sorted(folder.iterdir()):
+        if (child / ".hydra" / "overrides.yaml").is_file():
+            yield child
+        elif child.is_dir() and not child.name.startswith("."):
+            yield from _runs(child)
+
+
+def distinct(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of each job's overrides those that not all jobs have."""
+    common = set.intersection(*(set(items) for items in overrides)) if overrides else set()
+    return [[item for item in items if item not in common] for items in overrides]
+
+
+def setting(own: Sequence[str]) -> str:
+    """What tells a job from those with other settings, its seed apart: `method.beta=100`; '' where nothing does."""
+    return " ".join(item for item in own if not item.startswith("seed="))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    from lpo_platform.evaluation.statistics import table
+
+    names = {_name(row): row.entry() for row in rows}
+    return f"{table(names)}\n\n{_legend(rows)}"
+
+
+def _name(row: Row) -> str:
+    seeds = f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else f"seed {row.seeds[0]}"
+    return f"{row.metric}  {row.setting}{', ' if row.setting else ''}{seeds}"
+
+
+def _legend(rows: Sequence[Row]) -> str:
+    kinds = list(dict.fromkeys(row.interval for row in rows))
+    return f"Means over the seeds of a setting. 95 % interval: {'; '.join(kinds)}."
+
+
+def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row]) -> str:
+    from lpo_platform.evaluation.statistics import decimals, number, verdict
+
+    lines = [f"# Sweep {folder.resolve().name}", ""]
+    if rows:
+        lines += [
+            "| metric | setting | seeds | before | after | difference [95 % interval] | |",
+            "|---|---|---|---|---|---|---|",
+        ]
+    for row in rows:
+        entry = row.entry()
+        digits = decimals(entry)
+        low, high = (number(bound, digits, sign=True) for bound in row.ci95)
+        cells = [
+            row.metric,
+            row.setting or "all",
+            ", ".join(map(str, row.seeds)),
+            number(row.before, digits),
+            number(row.after, digits),
+            f"{number(row.difference, digits, sign=True)} [{low}, {high}]",
+            verdict(entry),
+        ]
+        lines.append(_line(cells))
+    if rows:
+        lines += ["", _legend(rows), ""]
+    lines += ["| job | overrides | status |", "|---|---|---|"]
+    for job in jobs:
+        place = os.path.relpath(job.folder, folder)
+        shown = " ".join(record.redact_command(job.overrides))
+        end = job.status if job.reason is None else f"{job.status}: {job.reason}"
+        cells = [f"[{place}]({place}/report.html)", shown, end]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
