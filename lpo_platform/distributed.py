@@ -103,6 +103,14 @@ def mean(values: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     return dict(zip(values, weighted[:-1] / weighted[-1], strict=True))
 
 
+def total(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """The sum (or maximum) over all processes."""
+    if world()[1] > 1:
+        value = value.clone()
+        dist.all_reduce(value, operation)
+    return value
+
+
 def broadcast(module: nn.Module) -> None:
     """Gives every process the weights that the first has."""
     if world()[1] > 1:

@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.distributed import ReduceOp
 
+from lpo_platform.distributed import total
 from lpo_platform.losses import kl_estimate
 
 MEANS = ("ratio", "change", "kl_k1", "kl_k2", "kl_k3", "clipped_high", "clipped_low", "no_gradient")
@@ -32,11 +34,14 @@ class Ratios:
         self.largest = torch.maximum(self.largest, largest.amax(1))
 
     def report(self) -> dict[str, float]:
-        """Means over the round, the largest ratio, and by timestep how far ratios are from 1 and how many clipped."""
-        t, table, largest = self.t.tolist(), self.sums.cpu(), self.largest.tolist()
+        """Means over the round of all processes, the largest ratio, and by timestep how far ratios are from 1 and how
+        many clipped.
+        """
+        t, table = self.t.tolist(), total(self.sums).cpu()
+        largest = total(self.largest, ReduceOp.MAX).tolist()
         counts, sums = table[:, 0], table[:, 1:]
-        total = (sums.sum(0) / counts.sum().clamp_min(1)).tolist()
-        found = {f"ddpo/{name}": value for name, value in zip(MEANS, total, strict=True)}
+        means = (sums.sum(0) / counts.sum().clamp_min(1)).tolist()
+        found = {f"ddpo/{name}": value for name, value in zip(MEANS, means, strict=True)}
         found |= {"ddpo/ratio_max": largest[0], "ddpo/drift": largest[1]}
         by_step = sums / counts.clamp_min(1)[:, None]
         high, low = MEANS.index("clipped_high"), MEANS.index("clipped_low")
