@@ -121,13 +121,16 @@ def _hydra(command: Command) -> None:
     words = list(sys.argv)
 
     def job(cfg: DictConfig) -> float | None:
-        """The number that a sweeper maximises."""
+        """The number that a sweeper improves, if it is of that kind."""
         sys.argv[:] = words  # a launcher's own process has others
         command.code = max(command.code, _run(command, cfg))
         if command.code == 130:
             # An interrupt ends a whole sweep.
             sys.exit(130)
-        return None if command.sweep is None else sweep.gain(Path(HydraConfig.get().runtime.output_dir))
+        settings = HydraConfig.get()
+        if command.sweep is None or "direction" not in settings.sweeper:
+            return None
+        return sweep.objective(Path(settings.runtime.output_dir), str(settings.sweeper.direction))
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.primary)(job)
     if command.sweep is None:

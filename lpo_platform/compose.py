@@ -270,7 +270,8 @@ def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override
         wanted = [str(value) for value in (chosen if isinstance(chosen, list) else [chosen])]
         options = files.options(group)
         unknown = [name for name in wanted if name not in options]
-        problems += [f"{group}={name}: no such option{hint(name, options)}" for name in unknown]
+        missing = [name for name in unknown if f"{group}={name}" not in PLUGINS]  # the others get a line of their own
+        problems += [f"{group}={name}: no such option{hint(name, options)}" for name in missing]
         if unknown:
             unsure.add(group)
         else:

@@ -118,8 +118,14 @@ def _foreign(keys: Sequence[str]) -> str:
     return f"holds a run with another configuration ({', '.join(keys)})"
 
 
+def objective(folder: Path, direction: str) -> float | None:
+    """What a sweeper improves: the gain of a job, turned round for one that minimises, as Optuna's does by itself."""
+    value = gain(folder)
+    return value if value is None or "max" in direction else -value
+
+
 def gain(folder: Path) -> float | None:
-    """What a sweeper maximises: the first metric's difference, turned so that more is better; None without a result."""
+    """The first metric's difference, turned so that more is better; None without a result."""
     result = record.read_json(folder / "result.json")
     if not isinstance(result, dict) or result.get("status") != "finished":
         return None

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform import record, seeds, slurm, sweep
 from lpo_platform.cli import Command, _main, claim
-from lpo_platform.compose import compose
+from lpo_platform.compose import _installed, compose
 from lpo_platform.config import CONF, UserError, diagnose
 
 REPO = Path(__file__).resolve().parents[1]
@@ -160,7 +160,7 @@ def test_students_quantile_is_that_of_the_printed_tables():
     assert seeds.student_quantile(5, 0.90) == pytest.approx(2.0150, abs=5e-5)
 
 
-def test_what_a_sweeper_maximises(tmp_path: Path):
+def test_what_a_sweeper_improves(tmp_path: Path):
     def result(*metrics: dict) -> float | None:
         record.write_json(tmp_path / "result.json", {"status": "finished", "metrics": dict(enumerate(metrics))})
         return sweep.gain(tmp_path)
@@ -168,6 +168,8 @@ def test_what_a_sweeper_maximises(tmp_path: Path):
     assert result(metric(1, 3, 0, 0, None), metric(1.0, 1.25, 0, 0)) == 0.25
     assert result(metric(7.0, 6.5, 0, 0, False)) == 0.5
     assert result() is None and sweep.gain(tmp_path / "none") is None
+    result(metric(7.0, 6.5, 0, 0, False))
+    assert sweep.objective(tmp_path, "maximize") == 0.5 and sweep.objective(tmp_path, "Direction.minimize") == -0.5
 
 
 def test_jobs_of_a_launcher_run_in_processes_of_their_own(main, capsys):
@@ -194,6 +196,34 @@ def test_jobs_of_a_launcher_run_in_processes_of_their_own(main, capsys):
     processes = {(FOLDER / name / "process").read_text() for name in JOBS}
     assert len(processes) == 2 and statuses() == ["finished", "failed"]
     assert record.read_json(FOLDER / JOBS[0] / "result.json")["command"][:2] == ["lpo-train", "-m"]
+
+
+@pytest.mark.slow
+def test_real_runs_in_a_sweep_one_of_which_fails(tmp_path: Path, capsys, monkeypatch):
+    from lpo_platform.cli import train as command
+
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    line = [
+        "lpo-train",
+        "-m",
+        "task=canny",
+        "debug=smoke",
+        "hardware=cpu",
+        f"control.weights={tmp_path}/empty,auto",
+        HERE,
+    ]
+    seconds = []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", list(line))
+        with pytest.raises(SystemExit) as end:
+            command()
+        assert end.value.code == 2 and statuses() == ["failed", "finished"]
+        seconds.append(record.read_json(FOLDER / JOBS[1] / "result.json")["seconds"])
+        assert "no file named config.json" in capsys.readouterr().err
+    assert seconds[0] == seconds[1]  # it was not run again
+    (row,) = [row for row in json.loads((FOLDER / "sweep.json").read_text())["rows"] if row["metric"] == "canny/f1"]
+    assert row["setting"] == "control.weights=auto" and row["seeds"] == [0]
 
 
 @pytest.mark.dist
@@ -248,7 +278,10 @@ def test_launchers_and_sweepers_say_what_they_lack(monkeypatch: pytest.MonkeyPat
     ]
     (line,) = diagnose("train", ["hydra/launcher=slurm", "hydra.launcher.partitionn=gpu"], multirun=True)
     assert "partitionn" in line
-    monkeypatch.setattr("lpo_platform.compose._installed", lambda module: False)
+
+
+@pytest.mark.skipif(_installed("hydra_plugins.hydra_optuna_sweeper"), reason="Optuna is installed here")
+def test_optuna_is_an_extra():
     assert diagnose("train", ["hydra/sweeper=optuna", "method.beta=interval(1,9)"], multirun=True) == [
         "hydra/sweeper=optuna: needs packages that are not installed; pip install 'lpo-platform[optuna]'"
     ]
@@ -272,6 +305,33 @@ def test_the_committed_sweeps_are_over_what_they_say():
     assert sorted(params["cpo_tasks"]["task"].split(",")) == tasks
     methods = {name: compose("train", [f"sweep={name}"], [], CONF).choices["method"] for name in params}
     assert (methods["lpo_beta"], methods["cpo_tasks"]) == ("lpo", "cpo")
+
+
+def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_path: Path, monkeypatch):
+    from lpo_platform import build
+    from lpo_platform.tracking import wandb
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sweep.begin(FOLDER, ["seed=0,1"])
+    cfg = OmegaConf.create(
+        {
+            "logger": {"project": "p", "entity": None},
+            "name": "mine too",
+            "method": {"_target_": "a.CPO"},
+            "model": {"name": "tiny"},
+        }
+    )
+    groups, identifiers = set(), set()
+    for folder in (FOLDER / JOBS[0], FOLDER / JOBS[1]):
+        folder.mkdir()
+        guest = build.track(cfg, folder)
+        build.tell(guest, {"canny/f1": metric(0.4, 0.5, 0.0, 0.2)}, folder)
+        groups.add(guest.experiment.group)
+        identifiers.add(guest.experiment.id)
+        assert guest.experiment.summary["eval/canny/f1"] == 0.5  # what launchers/wandb_sweep.yaml steers by
+        wandb.finish(guest)
+    assert groups == {"mine"} and len(identifiers) == 2
 
 
 def test_wandbs_own_parser_makes_our_command_of_the_sweep_file():
