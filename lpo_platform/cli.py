@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from lpo_platform import launch, record, slurm, sweep
-from lpo_platform.config import CONF, ConfigError, UserError, check, diagnose, run_folder
+from lpo_platform.config import CONF, ConfigError, UserError, check, diagnose, run_folder, several
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -229,7 +230,7 @@ def _parse(arguments: Sequence[str]) -> Line:
         config_dirs=[args.config_dir] if args.config_dir else [],
         config_path=args.config_path,
         config_name=args.config_name,
-        multirun=args.multirun or any(_split(item)[0] in ("sweep", "hydra.mode") for item in left),
+        multirun=args.multirun or any(several(*_split(item)) for item in left),
         shows=bool(args.cfg or args.info),
         helps=bool(args.help),
         passes=bool(args.hydra_help or args.shell_completion or args.experimental_rerun),
@@ -287,7 +288,10 @@ def _settle_sweep(command: Command, line: Line, primary: str, conf: Path) -> Non
         raise UserError(
             "a sweep under torchrun would run once in each process; leave torchrun out, hardware=ddp starts it"
         )
-    folder = sweep.folder_of(hydra_settings(primary, line.overrides, line.config_dirs, conf))
+    cfg = hydra_settings(primary, line.overrides, line.config_dirs, conf)
+    if cfg.hydra.launcher._target_.endswith(".SlurmLauncher") and shutil.which("sbatch") is None:
+        raise UserError("Slurm: no sbatch here; submit where Slurm is, or take hydra/launcher=local")
+    folder = sweep.folder_of(cfg)
     sweep.begin(folder, line.overrides)
     kept = [item for item in line.overrides if _split(item)[0] != "hydra.sweep.dir"]
     line.overrides = [*kept, f"hydra.sweep.dir={quote(folder)}"]

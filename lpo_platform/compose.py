@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -33,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lpo_platform.config import COMMAND, CONF, ROOTS, Composed, Values, hint, one_line, problems_of
+from lpo_platform.config import COMMAND, CONF, ROOTS, Composed, Values, hint, one_line, problems_of, several
 from lpo_platform.signature import NotFound, signature
 
 MAX_VARIANTS = 32
@@ -120,7 +119,7 @@ def diagnose(
         return [*missing, f"--config-name {primary}: no such file in {conf}"]
     parsed, problems = _parse(overrides)
     swept = [item for item in parsed if item.is_sweep_override()]
-    multirun = multirun or any(item.key_or_group in ("sweep", "hydra.mode") for item in parsed)
+    multirun = multirun or any(several(item.key_or_group, item.value()) for item in parsed)
     if swept and not multirun:
         problems += [f"{item.input_line}: several values need -m (a sweep); a list is [a,b]" for item in swept]
         parsed = [item for item in parsed if not item.is_sweep_override()]
@@ -137,13 +136,14 @@ def diagnose(
 # Options of Hydra's own groups that need more than the dependencies: the module, and our extra that brings it.
 PLUGINS = {
     "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hardware=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "hydra/launcher=local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "hydra/sweeper=optuna": ("hydra_plugins.hydra_optuna_sweeper", "optuna"),
 }
 
 
 def _plugin_problems(parsed: Sequence[Override], *, multirun: bool) -> list[str]:
-    """What a launcher or sweeper lacks here: its package, Slurm itself, or the -m without which it is not asked."""
+    """What a launcher or sweeper lacks: its package, or the -m without which it is not asked."""
     problems = []
     for item in parsed:
         choice = f"{item.key_or_group}={item.value()}"
@@ -152,8 +152,6 @@ def _plugin_problems(parsed: Sequence[Override], *, multirun: bool) -> list[str]
         module, extra = PLUGINS[choice]
         if not _installed(module):
             problems.append(f"{choice}: needs packages that are not installed; pip install 'lpo-platform[{extra}]'")
-        elif choice == "hydra/launcher=slurm" and shutil.which("sbatch") is None:
-            problems.append(f"{choice}: no sbatch here; submit where Slurm is, or take hydra/launcher=local")
         if not multirun:
             problems.append(f"{choice}: works with -m only, also for a single job; add -m")
     return problems

@@ -169,6 +169,11 @@ Choices = Mapping[str, str | None]
 Values = dict[str, Any]
 
 
+def several(key: str, value: object) -> bool:
+    """Whether an override makes a command a sweep, as -m does."""
+    return key in ("sweep", "hydra.mode") or (key, value) == ("hardware", "slurm")
+
+
 def shipped(group: str) -> tuple[str, ...]:
     """The options of a group that come with the platform."""
     return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))

@@ -43,8 +43,12 @@ def problem(folder: Path, changes: Sequence[str]) -> str | None:
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """The overrides of a run's own command line, without where it was to write, what it resumed, and the sweep."""
+    """The overrides of a run's own command line, without where it was to write, what it resumed, and the sweep.
+
+    A job that Slurm ran goes on here.
+    """
     saved = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    saved = ["hardware=ddp" if item == "hardware=slurm" else item for item in saved]
     return [item for item in saved if not item.lstrip("+~").startswith(("resume=", "sweep=", "hydra.", "hydra/"))]
 
 

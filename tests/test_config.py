@@ -24,7 +24,7 @@ TYPOS = [
     ("method=cp0", f"method=cp0: no such option; did you mean 'cpo'? Options: {METHODS}"),
     ("task=cany", f"task=cany: no such option; did you mean 'canny'? Options: {TASKS}"),
     ("model=tny", f"model=tny: no such option; did you mean 'tiny'? Options: {MODELS}"),
-    ("hardware=tpu", "hardware=tpu: no such option; did you mean 'gpu'? Options: auto, cpu, ddp, fsdp, gpu"),
+    ("hardware=tpu", "hardware=tpu: no such option; did you mean 'gpu'? Options: auto, cpu, ddp, fsdp, gpu, slurm"),
     ("mehtod=cpo", f"mehtod: no such key or group; did you mean 'method'? Options: {ROOT}"),
     ("sed=1", f"sed: no such key or group; did you mean 'seed'? Options: {ROOT}"),
     ("method.betta=1", f"method.betta: CPO has no such option; did you mean 'beta'? Options: {CPO}"),

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,10 @@ pytestmark = [
 ]
 
 
-def start(*words: str, cwd: Path) -> subprocess.Popen:
+def start(*words: str, cwd: Path, flags: Sequence[str] = ("-m",)) -> subprocess.Popen:
     """lpo-train -m in a process of its own, from the clone."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    command = [sys.executable, str(REPO / "launchers" / "train.py"), "-m", *words]
+    command = [sys.executable, str(REPO / "launchers" / "train.py"), *flags, *words]
     return subprocess.Popen(command, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -64,6 +65,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("sweep")
     finish(start(*SMOKE, "hardware=cpu", "seed=0,1", "hydra.sweep.dir=out", *SLURM, cwd=cwd))
     return cwd / "out"
+
+
+def test_one_option_sends_a_single_run_to_slurm(tmp_path: Path):
+    process = start(
+        *SMOKE, "hardware=slurm", "hydra.sweep.dir=out", SLURM[1], "data.num_train=8", cwd=tmp_path, flags=[]
+    )
+    finish(process)
+    (folder,) = (tmp_path / "out").glob("0-*")
+    assert record.read_json(folder / "result.json")["status"] == "finished"
+    assert len(list((tmp_path / "out").glob(".submitit/*/*_submission.sh"))) == 1
 
 
 def test_a_sweep_is_an_array_and_ends_with_its_table(sweep: Path):

@@ -266,13 +266,14 @@ def test_a_task_hears_what_the_first_one_says(tmp_path: Path, monkeypatch: pytes
     assert slurm.follow(second, "train", tmp_path) is None
 
 
-def test_launchers_and_sweepers_say_what_they_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_launchers_say_what_they_lack(main, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert diagnose("train", ["hydra/launcher=slurm"], multirun=True) == [
-        "hydra/launcher=slurm: no sbatch here; submit where Slurm is, or take hydra/launcher=local"
-    ]
-    (tmp_path / "sbatch").touch(mode=0o755)
+    lacking = "lpo-train: Slurm: no sbatch here; submit where Slurm is, or take hydra/launcher=local\n"
+    for words in (["-m", "hydra/launcher=slurm"], ["hardware=slurm"]):
+        assert main(*words, "task=canny", HERE, work=train) == 2
+        assert capsys.readouterr().err == lacking and not FOLDER.exists()
     assert diagnose("train", ["hydra/launcher=slurm", "sweep=seeds"]) == []
+    assert diagnose("train", ["hardware=slurm", "hardware.devices=2"]) == []
     assert diagnose("train", ["hydra/launcher=slurm"]) == [
         "hydra/launcher=slurm: works with -m only, also for a single job; add -m"
     ]
@@ -293,6 +294,9 @@ def test_a_job_asks_slurm_for_the_processes_that_its_hardware_says():
     words = ["hydra/launcher=slurm", "hardware=ddp", "hardware.devices=4", "hardware.num_nodes=2", "sweep=seeds"]
     launcher = hydra_settings("train", words, [], CONF).hydra.launcher
     assert (launcher.nodes, launcher.tasks_per_node, launcher.max_num_timeout) == (2, 4, 20)
+    one = hydra_settings("train", ["hardware=slurm", "hardware.devices=2"], [], CONF).hydra
+    assert (one.launcher.nodes, one.launcher.tasks_per_node, one.launcher._target_) == (1, 2, launcher._target_)
+    assert one.mode.name == "MULTIRUN"
 
 
 def test_the_committed_sweeps_are_over_what_they_say():
