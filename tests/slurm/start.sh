@@ -24,9 +24,10 @@ if [ ! -e "$conf" ]; then
   sed -e "s/@NODE@/$node/g" -e "s/@CPUS@/$cpus/g" -e "s/@MEMORY@/$memory/" "$(dirname "$0")/slurm.conf" > "$conf"
 fi
 chown -R munge: /run/munge
-pgrep -x munged >/dev/null || su -s /bin/sh munge -c /usr/sbin/munged
-pgrep -x slurmctld >/dev/null || slurmctld
-pgrep -x slurmd >/dev/null || slurmd
+runs() { pgrep -r R,S,D -x "$1" >/dev/null; } # not what has ended and lies about unreaped
+runs munged || su -s /bin/sh munge -c /usr/sbin/munged
+runs slurmctld || slurmctld
+runs slurmd || slurmd
 for _ in $(seq 30); do
   if sinfo -h -o %T 2>/dev/null | grep -Eq '^(idle|mixed|allocated)'; then exit 0; fi
   sleep 1
