@@ -217,6 +217,7 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("data", "toy_prompts"): ["method=lpo"],
         **{("reward", name): ["method=spo"] for name in ("clip", "pickscore", "toy")},
         **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
+        ("debug", "smoke_online"): ["method=lpo"],
         ("reward", "lrm"): ["method=lpo"],
         ("reward", "random"): ["method=lpo"],
     }
