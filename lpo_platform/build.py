@@ -308,7 +308,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
         of_run.metrics = cfg.metrics
     if lead():
         record.start(folder, plain(cfg), sys.argv)
-    job, evaluator = assemble(of_run), create(cfg.metrics)
+    job, evaluator = assemble(of_run), create(of_run.metrics)
     before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
     load_trained(job.policy, run, create(of_run.callbacks))
     after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
