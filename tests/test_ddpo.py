@@ -475,9 +475,10 @@ def test_one_and_two_processes_have_the_same_gradient() -> None:
         port = free.getsockname()[1]
     alone: dict = {}
     _rank(0, 1, port, alone)
-    with mp.get_context("spawn").Manager() as manager:
+    mp.get_context("forkserver").set_forkserver_preload(["diffusers", "lpo_platform.methods.ddpo"])  # imported once
+    with mp.get_context("forkserver").Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (2, port, results), nprocs=2)
+        mp.start_processes(_rank, (2, port, results), nprocs=2, start_method="forkserver")
         both = [results[2, rank] for rank in (0, 1)]
     for gradients, tracker in both:
         assert close(gradients[0], alone[1, 0][0][0]) and close(gradients[1], alone[1, 0][0][1])

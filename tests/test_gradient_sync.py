@@ -31,9 +31,10 @@ def _gradients(*, two_backwards: bool) -> list[float]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with mp.get_context("spawn").Manager() as manager:
+    mp.get_context("forkserver").set_forkserver_preload(["torch.distributed"])  # imported once
+    with mp.get_context("forkserver").Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (port, two_backwards, results), nprocs=2)
+        mp.start_processes(_rank, (port, two_backwards, results), nprocs=2, start_method="forkserver")
         return [results[0], results[1]]
 
 
