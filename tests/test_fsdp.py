@@ -1,5 +1,8 @@
 """hardware=fsdp: two processes that share every weight train, checkpoint, export and go on as one that has them all."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,3 +148,25 @@ def test_prompts_must_divide_where_every_process_has_to_take_part() -> None:
     assert diagnose("train", ["method=lpo", "tune=full", *FSDP, "method.prompts=7"]) == [
         "method.prompts=7 does not divide among 2 processes, which sharded weights need; nearest: 6 or 8"
     ]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("tune", ["full", "control"])
+def test_a_sharded_run_of_the_command_line_ends_as_a_whole_one(tmp_path: Path, tune: str) -> None:
+    """The embedded model, in two processes each: exports, and what is measured of them."""
+    branch = ["task=canny"] if tune == "control" else ["control=none", "task=none", "tune=full"]
+    more = ["callbacks.every=1", "callbacks.samples=2", "hardware.accelerator=cpu", "hardware.devices=2"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "launchers" / "train.py"), "method=control", *branch]
+    found = []
+    for hardware in ("ddp", "fsdp"):
+        run = [*command, "debug=smoke", f"hardware={hardware}", *more, f"hydra.run.dir={hardware}"]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        file = Path("export") / FILES[tune] / "diffusion_pytorch_model.safetensors"
+        metrics = json.loads((tmp_path / hardware / "result.json").read_text())["metrics"]
+        found.append((load_file(tmp_path / hardware / file), {name: m["after"] for name, m in metrics.items()}))
+    (whole, expected), (sharded, measured) = found
+    assert sharded.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(sharded[name], value, rtol=1e-3, atol=1e-4)
+    assert measured == pytest.approx(expected, rel=0.02, abs=0.01)

@@ -140,6 +140,8 @@ def train(job: Job, hardware: Hardware) -> dict[str, Any]:
     if job.double:
         for module in (step.policy, step.policy.adapter.unet, *(step.policy._frozen or {}).values()):
             module.double()
+    for module in (step.policy, *(step.policy._frozen or {}).values()):
+        module.to(memory_format=torch.channels_last)  # as the adapters load what learns
     hardware.prepare(step.policy)
     step.train()
     micro_batch, accumulation = hardware.split(step.batch)
