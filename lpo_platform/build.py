@@ -390,7 +390,8 @@ def tell(guest: wandb.Guest | None, metrics: dict, folder: Path) -> None:
     rows = [[name, m["before"], m["after"], m["difference"], *m["ci95"]] for name, m in metrics.items()]
     wandb.log_table(guest, "eval/table", columns, rows)
     grid = folder / "samples" / "grid.png"
-    wandb.log_images(guest, "eval/grid", [str(grid)], ["condition, base, trained, re-detected"])
+    if grid.is_file():  # a reward model draws nothing
+        wandb.log_images(guest, "eval/grid", [str(grid)], ["condition, base, trained, re-detected"])
 
 
 def plain(cfg: DictConfig) -> dict:
