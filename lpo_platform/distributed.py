@@ -116,3 +116,8 @@ def broadcast(module: nn.Module) -> None:
     if world()[1] > 1:
         for weight in module.parameters():
             dist.broadcast(weight.data, 0)
+
+
+def everywhere(done: int, left: int) -> int:
+    """How far all processes are, for a progress bar, when this one has done so much of its share; at most `left`."""
+    return min(done * world()[1], left)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.source import Sample, Source
-from lpo_platform.distributed import deal, wait
+from lpo_platform.distributed import deal, everywhere, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
@@ -101,7 +101,7 @@ def prepare(
                 for name, column in encoded.items():
                     columns.setdefault(name, []).append(column.cpu())
                 captions += [sample.caption for sample in samples]
-                bar.update(len(rows))
+                bar.update(everywhere(len(rows), bar.total - bar.n))
             cache.write(shard, {name: torch.cat(parts) for name, parts in columns.items()}, {"caption": captions})
     wait()
     return ConditionPairs(cache)

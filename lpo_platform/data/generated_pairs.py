@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.source import Data, Preference, Source
-from lpo_platform.distributed import deal, wait
+from lpo_platform.distributed import deal, everywhere, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
@@ -76,7 +76,7 @@ class GeneratedPairs:
             for shard in missing:
                 captions = [source.caption(i) for i in shard]
                 cache.write(shard, self._columns(captions, list(shard), policy, sampling, batch), {"caption": captions})
-                bar.update(len(shard))
+                bar.update(everywhere(len(shard), bar.total - bar.n))
         wait()
         return ConditionPairs(cache)
 

@@ -18,7 +18,7 @@ from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.image_pairs import Unusable
 from lpo_platform.data.source import Preference, Preferences
-from lpo_platform.distributed import deal, wait
+from lpo_platform.distributed import deal, everywhere, wait
 from lpo_platform.models.adapter import Adapter
 
 VERSION = 1  # raise it when the columns change their meaning
@@ -70,7 +70,7 @@ def prepare(cache: Cache, source: Preferences, adapter: Adapter, *, text: bool, 
         for shard in missing:
             rows = [_read(source, i, reasons) for i in shard]
             cache.write(shard, _encode(rows, adapter, text), {"caption": [r.caption if r else "" for r in rows]})
-            bar.update(len(rows))
+            bar.update(everywhere(len(rows), bar.total - bar.n))
     for reason in reasons[:5]:
         log.warning("left out: %s", reason)
     if len(reasons) > 5:

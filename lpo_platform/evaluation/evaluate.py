@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lpo_platform.data.cache import write_atomically
 from lpo_platform.data.source import Data, Sample
-from lpo_platform.distributed import each
+from lpo_platform.distributed import each, everywhere
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.evaluation.statistics import compare, compare_frechet, compare_pooled
 from lpo_platform.models.adapter import Adapter, Condition
@@ -116,7 +116,7 @@ class Evaluator:
             def measure(start: int) -> Evaluation:
                 chunk = samples[start : start + self.batch]
                 drawn = [self._evaluate(policy, chunk, data, task, reward, n) for n in range(self.images_per_item)]
-                bar.update(len(chunk))
+                bar.update(everywhere(len(chunk), bar.total - bar.n))
                 return _show(_average(drawn), self.shown - start)
 
             parts = each(range(0, len(samples), self.batch), measure)

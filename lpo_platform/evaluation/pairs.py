@@ -10,7 +10,7 @@ from tqdm import tqdm
 from lpo_platform import noise
 from lpo_platform.data.preference_rows import PreferenceRows
 from lpo_platform.data.source import Sample
-from lpo_platform.distributed import each
+from lpo_platform.distributed import each, everywhere
 from lpo_platform.evaluation.evaluate import Evaluation
 from lpo_platform.evaluation.statistics import compare, entry, statistic_interval
 from lpo_platform.methods.lrm import pair_accuracy
@@ -42,7 +42,7 @@ class PairEvaluator:
             def measure(start: int) -> dict[str, Tensor]:
                 numbers = list(range(start, min(start + self.batch, total)))
                 found = self._measure(policy, [rows[i] for i in numbers], numbers)
-                bar.update(len(numbers))
+                bar.update(everywhere(len(numbers), bar.total - bar.n))
                 return {name: value.float().cpu() for name, value in found.items()}
 
             parts = each(range(0, total, self.batch), measure)
