@@ -1,6 +1,7 @@
 """The embedded model learns from latent preferences: LPO raises what an independent judge sees, chance does not."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ REAL_AREA = 0.169  # of the held-out scenes: sum of (scene.parts > 0) over Toy()
 
 def metrics(folder: Path, *options: str) -> dict[str, dict]:
     """The metrics of a run; `folder` is where its caches lie, too."""
-    run = folder / "-".join(option.replace("/", "_") for option in options)
+    run = folder / re.sub(r"\W+", "-", " ".join(options))
     command = [sys.executable, str(TRAIN), "logger=none", f"hydra.run.dir={run}", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
