@@ -122,10 +122,10 @@ def make_control(task: str) -> Figures:
 
 def make_lrm() -> Figures:
     """The latent reward model, on pictures that the base model draws."""
-    from lpo_platform.models.reward_folder import save_half
+    from lpo_platform.models.tiny import FOLDER, save_half_reward
 
     run = _train("lrm", (), method="lrm")
-    save_half(run / "export" / "reward_best", "lrm")
+    save_half_reward(run / "export" / "reward_best", FOLDER / "lrm")
     return _result(run)
 
 

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Job:
     data: Data
     reward: Reward | StepReward | None
     control_digest: str | None
+    _preferences: dict[str, PreferenceRows] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -104,7 +105,9 @@ class Job:
             )  # fmt: skip
 
     def preferences(self, split: str, *, force: bool = False) -> PreferenceRows:
-        """Rows of a split of preference data: train, validation or test."""
+        """Rows of a split of preference data, train, validation or test; its cache is checked once."""
+        if split in self._preferences and not force:
+            return self._preferences[split]
         if isinstance(self.data, GeneratedPairs):
             with self.hardware.autocast():
                 self.data.draw(self.policy, CACHE, self.batch)
@@ -114,7 +117,9 @@ class Job:
             forget(cache)
         with self.hardware.autocast():
             text = "text" in self.needs()
-            return preference_rows.prepare(cache, source, adapter, text=text, title=f"preferences ({split})")
+            rows = preference_rows.prepare(cache, source, adapter, text=text, title=f"preferences ({split})")
+        self._preferences[split] = rows
+        return rows
 
     @property
     def drawn(self) -> Data:

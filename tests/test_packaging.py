@@ -101,3 +101,10 @@ def test_make_help_lists_every_target():
 def test_demo_passes_variables_through():
     shown = make("--dry-run", "demo", "SEED=2", "ARGS=method.steps=3")
     assert "lpo-train method=cpo task=canny resume=auto seed=2 hardware=auto method.steps=3" in shown
+
+
+def test_no_embedded_file_names_a_folder_of_the_machine_that_made_it():
+    """diffusers writes where a model was loaded from into its configuration."""
+    configurations = sorted((REPO / "lpo_platform" / "assets").rglob("*.json"))
+    assert configurations
+    assert [path for path in configurations if '"_name_or_path": "/' in path.read_text(encoding="utf-8")] == []

@@ -26,16 +26,23 @@ class Stream(Dataset):
         self.batch, self.micro_batch = batch, micro_batch
         self.weights: Tensor | None = getattr(rows, "weights", None)
         self._pass: tuple[int, Tensor] | None = None
+        self._total: tuple[int, Tensor] | None = None
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         number = self._row(position)
         row = self.rows[number]
         sample = {"position": torch.tensor(position)} | {name: row[name] for name in self.columns}
         if self.weights is not None:
-            first = position - position % self.batch
-            total = sum(self.weights[self._row(p)] for p in range(first, first + self.batch))
-            sample["weight"] = self.weights[number] / total * (self.batch // self.micro_batch)
+            share = self.weights[number] / self._weight_of(position // self.batch)
+            sample["weight"] = share * (self.batch // self.micro_batch)
         return sample
+
+    def _weight_of(self, step: int) -> Tensor:
+        """The summed weights of a step's rows; added up once, for its samples are read one after the other."""
+        if self._total is None or self._total[0] != step:
+            positions = range(step * self.batch, (step + 1) * self.batch)
+            self._total = step, sum(self.weights[self._row(p)] for p in positions)
+        return self._total[1]
 
     def _row(self, position: int) -> int:
         number, place = divmod(position, len(self.rows))

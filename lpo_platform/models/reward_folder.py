@@ -6,7 +6,6 @@ original's code and diffusers can open the folder.
 """
 
 import json
-import shutil
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from lpo_platform.config import UserError
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.latent_reward import UP, LatentReward, empty_half
-from lpo_platform.models.weights import ASSETS, load, locate
+from lpo_platform.models.weights import load, locate
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -45,15 +44,6 @@ def save_reward(model: LatentReward, folder: Path, base: UNet2DConditionModel | 
     (folder / "reward.json").write_text(json.dumps({name: getattr(model, name) for name in SETTINGS}) + "\n")
     nested: dict[str, Any] = {name.removesuffix(".weight"): {"weight": head[name]} for name in head if "." in name}
     torch.save(nested | {"logit_scale": head["logit_scale"].item()}, folder / "state_dict.pt")
-
-
-def save_half(trained: Path, asset: str) -> None:
-    """Stores a trained reward model among the assets: half precision, no up path, no pickle."""
-    folder = ASSETS / "tiny" / asset
-    shutil.copytree(trained, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state_dict.pt"))
-    for file in sorted(folder.rglob("*.safetensors")):
-        kept = {name: value.half() for name, value in load_file(file).items() if not name.startswith(UP)}
-        save_file(kept, file, metadata={"format": "pt"})
 
 
 def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward:

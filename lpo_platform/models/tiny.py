@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import trange
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lpo_platform.data.toy import ToySplit, all_contents
+from lpo_platform.models.latent_reward import UP
 
 FOLDER = Path(__file__).parents[1] / "assets" / "tiny"
 RESOLUTION = 64
@@ -123,16 +126,26 @@ def build(folder: Path = FOLDER, *, seed: int = 0) -> None:
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     for part in ("vae", "text_encoder", "unet"):
-        _tidy(folder / part)
+        tidy(folder / part)
 
 
 def save_half(model: ModelMixin | CLIPTextModel, folder: Path) -> None:
     """Writes the weights in half precision; they are read back as float32."""
     copy.deepcopy(model).half().save_pretrained(folder)
-    _tidy(folder)
+    tidy(folder)
 
 
-def _tidy(folder: Path) -> None:
+def save_half_reward(trained: Path, folder: Path) -> None:
+    """Copies a trained reward model's folder: half precision, no up path, no pickle."""
+    shutil.copytree(trained, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state_dict.pt"))
+    for file in sorted(folder.rglob("*.safetensors")):
+        kept = {name: value.half() for name, value in load_file(file).items() if not name.startswith(UP)}
+        save_file(kept, file, metadata={"format": "pt"})
+    for config in sorted(folder.glob("*/config.json")):
+        tidy(config.parent)
+
+
+def tidy(folder: Path) -> None:
     """Drops the path that the weights came from, and has transformers read half precision as float32 for everybody."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
