@@ -92,16 +92,17 @@ class Job:
         if "labels" in self.needs():
             rows = self.preferences("train", force=force)
             return rows.decided() if get_class(self.cfg.method._target_).needs_winner else rows
-        losers = "loser" in self.needs()
+        losers, target = "loser" in self.needs(), "target" in self.needs()
         cache = condition_pairs.cache_of(
             self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
-            sampling=self.sampling, folder=CACHE,
+            sampling=self.sampling, folder=CACHE, target=target,
         )  # fmt: skip
         if force:
             forget(cache)
         with self.hardware.autocast():
             return condition_pairs.prepare(
                 cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=self.batch,
+                target=target,
             )  # fmt: skip
 
     def preferences(self, split: str, *, force: bool = False) -> PreferenceRows:

@@ -113,12 +113,12 @@ def test_identical_maps_score_perfectly_and_others_do_not(name: str, images: Ten
 @pytest.mark.parametrize("name", TOY)
 def test_gradient_where_promised_and_none_where_not(name: str, images: Tensor) -> None:
     task: Task = TOY[name]()
-    target = task.detect(images.flip(0))
+    maps = task.detect(images.flip(0))
     pictures = images.clone().requires_grad_()
-    distance = task.distance(task.detect(pictures), target)
+    distance = task.distance(task.detect(pictures), maps)
     assert distance.requires_grad == (name in GRADIENT)
-    assert task.differentiable == (name in GRADIENT or name.startswith("seg_"))
-    loss = task.loss(pictures, target)
+    assert task.differentiable == (name in GRADIENT or name.startswith("seg_") or name == "canny")
+    loss = task.loss(pictures, task.target(images.flip(0), maps))
     assert loss.shape == (len(images),) and loss.requires_grad == task.differentiable
     if task.differentiable:
         (gradient,) = torch.autograd.grad(loss.sum(), pictures)
@@ -153,8 +153,9 @@ def test_auto_takes_the_embedded_detector_where_the_pictures_are_toy_scenes() ->
     assert not Hed("published", pretrained=False, toy=True).toy
 
 
-def test_a_computation_in_half_precision_leaves_the_maps_as_they_are(images: Tensor) -> None:
-    task = Hed(toy=True)
+@pytest.mark.parametrize("name", ["canny", "canny_magnitude", "hed"])
+def test_a_computation_in_half_precision_leaves_the_maps_as_they_are(name: str, images: Tensor) -> None:
+    task: Task = TOY[name]()
     with torch.autocast("cpu", torch.bfloat16):
         halved = task.detect(images)
     assert torch.equal(halved, task.detect(images))

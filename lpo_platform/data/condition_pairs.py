@@ -64,11 +64,14 @@ def cache_of(
     control_digest: str | None,
     sampling: Sampling,
     folder: Path,
+    target: bool = False,
 ) -> Cache:
-    """The cache that these parts determine, existing or not. control_digest is None where no loser is wanted."""
+    """The cache that these parts determine, existing or not. control_digest is None where no loser is wanted; target
+    says whether the reward loss's is."""
     parts = [VERSION, source.fingerprint, policy.adapter.fingerprint, task and task.fingerprint]
     if control_digest is not None:
         parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta]
+    parts += ["target"] if target else []
     key = fingerprint(*parts)
     return Cache(folder, key, len(source), shard_size=128)
 
@@ -83,6 +86,7 @@ def prepare(
     losers: bool,
     sampling: Sampling,
     batch: int,
+    target: bool = False,
 ) -> ConditionPairs:
     """Builds what is missing of the cache, with a progress bar, and opens it. Resumable at the last whole shard.
 
@@ -97,7 +101,7 @@ def prepare(
             for start in range(shard.start, shard.stop, batch):
                 rows = range(start, min(start + batch, shard.stop))
                 samples = [source[row] for row in rows]
-                encoded = _encode(samples, policy, task, losers=losers, sampling=sampling)
+                encoded = _encode(samples, policy, task, losers=losers, target=target, sampling=sampling)
                 for name, column in encoded.items():
                     columns.setdefault(name, []).append(column.cpu())
                 captions += [sample.caption for sample in samples]
@@ -108,7 +112,7 @@ def prepare(
 
 
 def _encode(
-    samples: list[Sample], policy: Policy, task: Task | None, *, losers: bool, sampling: Sampling
+    samples: list[Sample], policy: Policy, task: Task | None, *, losers: bool, target: bool, sampling: Sampling
 ) -> dict[str, Tensor]:
     adapter = policy.adapter
     images = torch.stack([sample.image for sample in samples]).to(adapter.device)
@@ -116,8 +120,11 @@ def _encode(
     text = adapter.embed(tokens)
     columns = {"moments": adapter.encode_moments(images), "tokens": tokens, "text": text}
     if task is not None:
-        control = task.render(task.detect(images))
+        maps = task.detect(images)
+        control = task.render(maps)
         columns["control"] = to_uint8(control, gray=task.gray)
+    if target:
+        columns["target"] = task.target(images, maps).half()
     if losers:
         ids = [sample.id for sample in samples]
         latents = sample_latents(policy, Condition(text, control), ids, sampling, seed=SEED, stream="loser")

@@ -43,5 +43,5 @@ class Adapter(Protocol):
     def empty_text(self) -> Tensor: ...  # (1, L, D), classifier-free guidance's unconditional text
     def encode_moments(self, pixels: Tensor) -> Tensor: ...  # [0, 1] -> (B, 2C, h, w) mean and log-variance
     def sample_latents(self, moments: Tensor, noise: Tensor) -> Tensor: ...
-    def decode(self, latents: Tensor) -> Tensor: ...  # -> [0, 1]
+    def decode(self, latents: Tensor) -> Tensor: ...  # -> [0, 1]; a gradient of latents passes
     def load_control(self, task: str, weights: str, subfolder: str | None) -> nn.Module: ...

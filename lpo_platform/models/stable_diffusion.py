@@ -122,9 +122,8 @@ class StableDiffusion:
         std = torch.exp(0.5 * log_variance.clamp(-30, 20))
         return (mean + std * noise) * self.vae.config.scaling_factor
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents in the UNet's scale -> pixels (B, 3, H, W) float32 in [0, 1]."""
+        """Latents in the UNet's scale -> pixels (B, 3, H, W) float32 in [0, 1]; a gradient of latents passes."""
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         return (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
 

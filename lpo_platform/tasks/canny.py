@@ -29,17 +29,33 @@ class Canny(Gray):
 
     @property
     def differentiable(self) -> bool:
-        return self.form == "magnitude"
+        return True
 
     def detect(self, images: Tensor) -> Tensor:
         """Edges of images; the magnitude form is differentiable, the binary one is not."""
-        from kornia.filters import canny
-
         if self.form == "magnitude":
-            magnitude, _ = canny(images.float(), self.low, self.high, kernel_size=(7, 7))
+            magnitude, _ = self._canny(images, hysteresis=False, kernel_size=(7, 7))
             return magnitude * (magnitude > self.low)
         with torch.no_grad():
-            return canny(images.float(), self.low, self.high)[1]
+            return self._canny(images)[1]
+
+    def target(self, images: Tensor, maps: Tensor) -> Tensor:
+        """The suppressed gradient magnitude of the pictures: edges that are binary have no gradient."""
+        return self._magnitude(images)
+
+    def loss(self, images: Tensor, target: Tensor) -> Tensor:
+        """Mean squared difference of suppressed magnitudes, whatever the form."""
+        return self.distance(self._magnitude(images), target)
+
+    def _magnitude(self, images: Tensor) -> Tensor:
+        return self._canny(images, hysteresis=False)[0]
+
+    def _canny(self, images: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+        """kornia's suppressed magnitude and edges, in float32 whatever autocast the caller is in."""
+        from kornia.filters import canny
+
+        with torch.autocast(images.device.type, enabled=False):
+            return canny(images.float(), self.low, self.high, **options)
 
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
         found, wanted = maps > 0.5, target > 0.5

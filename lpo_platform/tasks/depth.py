@@ -83,11 +83,20 @@ class Depth(Gray):
         return True
 
     def detect(self, images: Tensor) -> Tensor:
-        found = self.detector(images)
-        depth = stretched(found.depth if self.toy else found)
+        depth = stretched(self._depth(images))
         if depth.shape[-2:] == images.shape[-2:]:
             return depth
         return F.interpolate(depth, images.shape[-2:], mode="bicubic").clamp(0, 1)
+
+    def loss(self, images: Tensor, target: Tensor) -> Tensor:
+        """Mean squared difference of depths divided by their largest value, not stretched to 0."""
+        found = F.interpolate(self._depth(images), target.shape[-2:], mode="bilinear", antialias=True)
+        return self.distance(scaled(found), scaled(target))
+
+    def _depth(self, images: Tensor) -> Tensor:
+        """As the network gives it, at its own size."""
+        found = self.detector(images)
+        return found.depth if self.toy else found
 
     def render(self, maps: Tensor) -> Tensor:
         return super().render(maps if self.jpeg_quality is None else smoothed(maps, self.jpeg_quality))
@@ -100,6 +109,11 @@ def stretched(depth: Tensor) -> Tensor:
     """Every map of (B, 1, H, W) from its smallest to its largest value, [0, 1]; a flat map is 0."""
     low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
     return (depth - low) / (high - low).clamp_min(1e-8)
+
+
+def scaled(depth: Tensor) -> Tensor:
+    """Every map of (B, 1, H, W) divided by its largest value."""
+    return depth / depth.amax((1, 2, 3), keepdim=True).clamp_min(1e-8)
 
 
 def rmse(prediction: Tensor, label: Tensor) -> Tensor:

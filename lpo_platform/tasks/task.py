@@ -44,8 +44,12 @@ class Task(ABC):
     def distance(self, maps: Tensor, target: Tensor) -> Tensor:
         """How far maps are from their target, (B,), 0 for equal maps."""
 
+    def target(self, images: Tensor, maps: Tensor) -> Tensor:
+        """What loss() compares with, of pictures and their maps: these, unless it sees more than a condition shows."""
+        return maps
+
     def loss(self, images: Tensor, target: Tensor) -> Tensor:
-        """How far what images show is from target, (B,): the reward loss of ControlNet++."""
+        """How far what images show is from target(), (B,): the reward loss of ControlNet++ (specs/cpo.md section 4)."""
         return self.distance(self.detect(images), target)
 
     @abstractmethod
