@@ -16,7 +16,8 @@ from PIL import Image
 from lpo_platform.config import UserError, is_hub_id
 from lpo_platform.data import image_pairs as pairing
 from lpo_platform.data import row_files
-from lpo_platform.data.image_pairs import ImagePairs, Unusable
+from lpo_platform.data.cells import BROKEN, NO_PICTURE, Unusable
+from lpo_platform.data.image_pairs import ImagePairs
 from lpo_platform.data.mpcf import Scores, write_scores
 
 R = 16
@@ -205,12 +206,12 @@ def test_optional_columns_may_be_absent(tmp_path: Path) -> None:
 def broken(i: int) -> dict[str, tuple[dict[str, object], str]]:
     whole = encoded(2 * i, width=200, height=200)
     return {
-        "nothing": (row(i, jpg_0=None), pairing.NO_PICTURE),
-        "empty": (row(i, jpg_1=b""), pairing.NO_PICTURE),
-        "nonsense": (row(i, jpg_0=b"this is no picture"), pairing.BROKEN),
-        "truncated": (row(i, jpg_1=whole[: len(whole) // 2]), pairing.BROKEN),
+        "nothing": (row(i, jpg_0=None), NO_PICTURE),
+        "empty": (row(i, jpg_1=b""), NO_PICTURE),
+        "nonsense": (row(i, jpg_0=b"this is no picture"), BROKEN),
+        "truncated": (row(i, jpg_1=whole[: len(whole) // 2]), BROKEN),
         "tiny": (row(i, jpg_0=encoded(1, width=8)), "picture smaller than 16 px"),
-        "postscript": (row(i, jpg_0=b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n"), pairing.BROKEN),
+        "postscript": (row(i, jpg_0=b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n"), BROKEN),
     }
 
 

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lpo_platform.data.source import Data
+from lpo_platform.data.source import Data, first
 from lpo_platform.evaluation.evaluate import Evaluator
 from lpo_platform.evaluation.pictures import grid, save_png, to_pil
 from lpo_platform.tasks.task import Task
@@ -27,7 +27,7 @@ class Samples(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.rounds:
             return
-        samples = [self.data.test[i] for i in range(min(self.count, len(self.data.test)))]
+        samples = first(self.data.test, self.count)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             module.policy.eval()
             drawn = self.evaluator.draw(module.policy, samples, self.task)

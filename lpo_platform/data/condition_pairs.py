@@ -1,11 +1,13 @@
 """Training samples with everything frozen already computed: VAE moments, text, the true condition and a worse one.
 
-The worse condition is what the detector finds in a picture that the starting ControlNet drew from the true condition
-and the same caption (specs/cpo.md section 1). Nothing here depends on the weights being trained, so it is computed once
-and kept in a fingerprinted cache.
+The true condition is annotated in the data, or else detected. The worse one, too, or else it is what the detector finds
+in a picture that the starting ControlNet drew from the true condition and the same caption (specs/cpo.md section 1).
+Nothing here depends on the weights being trained, so it is computed once and kept in a fingerprinted cache. Rows that
+cannot be read when it is built are left out, and each opening of the cache says which.
 """
 
 import json
+import logging
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,35 +17,63 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from lpo_platform.config import UserError
 from lpo_platform.data.cache import Cache, fingerprint
+from lpo_platform.data.cells import Unusable
+from lpo_platform.data.conditions import control_of, truth_of
+from lpo_platform.data.findings import Findings
 from lpo_platform.data.source import Sample, Source
-from lpo_platform.distributed import deal, everywhere, wait
+from lpo_platform.distributed import deal, everywhere, lead, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
-from lpo_platform.models.adapter import Condition
+from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.tasks.task import Task
 
 SEED = 0  # losers are data: a run's seed leaves them as they are, and a sweep over seeds computes them once
 VERSION = 1  # raise it when the columns change their meaning
+log = logging.getLogger(__name__)
 
 
 class ConditionPairs(Dataset):
-    """Rows of a complete cache, column name -> tensor, control images as uint8; read from mapped files as needed."""
+    """Rows of a complete cache, column name -> tensor, control images as uint8; read from mapped files as needed.
+
+    Where rows have several captions, `num_captions` says how many, and text and tokens have a first axis of them.
+    numbers: of the rows in the cache, without those that could not be read. Raises UserError if none is left.
+    """
 
     def __init__(self, cache: Cache) -> None:
-        self.cache = cache
+        self.cache, self.findings = cache, Findings()
+        self.numbers = [row for shard in cache.shards for row in self._usable(shard)]
+        if lead() and (line := self.findings.line()):
+            log.warning("%s", line)
+        if cache.total and not self.numbers:
+            raise UserError(f"none of the {cache.total} rows can be used [{self.findings.line()}]")
+
+    def _usable(self, shard: range) -> list[int]:
+        problems = self._texts(shard).get("problem", [""] * len(shard))
+        for problem in filter(None, problems):
+            self.findings.skip(*json.loads(problem))
+        return [row for row, problem in zip(shard, problems, strict=True) if not problem]
 
     def __len__(self) -> int:
-        return self.cache.total
+        return len(self.numbers)
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        shard = self.cache.shards[row // len(self.cache.shards[0])]
+        shard, place = self._place(row)
         file = _open(self.cache.path(shard))
-        return {name: file.get_slice(name)[row - shard.start] for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def caption(self, row: int) -> str:
-        shard = self.cache.shards[row // len(self.cache.shards[0])]
-        return json.loads(_open(self.cache.path(shard)).metadata()["texts"])["caption"][row - shard.start]
+        shard, place = self._place(row)
+        return self._texts(shard)["caption"][place]
+
+    def _place(self, row: int) -> tuple[range, int]:
+        number = self.numbers[row]
+        shard = self.cache.shards[number // len(self.cache.shards[0])]
+        return shard, number - shard.start
+
+    def _texts(self, shard: range) -> dict[str, list[str]]:
+        return json.loads(_open(self.cache.path(shard)).metadata()["texts"])
 
     def column(self, shard: range, name: str) -> Tensor:
         """One column of a whole shard."""
@@ -69,7 +99,9 @@ def cache_of(
     """The cache that these parts determine, existing or not. control_digest is None where no loser is wanted; target
     says whether the reward loss's is."""
     parts = [VERSION, source.fingerprint, policy.adapter.fingerprint, task and task.fingerprint]
-    if control_digest is not None:
+    if control_digest is not None and getattr(source, "losers", False):
+        parts += ["annotated losers"]
+    elif control_digest is not None:
         parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta]
     parts += ["target"] if target else []
     key = fingerprint(*parts)
@@ -96,17 +128,23 @@ def prepare(
     title = "pairs" if losers else "conditions" if task else "latents"
     with tqdm(total=len(source), desc=title, unit="img", initial=len(source) - sum(map(len, missing))) as bar:
         for shard in missing:
-            columns: dict[str, list[Tensor]] = {}
-            captions: list[str] = []
-            for start in range(shard.start, shard.stop, batch):
-                rows = range(start, min(start + batch, shard.stop))
-                samples = [source[row] for row in rows]
-                encoded = _encode(samples, policy, task, losers=losers, target=target, sampling=sampling)
-                for name, column in encoded.items():
-                    columns.setdefault(name, []).append(column.cpu())
-                captions += [sample.caption for sample in samples]
-                bar.update(everywhere(len(rows), bar.total - bar.n))
-            cache.write(shard, {name: torch.cat(parts) for name, parts in columns.items()}, {"caption": captions})
+            parts: list[dict[str, Tensor]] = []
+            usable: list[int] = []
+            captions, problems = [""] * len(shard), [""] * len(shard)
+            for start in range(0, len(shard), batch):
+                samples, places = [], range(start, min(start + batch, len(shard)))
+                for place in places:
+                    try:
+                        samples.append(source[shard[place]])
+                    except Unusable as error:
+                        problems[place] = json.dumps([error.reason, error.where])
+                    else:
+                        captions[place] = samples[-1].caption
+                        usable.append(place)
+                if samples:
+                    parts.append(_encode(samples, policy, task, losers=losers, target=target, sampling=sampling))
+                bar.update(everywhere(len(places), bar.total - bar.n))
+            cache.write(shard, _spread(parts, usable, len(shard)), {"caption": captions, "problem": problems})
     wait()
     return ConditionPairs(cache)
 
@@ -116,19 +154,61 @@ def _encode(
 ) -> dict[str, Tensor]:
     adapter = policy.adapter
     images = torch.stack([sample.image for sample in samples]).to(adapter.device)
-    tokens = adapter.tokenize([sample.caption for sample in samples])
-    text = adapter.embed(tokens)
-    columns = {"moments": adapter.encode_moments(images), "tokens": tokens, "text": text}
+    columns = {"moments": adapter.encode_moments(images)} | _captions(samples, adapter)
     if task is not None:
-        maps = task.detect(images)
-        control = task.render(maps)
+        control = control_of(samples, task, images)
         columns["control"] = to_uint8(control, gray=task.gray)
     if target:
-        columns["target"] = task.target(images, maps).half()
+        labelled = task.categorical and samples[0].labels is not None
+        wanted = truth_of(samples, task, images)[0] if labelled else task.target(images, control)
+        columns["target"] = wanted.half()
     if losers:
-        ids = [sample.id for sample in samples]
-        latents = sample_latents(policy, Condition(text, control), ids, sampling, seed=SEED, stream="loser")
-        columns["loser"] = to_uint8(task.render(task.detect(adapter.decode(latents))), gray=task.gray)
+        columns["loser"] = to_uint8(_losers(samples, columns, control, policy, task, sampling), gray=task.gray)
+    return {name: column.cpu() for name, column in columns.items()}
+
+
+def _losers(
+    samples: list[Sample],
+    columns: dict[str, Tensor],
+    control: Tensor,
+    policy: Policy,
+    task: Task,
+    sampling: Sampling,
+) -> Tensor:
+    """Annotated, or of pictures that the policy draws from the control images and the first captions."""
+    if samples[0].loser is not None:
+        return torch.stack([sample.loser for sample in samples])
+    text = columns["text"][:, 0] if "num_captions" in columns else columns["text"]
+    ids = [sample.id for sample in samples]
+    latents = sample_latents(policy, Condition(text, control), ids, sampling, seed=SEED, stream="loser")
+    return task.worse(policy.adapter.decode(latents), control)
+
+
+def _captions(samples: list[Sample], adapter: Adapter) -> dict[str, Tensor]:
+    """tokens and text of the captions; where the data give several, of all, and how many there are."""
+    if not any(sample.captions for sample in samples):
+        tokens = adapter.tokenize([sample.caption for sample in samples])
+        return {"tokens": tokens, "text": adapter.embed(tokens)}
+    given = [sample.captions for sample in samples]
+    most = max(map(len, given))
+    tokens = adapter.tokenize([text for texts in given for text in (*texts, *[""] * (most - len(texts)))])
+    both = {"tokens": tokens, "text": adapter.embed(tokens)}
+    counts = torch.tensor([len(texts) for texts in given])
+    return {name: column.unflatten(0, (-1, most)) for name, column in both.items()} | {"num_captions": counts}
+
+
+def _spread(parts: list[dict[str, Tensor]], places: list[int], total: int) -> dict[str, Tensor]:
+    """Columns of `total` rows, those at `places` from the parts in order, the others zeros.
+
+    A part whose rows have fewer captions is filled up with zeros.
+    """
+    columns = {}
+    for name in parts[0] if parts else ():
+        rows = [row for part in parts for row in part[name]]
+        shape = torch.tensor([row.shape for row in rows], dtype=torch.long).amax(0)
+        columns[name] = rows[0].new_zeros(total, *shape.tolist())
+        for place, row in zip(places, rows, strict=True):
+            columns[name][(place, *map(slice, row.shape))] = row
     return columns
 
 

@@ -1,7 +1,6 @@
 """Pick-a-Pic, or any table of two pictures with a preference, as a data option."""
 
 import hashlib
-import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from lpo_platform.config import UserError
 from lpo_platform.data.cache import fingerprint
+from lpo_platform.data.cells import Unusable, picture, square
 from lpo_platform.data.findings import Findings
 from lpo_platform.data.hub import local_folder
 from lpo_platform.data.mpcf import Scores, Strategy, read_scores
 from lpo_platform.data.pair_prompts import PairPrompts
-from lpo_platform.data.pictures import FORMATS, HUGE, MAX_PIXELS, MIN_SIDE, TINY, UNREADABLE, open_rgb
 from lpo_platform.data.row_files import RowFiles, Unreadable, find_split, identity
 from lpo_platform.data.source import Preference
 
@@ -34,23 +33,9 @@ LABELLED, COUNT = "has_label", "num_example_per_prompt"
 NO_CAPTION = "row without a caption"
 NO_LABEL = "row without a label"
 BAD_LABEL = "row whose labels are not two shares of 1"
-NO_PICTURE = "row without a picture"
-BROKEN = f"picture {UNREADABLE}"
 LOST = "row that its file does not give"
 NO_COUNT = f"row without a usable {COUNT}, it weighs 1"
 OTHER_TIE = "row that the score file calls a tie and the labels do not, or the reverse: is its order that of the split?"
-
-
-class Unusable(ValueError):
-    """A row that proved unusable when its pictures were read, for `Findings.skip(error.reason, error.where)`."""
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where}: {reason}")
-        self.where = where
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.where, self.reason)
 
 
 @dataclass(frozen=True)
@@ -124,35 +109,17 @@ class Pairs:
             cells = self._files.cells(int(self._rows.row[i]), PICTURES)
         except Unreadable as error:
             raise Unusable(f"{name} ({error})", LOST) from error
-        images = torch.stack([self._picture(cell, f"{name} {key}") for key, cell in zip(PICTURES, cells, strict=True)])
+        side, form = self._resolution, Image.Resampling.BILINEAR
+        pictures = [picture(cell, f"{name} {key}", side=side) for key, cell in zip(PICTURES, cells, strict=True)]
         first, gaps = float(self._rows.label[i]), self._rows.gaps[i]
         return Preference(
             id=name,
             caption=self.caption(i),
-            images=images,
+            images=torch.stack([square(image, side, form) for image in pictures]),
             labels=torch.tensor([[0.5, first], [1 - first, 0.5]]),
             weight=float(self._rows.weight[i]),
             gaps=None if np.isnan(gaps).any() else tuple(gaps.tolist()),
         )
-
-    def _picture(self, cell: object, name: str) -> Tensor:
-        """(3, R, R) float32 in [0, 1]; encoded as bytes, or as `datasets` stores a picture: a mapping with `bytes`."""
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not data:
-            raise Unusable(name, NO_PICTURE)
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-            problem = TINY if min(width, height) < MIN_SIDE else HUGE if width * height > MAX_PIXELS else None
-            picture = None if problem else open_rgb(io.BytesIO(data), side=self._resolution)[0]
-        except Image.DecompressionBombError:
-            problem = HUGE
-        except Exception as error:  # decoders answer broken data with OSError, SyntaxError, struct.error and others
-            raise Unusable(name, BROKEN) from error
-        if problem:
-            raise Unusable(name, f"picture {problem}")
-        square = picture.resize((self._resolution, self._resolution), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 255
 
 
 class ImagePairs:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from lpo_platform.config import UserError
 from lpo_platform.data.cache import Cache, fingerprint
+from lpo_platform.data.cells import Unusable
 from lpo_platform.data.condition_pairs import ConditionPairs
-from lpo_platform.data.image_pairs import Unusable
 from lpo_platform.data.source import Preference, Preferences
 from lpo_platform.distributed import deal, everywhere, wait
 from lpo_platform.models.adapter import Adapter

@@ -18,7 +18,8 @@ class Stream(Dataset):
 
     Where rows count unequally (`rows.weights`), a sample has a `weight`: its row's share of its step's total, times the
     micro-batches in a step, those of all processes, so that the sum of weight x loss, averaged over micro-batches and
-    processes, is the weighted mean.
+    processes, is the weighted mean. Where rows have several captions (`num_captions`), a sample has one, drawn by its
+    position.
     """
 
     def __init__(self, rows: Dataset, columns: tuple[str, ...], seed: int, batch: int, micro_batch: int) -> None:
@@ -30,12 +31,18 @@ class Stream(Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         number = self._row(position)
-        row = self.rows[number]
+        row = self._with_one_caption(self.rows[number], position)
         sample = {"position": torch.tensor(position)} | {name: row[name] for name in self.columns}
         if self.weights is not None:
             share = self.weights[number] / self._weight_of(position // self.batch)
             sample["weight"] = share * (self.batch // self.micro_batch)
         return sample
+
+    def _with_one_caption(self, row: dict[str, Tensor], position: int) -> dict[str, Tensor]:
+        if "num_captions" not in row:
+            return row
+        drawn = noise.integers([position], int(row["num_captions"]), seed=self.seed, stream="caption")
+        return row | {name: row[name][drawn[0]] for name in ("tokens", "text")}
 
     def _weight_of(self, step: int) -> Tensor:
         """The summed weights of a step's rows; added up once, for its samples are read one after the other."""

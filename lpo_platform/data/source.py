@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from lpo_platform.data.cells import Unusable
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned picture; `image` is (3, H, W) float32 in [0, 1], None where the data has captions only."""
+    """One captioned picture; `image` is (3, H, W) float32 in [0, 1], None where the data has captions only.
+
+    captions: all of them where there are several, `caption` is the first. What the data may have annotated:
+    condition, loser: (3, H, W) in [0, 1], control images of the picture and of a worse one. labels: an item of the
+    task's maps, (1, H, W) label numbers or (P, 17, 3) keypoints.
+    """
 
     id: str
     image: Tensor | None
     caption: str
+    captions: tuple[str, ...] = ()
+    condition: Tensor | None = None
+    loser: Tensor | None = None
+    labels: Tensor | None = None
 
 
 class Source(Protocol):
@@ -25,11 +39,24 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> Sample: ...
+    def __getitem__(self, i: int) -> Sample:
+        """Raises data.cells.Unusable for a row that turns out to be unreadable."""
+        ...
 
     def caption(self, i: int) -> str:
         """The caption of item i, without its picture."""
         ...
+
+
+def first(source: Source, count: int) -> list[Sample]:
+    """Up to `count` samples from the start of a split, without those whose pictures cannot be read."""
+    return list(itertools.islice(_readable(source), count))
+
+
+def _readable(source: Source) -> Iterator[Sample]:
+    for i in range(len(source)):
+        with contextlib.suppress(Unusable):
+            yield source[i]
 
 
 class Data(Protocol):
@@ -75,5 +102,5 @@ class Preferences(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Preference:
-        """Raises data.image_pairs.Unusable for a row that turns out to be unreadable."""
+        """Raises data.cells.Unusable for a row that turns out to be unreadable."""
         ...

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.data.cache import write_atomically
-from lpo_platform.data.source import Data, Sample
+from lpo_platform.data.conditions import truth_of
+from lpo_platform.data.source import Data, Sample, first
 from lpo_platform.distributed import each, everywhere
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.evaluation.statistics import compare, compare_frechet, compare_pooled
@@ -99,7 +100,7 @@ class Evaluator:
 
     def items(self, data: Data) -> list[Sample]:
         """The first num_samples of the held-out split."""
-        return [data.test[i] for i in range(min(self.num_samples, len(data.test)))]
+        return first(data.test, self.num_samples)
 
     @torch.no_grad()
     def __call__(
@@ -127,8 +128,7 @@ class Evaluator:
         adapter = policy.adapter
         control = target = None
         if task is not None:
-            target = task.detect(_stack(samples).to(adapter.device))
-            control = task.render(target)
+            target, control = truth_of(samples, task, _stack(samples).to(adapter.device))
         condition = Condition(adapter.embed(adapter.tokenize([s.caption for s in samples])), control)
         ids, sampling = [s.id for s in samples], self.sampling(adapter)
         stream = f"evaluate/{number}" if number else "evaluate"

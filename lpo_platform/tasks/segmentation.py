@@ -81,6 +81,7 @@ class Segmentation(Task):
     colours lie far apart.
     """
 
+    categorical: ClassVar[bool] = True
     palette: ClassVar[str]
     toy_stride: ClassVar[int]
 
@@ -114,6 +115,10 @@ class Segmentation(Task):
 
     def render(self, maps: Tensor) -> Tensor:
         return paint(maps, self.palette)
+
+    def worse(self, images: Tensor, control: Tensor) -> Tensor:
+        """Black where `control` is: what has no label cannot be wrong (specs/cpo.md section 1b)."""
+        return super().worse(images, control) * (control > 0).any(1, keepdim=True)
 
     def parse(self, control: Tensor) -> Tensor:
         return read(control, self.palette)

@@ -17,6 +17,8 @@ class Task(ABC):
     """The same for what pool() returns: metrics of a whole set that are no mean over its items."""
     gray: ClassVar[bool] = False
     """Whether the three channels of a control image are equal, so that caches keep one."""
+    categorical: ClassVar[bool] = False
+    """Whether a control image is one of label colours, between which there is nothing."""
 
     @property
     @abstractmethod
@@ -35,6 +37,10 @@ class Task(ABC):
     @abstractmethod
     def render(self, maps: Tensor) -> Tensor:
         """The control image of maps."""
+
+    def worse(self, images: Tensor, control: Tensor) -> Tensor:
+        """The control image of what pictures show that were drawn from `control`: a losing condition."""
+        return self.render(self.detect(images))
 
     @abstractmethod
     def parse(self, control: Tensor) -> Tensor:
