@@ -1,10 +1,11 @@
 """DDIM (Song et al., arXiv:2010.02502) as a process: schedule, forward noising and stochastic reverse steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lpo_platform import noise as keyed
 from lpo_platform.diffusion.gaussian import Gaussian
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -52,6 +53,14 @@ class DDIM:
     def to(self, device: torch.device | str) -> "DDIM":
         self.alphas_cumprod, self.final = self.alphas_cumprod.to(device), self.final.to(device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas_cumprod.device
+
+    def training_times(self, positions: Sequence[keyed.Key], *, seed: int, stream: str) -> Tensor:
+        """t ~ U{0, ..., T-1}, (B,) on the CPU."""
+        return keyed.integers(positions, self.num_train_steps, seed=seed, stream=stream)
 
     def times(self, num_steps: int) -> Tensor:
         """The sampling timesteps, descending, 'leading' spacing: (num_steps,) int64 on the tables' device."""

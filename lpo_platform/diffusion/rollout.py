@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.diffusion.gaussian import Gaussian
+from lpo_platform.diffusion.process import Process
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 NoiseOf = Callable[[int], Tensor]
@@ -31,7 +31,7 @@ class Step:
 
 def rollout(
     predict: Predict,
-    process: DDIM,
+    process: Process,
     x: Tensor,
     *,
     num_steps: int,

@@ -5,12 +5,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.diffusion.process import Process
 
 Weighting = Literal["none", "unit", "noise"]
 
 
-def steps(process: DDIM, num_steps: int, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+def steps(process: Process, num_steps: int, eta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of every step its t, the derivative of its mean by the model's output, and its standard deviation: (T,) each."""
     t = process.times(num_steps)
     zero = torch.zeros(len(t), 1, 1, 1, device=t.device)

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.diffusion.process import Process
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class Adapter(Protocol):
     num_inference_steps: int
     latent_shape: tuple[int, int, int]
     fingerprint: str
-    process: DDIM
+    process: Process
     unet: nn.Module
     text_encoder: nn.Module
 
-    text_encoders: tuple[nn.Module, ...]  # text_encoder and, in SDXL, a second one
+    text_encoders: tuple[nn.Module, ...]  # text_encoder and, in SDXL and FLUX, a second one
     controls: dict[str, str]
+    folders: dict[str, str]  # what unet and text_encoder are called in the pipeline's folder
     reward: str | None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Adapter": ...

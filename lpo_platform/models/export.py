@@ -14,7 +14,7 @@ from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward, save_reward
 from lpo_platform.sharding import kept, like
 
-FOLDERS = {"control": "controlnet", "unet": "unet", "text_encoder": "text_encoder", "reward": "reward"}
+FOLDERS = {"control": "controlnet", "reward": "reward"}  # of the denoiser's parts the adapter knows
 
 
 def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
@@ -23,13 +23,13 @@ def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
     LoRA adapters go to folder/lora<suffix>, which load_lora_weights reads, and with `tune.merged` the UNet with the
     adapters inside to folder/unet<suffix>.
     """
-    written = []
+    written, folders = [], FOLDERS | policy.adapter.folders
     for name, module in policy.learning.items():
         module = _unsharded(module)
         if not lead():
             continue
         module.to(memory_format=torch.contiguous_format)  # safetensors knows no other
-        target = folder / f"{FOLDERS[name]}{suffix}"
+        target = folder / f"{folders[name]}{suffix}"
         if isinstance(module, LatentReward):
             save_reward(module, target, policy.adapter.unet)
             written.append(target)
@@ -62,9 +62,10 @@ def _unsharded(module: nn.Module) -> nn.Module:
 
 def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
     """Loads what export() wrote into the policy. UserError if a part is missing."""
+    folders = FOLDERS | policy.adapter.folders
     for name, module in policy.learning.items():
         adapter = hasattr(module, "peft_config")
-        source = folder / f"{'lora' if adapter else FOLDERS[name]}{suffix}"
+        source = folder / f"{'lora' if adapter else folders[name]}{suffix}"
         if not source.is_dir():
             raise UserError(f"{source}: no such export; the run has not finished training (lpo-train resume=<run>)")
         if adapter:

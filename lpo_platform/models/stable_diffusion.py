@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -24,6 +24,10 @@ class StableDiffusion:
     model for these latents, what reward.weights=auto means.
     """
 
+    branch: ClassVar[type[nn.Module]] = ControlNetModel
+    folders: ClassVar[dict[str, str]] = {"unet": "unet", "text_encoder": "text_encoder"}
+    """What the parts that can learn are called in this pipeline's folder."""
+
     def __init__(
         self,
         *,
@@ -42,13 +46,13 @@ class StableDiffusion:
         self.guidance, self.num_inference_steps = guidance, num_inference_steps
         self.controls, self.reward = dict(controls or {}), reward
         self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
-        self.unet = self._load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
+        self._load_denoiser()
         if lora:
             merge(self.unet, read(lora, setting="model.lora"), setting=f"model.lora={lora}")
         self.vae = self._load(AutoencoderKL, "vae", torch_dtype=torch.float32)
         self._load_text()
-        self.process = DDIM.from_config(self._load(DDIMScheduler, "scheduler").config)
         self._finish()
+        self._load_process()
 
     def _load(self, kind: type[Any], part: str, **options: object) -> Any:
         """A part of the pipeline, or what `unet=`, `vae=` put in its place."""
@@ -57,6 +61,12 @@ class StableDiffusion:
             (weights, subfolder), setting = split(self.changes[part]), f"model.{part}"
         options |= {"subfolder": subfolder} if subfolder else {}
         return load(kind.from_pretrained, weights, setting=setting, **options)
+
+    def _load_denoiser(self) -> None:
+        self.unet = self._load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
+
+    def _load_process(self) -> None:
+        self.process = DDIM.from_config(self._load(DDIMScheduler, "scheduler").config)
 
     def _load_text(self) -> None:
         self.text_encoder = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
@@ -81,7 +91,12 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        return self.process.alphas_cumprod.device
+        return self.process.device
+
+    @property
+    def _shift(self) -> float:
+        """What FLUX's autoencoder subtracts from latents before it scales them."""
+        return self.vae.config.shift_factor or 0.0
 
     @property
     def fingerprint(self) -> str:
@@ -120,21 +135,21 @@ class StableDiffusion:
         """A draw of the posterior in the UNet's scale: (B, 2C, h, w), (B, C, h, w) -> (B, C, h, w) float32."""
         mean, log_variance = moments.float().chunk(2, 1)
         std = torch.exp(0.5 * log_variance.clamp(-30, 20))
-        return (mean + std * noise) * self.vae.config.scaling_factor
+        return (mean + std * noise - self._shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents in the UNet's scale -> pixels (B, 3, H, W) float32 in [0, 1]; a gradient of latents passes."""
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        latents = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.dtype)
         return (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
 
     def load_control(self, task: str, weights: str, subfolder: str | None = None) -> ControlNetModel:
         """The ControlNet that a run starts from.
 
-        weights: "auto" is the model's own for this task, "unet" a fresh one initialised from the UNet, else a folder
+        weights: "auto" is the model's own for this task, "unet" a fresh one initialised from the denoiser, else a folder
         or hub id. UserError when "auto" knows none.
         """
         if weights == "unet":
-            return self._control_from_unet().to(memory_format=torch.channels_last)
+            return self._control_from_denoiser().to(memory_format=torch.channels_last)
         if weights == "auto":
             if task not in self.controls:
                 known = ", ".join(sorted(self.controls)) or "none"
@@ -144,10 +159,10 @@ class StableDiffusion:
                 )
             weights, subfolder = split(self.controls[task])
         options = {"torch_dtype": torch.float32} | ({"subfolder": subfolder} if subfolder else {})
-        control = load(ControlNetModel.from_pretrained, weights, setting="control.weights", **options)
+        control = load(self.branch.from_pretrained, weights, setting="control.weights", **options)
         return control.to(memory_format=torch.channels_last)
 
-    def _control_from_unet(self) -> ControlNetModel:
+    def _control_from_denoiser(self) -> ControlNetModel:
         """from_unet, its condition embedding as deep as this VAE's down-sampling.
 
         The last layer of that embedding starts at N(0, 0.1) instead of 0: behind the zero convolutions a second zero

@@ -1,0 +1,30 @@
+"""What a diffusion or flow process offers to methods and samplers."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lpo_platform import noise
+from lpo_platform.diffusion.gaussian import Gaussian
+
+
+class Process(Protocol):
+    """Times are numbers t that grow with the noise: whole ones in [0, 1000) for DDIM, fractions in (0, 1000] for Flow.
+
+    x0, noise, x, output: (B, C, H, W); t, previous: (B,). Everything is computed in float32.
+    """
+
+    num_train_steps: int
+    device: torch.device
+
+    def to(self, device: torch.device | str) -> "Process": ...
+    def training_times(self, positions: Sequence[noise.Key], *, seed: int, stream: str) -> Tensor: ...
+    def times(self, num_steps: int) -> Tensor: ...
+    def previous(self, t: Tensor, num_steps: int, *, eta: float) -> Tensor: ...
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def clean(self, output: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]: ...
+    def sigma(self, t: Tensor, previous: Tensor, eta: float) -> Tensor: ...
+    def step(self, output: Tensor, t: Tensor, previous: Tensor, x: Tensor, *, eta: float) -> Gaussian: ...
