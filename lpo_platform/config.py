@@ -112,6 +112,7 @@ PATHS = {
 
 NOT_NONE = "!none"
 PICTURES = ("folder", "toy")
+DIFFERENTIABLE = ("canny", "depth", "hed", "lineart", "seg_ade20k", "seg_coco")
 PAIRS = ("image_pairs", "toy_pairs")
 OF_PICTURES = ("aesthetic", "clip", "pickscore", "spm", "toy", "vqa")
 PROMPTS = ("folder", "prompts", "toy", "toy_prompts")
@@ -123,6 +124,9 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
     "control": (
         {"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE, "reward": ("none",), "data": PICTURES},
         {"control": ("none",), "tune": ("full", "lora"), "task": ("none",), "reward": ("none",), "data": PICTURES},
+    ),
+    "control_reward": (
+        {"control": NOT_NONE, "tune": ("control",), "task": DIFFERENTIABLE, "reward": ("none",), "data": PICTURES},
     ),
     "lrm": ({"tune": ("reward",), "control": ("none",), "task": ("none",), "reward": ("none",), "data": PAIRS},),
     "lpo": (

@@ -155,13 +155,13 @@ def _encode(
     adapter = policy.adapter
     images = torch.stack([sample.image for sample in samples]).to(adapter.device)
     columns = {"moments": adapter.encode_moments(images)} | _captions(samples, adapter)
-    if task is not None:
-        control = control_of(samples, task, images)
-        columns["control"] = to_uint8(control, gray=task.gray)
     if target:
-        labelled = task.categorical and samples[0].labels is not None
-        wanted = truth_of(samples, task, images)[0] if labelled else task.target(images, control)
-        columns["target"] = wanted.half()
+        maps, control = truth_of(samples, task, images)
+        columns["target"] = task.target(images, maps).half()
+    elif task is not None:
+        control = control_of(samples, task, images)
+    if task is not None:
+        columns["control"] = to_uint8(control, gray=task.gray)
     if losers:
         columns["loser"] = to_uint8(_losers(samples, columns, control, policy, task, sampling), gray=task.gray)
     return {name: column.cpu() for name, column in columns.items()}
