@@ -145,8 +145,8 @@ class StableDiffusion:
     def load_control(self, task: str, weights: str, subfolder: str | None = None) -> ControlNetModel:
         """The ControlNet that a run starts from.
 
-        weights: "auto" is the model's own for this task, "unet" a fresh one initialised from the denoiser, else a folder
-        or hub id. UserError when "auto" knows none.
+        weights: "auto" is the model's own for this task, "unet" a fresh one initialised from the denoiser, else a
+        folder or hub id. UserError when "auto" knows none.
         """
         if weights == "unet":
             return self._control_from_denoiser().to(memory_format=torch.channels_last)
