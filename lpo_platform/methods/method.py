@@ -85,13 +85,13 @@ class Method(L.LightningModule):
         return drawn.to(self.device, non_blocking=True)
 
     def times(self, batch: Batch, stream: str) -> Tensor:
-        """Timesteps t ~ U{0, ..., T-1}, (B,)."""
+        """The times to train at, as the process draws them, (B,)."""
         return self.drawn_times(batch, stream).to(self.device)
 
     def drawn_times(self, batch: Batch, stream: str) -> Tensor:
         """times() on the CPU, where they are drawn: a choice by timestep then waits for no GPU."""
-        high = self.policy.adapter.process.num_train_steps
-        return noise.integers(self._keys(batch), high, seed=self.seed, stream=f"{stream}/t")
+        process = self.policy.adapter.process
+        return process.training_times(self._keys(batch), seed=self.seed, stream=f"{stream}/t")
 
     def uniform(self, batch: Batch, stream: str) -> Tensor:
         """u ~ U[0, 1), (B,)."""

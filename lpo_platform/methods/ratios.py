@@ -46,6 +46,6 @@ class Ratios:
         by_step = sums / counts.clamp_min(1)[:, None]
         high, low = MEANS.index("clipped_high"), MEANS.index("clipped_low")
         for time, row in zip(t, by_step.tolist(), strict=True):
-            found[f"ddpo/t{time:03d}/change"] = row[MEANS.index("change")]
-            found[f"ddpo/t{time:03d}/clipped"] = row[high] + row[low]
+            found[f"ddpo/t{round(time):03d}/change"] = row[MEANS.index("change")]
+            found[f"ddpo/t{round(time):03d}/clipped"] = row[high] + row[low]
         return found
