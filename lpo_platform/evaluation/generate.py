@@ -30,9 +30,11 @@ def sample_latents(
     adapter = policy.adapter
     draw = partial(noise.normal, ids, adapter.latent_shape, seed=seed)
     empty = adapter.empty_text() if sampling.guidance != 1.0 else None
+    features = policy.features(condition.control)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        return policy.predict(x, t, condition, guidance=sampling.guidance, empty=empty)
+        encoded = policy.encode_guided(x, t, condition.text, guidance=sampling.guidance, empty=empty)
+        return policy.decode_guided(encoded, features, guidance=sampling.guidance)
 
     steps = rollout(
         predict,

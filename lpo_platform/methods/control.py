@@ -26,7 +26,7 @@ class Control(Method):
         process = self.policy.adapter.process
         z, e, t = self.latents(batch), self.normal(batch, "pretrain"), self.times(batch, "pretrain")
         encoded = self.policy.encode(process.add_noise(z, e, t), t, self.prompts(batch))
-        output = self.policy.decode(encoded, batch.get("control"))
+        output = self.policy.decode(encoded, self.policy.features(batch.get("control")))
         return denoising_error(output, process.target(z, e, t)).mean(), {}
 
     def prompts(self, batch: Batch) -> Tensor:

@@ -47,17 +47,19 @@ class CPO(Method):
         process = self.policy.adapter.process
         x, target = process.add_noise(z, e, t), process.target(z, e, t)
 
-        # one pass of the frozen encoder serves winner, loser, policy and reference
+        # one pass of the frozen encoder serves winner, loser, policy and reference, each looking at a condition once
         text = self.text(batch).repeat(len(streams), 1, 1)
         encoded, pair = self.policy.encode(x, t, text), slice(0, len(winner))
-        rows = torch.arange(len(winner), device=x.device)
+        rows, conditions = torch.arange(len(winner), device=x.device), torch.cat([winner, loser])
         with self.policy.reference():
-            both = self.policy.decode(encoded[rows.repeat(2)], torch.cat([winner, loser]))
+            both = self.policy.decode(encoded[rows.repeat(2)], self.policy.features(conditions))
         reference_winner, reference_loser = losses.denoising_error(both, target[pair].repeat(2, 1, 1, 1)).chunk(2)
 
         views = torch.cat([rows, rows] if self.share_timestep else [rows, rows, rows + len(rows)])
-        controls = torch.cat([winner, loser] if self.share_timestep else [winner, loser, winner])
-        errors = losses.denoising_error(self.policy.decode(encoded[views], controls), target[views])
+        features = self.policy.features(conditions)
+        if not self.share_timestep:
+            features = torch.cat([features, features[: len(winner)]])
+        errors = losses.denoising_error(self.policy.decode(encoded[views], features), target[views])
         policy_winner, policy_loser, *pretrain = errors.split(len(winner))
 
         four = (policy_winner, policy_loser, reference_winner, reference_loser)

@@ -104,9 +104,9 @@ class DDPO(Trajectories):
         sample, step = batch["sample"], batch["step"]
         x, following = (self.samples["latents"][sample, step + later] for later in (0, 1))
         t, advantage = self.t[step], self.samples["advantage"][sample]
-        text, control = self.condition(self.samples, sample // self.group)
+        text, features = self.condition(self.samples, sample // self.group)
         encoded = self.encode(x, t, text)
-        gaussian = self.gaussian(encoded, control)
+        gaussian = self.gaussian(encoded, features)
         log_prob, sampled = gaussian.log_prob(following), self.samples["log_prob"][sample, step]
         # before the first update the policy is the one that sampled, so any difference is rounding: reported, and kept
         # out of the ratio, where that of bf16 would exceed the clip
@@ -120,18 +120,15 @@ class DDPO(Trajectories):
         if self.kl:
             with self.policy.reference():
                 shared = self.encode(x, t, text) if self.policy.trains_unet else encoded
-                reference = self.gaussian(shared, control)
+                reference = self.gaussian(shared, self.features(self.samples, sample // self.group))
             terms = terms + self.kl * losses.gaussian_kl(gaussian.mean, reference.mean, gaussian.std)
         drift = torch.where(first, log_prob - sampled, 0).detach()
         self.ratios.add(step, log_ratio.detach(), drift, advantage, batch["weight"] > 0)
         return (batch["weight"] * terms).sum(), {}
 
-    def encode(self, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
-        return self.policy.encode_guided(x, t, text, guidance=self.guidance, empty=self.empty())
-
-    def gaussian(self, encoded: Encoded, control: Tensor | None) -> Gaussian:
+    def gaussian(self, encoded: Encoded, features: Tensor | None) -> Gaussian:
         """Where a step from the encoded x_t leads."""
-        output = self.policy.decode_guided(encoded, control, guidance=self.guidance)
+        output = self.policy.decode_guided(encoded, features, guidance=self.guidance)
         process, x, t = self.policy.adapter.process, encoded.x[: len(output)], encoded.t[: len(output)]
         return process.step(output, t, process.previous(t, self.num_steps, eta=self.eta), x, eta=self.eta)
 

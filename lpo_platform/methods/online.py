@@ -12,7 +12,7 @@ from lpo_platform.config import UserError
 from lpo_platform.data.source import Sample
 from lpo_platform.distributed import Rows, gather, mean, share, world
 from lpo_platform.methods.method import Batch, Method
-from lpo_platform.models.adapter import Condition
+from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.sharding import whole
 
 
@@ -121,8 +121,12 @@ class Online(Method):
         adapter = self.policy.adapter
         return adapter.embed(adapter.tokenize(captions))
 
-    def predict(self, x: Tensor, t: Tensor, text: Tensor, control: Tensor | None = None) -> Tensor:
-        return self.policy.predict(x, t, Condition(text, control), guidance=self.guidance, empty=self.empty())
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, features: Tensor | None = None) -> Tensor:
+        """The guided output; features are those of the conditions, where there are any."""
+        return self.policy.decode_guided(self.encode(x, t, text), features, guidance=self.guidance)
+
+    def encode(self, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
+        return self.policy.encode_guided(x, t, text, guidance=self.guidance, empty=self.empty())
 
     def empty(self) -> Tensor | None:
         """What guidance leads away from; None without guidance. Encoded anew only while the text encoder learns."""

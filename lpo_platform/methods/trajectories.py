@@ -69,11 +69,11 @@ class Trajectories(Online):
             images = torch.stack([item.image for item in items]).to(self.device)
             rows["control"] = to_uint8(self.task.render(self.task.detect(images)), gray=self.task.gray)
         prompt = torch.arange(len(positions), device=self.device).repeat_interleave(self.group)
-        text, control = self.condition(rows, prompt)
+        text, features = self.condition(rows, prompt)
         keys = [f"{position}/{member}" for position in positions for member in range(self.group)]
         trajectory = list(
             rollout(
-                lambda x, t: self.predict(x, t, text, control),
+                lambda x, t: self.predict(x, t, text, features),
                 self.policy.adapter.process,
                 self.keyed(keys, "rollout"),
                 num_steps=self.num_steps,
@@ -82,6 +82,7 @@ class Trajectories(Online):
             )
         )
         kept, finished = trajectory[self.window], trajectory[-1].following
+        control = from_uint8(rows["control"][prompt]) if self.pictures else None
         pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, prompt, control).items()} | {
             "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
             "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
@@ -90,9 +91,15 @@ class Trajectories(Online):
         return rows | {name: column.unflatten(0, (-1, self.group)) for name, column in pictures.items()}
 
     def condition(self, rows: Rows, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Text and control images of these rows (N,)."""
+        """Text and condition features of these rows (N,), each condition looked at once."""
         text = self.policy.adapter.embed(rows["text"][prompt]) if self.policy.trains_text else rows["text"][prompt]
-        return text, from_uint8(rows["control"][prompt]) if self.pictures else None
+        return text, self.features(rows, prompt)
+
+    def features(self, rows: Rows, prompt: Tensor) -> Tensor | None:
+        if not self.pictures:
+            return None
+        distinct, row = prompt.unique(return_inverse=True)
+        return self.policy.features(from_uint8(rows["control"][distinct]))[row]
 
     def judge(self, latents: Tensor, captions: list[str], prompt: Tensor, control: Tensor | None) -> dict[str, Tensor]:
         """The reward of finished latents (N, C, h, w) of these prompts: `score` and its named parts, (N,) each."""

@@ -8,7 +8,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter, Condition
-from lpo_platform.models.shared_encoder import Encoded, conditions, decode, encode
+from lpo_platform.models.shared_encoder import Encoded, decode, encode, residuals_of
 from lpo_platform.models.tuning import Lora, Tune, adapters_off
 
 
@@ -75,15 +75,16 @@ class Policy(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_unet):
             return encode(self._active["unet"], x, t, text)
 
-    def decode(self, encoded: Encoded, control: Tensor | None = None) -> Tensor:
-        """The output (B, C, h, w) in float32 for an encoding and a control image (B, 3, H, W) in [0, 1]."""
+    def features(self, control: Tensor | None) -> Tensor | None:
+        """What the control branch makes of condition images (B, 3, H, W) in [0, 1] alone: the same at every x and t, so
+        one row serves all predictions under its condition. None without a condition."""
         branch = self._active["control"]
-        if branch is None:
-            return decode(self._active["unet"], encoded).float()
-        # under autocast the inputs may be half precision while the branch keeps float32 weights
-        text, added = conditions(branch, encoded.x, encoded.text)
-        inputs = (encoded.x.to(branch.dtype), encoded.t, text, control.to(branch.dtype))
-        residuals = branch(*inputs, added_cond_kwargs=added, return_dict=False)
+        return None if control is None else branch.controlnet_cond_embedding(control.to(branch.dtype))
+
+    def decode(self, encoded: Encoded, features: Tensor | None = None) -> Tensor:
+        """The output (B, C, h, w) in float32 for an encoding and the features of its conditions."""
+        branch = self._active["control"]
+        residuals = None if branch is None else residuals_of(branch, encoded, features)
         return decode(self._active["unet"], encoded, residuals).float()
 
     def predict(
@@ -91,7 +92,7 @@ class Policy(nn.Module):
     ) -> Tensor:
         """The model's output at (x, t); with guidance > 1, empty (1, L, D) is adapter.empty_text()."""
         encoded = self.encode_guided(x, t, condition.text, guidance=guidance, empty=empty)
-        return self.decode_guided(encoded, condition.control, guidance=guidance)
+        return self.decode_guided(encoded, self.features(condition.control), guidance=guidance)
 
     def encode_guided(
         self, x: Tensor, t: Tensor, text: Tensor, *, guidance: float, empty: Tensor | None = None
@@ -101,10 +102,10 @@ class Policy(nn.Module):
             return self.encode(x, t, text)
         return self.encode(x, t, torch.cat([empty.expand_as(text), text]))
 
-    def decode_guided(self, encoded: Encoded, control: Tensor | None = None, *, guidance: float) -> Tensor:
-        """The second half of predict, (B, C, h, w) in float32; control has B rows."""
+    def decode_guided(self, encoded: Encoded, features: Tensor | None = None, *, guidance: float) -> Tensor:
+        """The second half of predict, (B, C, h, w) in float32; features have B rows."""
         if guidance == 1.0:
-            return self.decode(encoded, control)
-        control = None if control is None else control.repeat(2, 1, 1, 1)
-        free, conditional = self.decode(encoded, control).chunk(2)
+            return self.decode(encoded, features)
+        features = None if features is None else features.repeat(2, 1, 1, 1)
+        free, conditional = self.decode(encoded, features).chunk(2)
         return free + guidance * (conditional - free)

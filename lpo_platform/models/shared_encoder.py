@@ -1,4 +1,5 @@
-"""A stock diffusers UNet in two halves, so that one pass of the first half can serve several second halves.
+"""A stock diffusers UNet in two halves, so that one pass of the first half can serve several second halves, and its
+ControlNet in two parts, so that a condition is looked at once.
 
 A ControlNet only adds residuals to the skips and to the middle of a UNet. Winner and loser, policy and reference
 therefore share the UNet's encoder whenever they share (x, t, text): CPO runs it once where the original runs it four
@@ -60,17 +61,20 @@ def conditions(
     return sequence, {"text_embeds": pooled, "time_ids": time_ids.expand(len(text), -1)}
 
 
-def embed_time(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+def embed_time(
+    model: UNet2DConditionModel | ControlNetModel, x: Tensor, t: Tensor, text: Tensor
+) -> tuple[Tensor, Tensor]:
     """The time embedding (B, E) and what cross attention reads (R, L, D) for x (B, C, h, w), t (B,) and text of R rows.
 
     SDXL's pooled text and the picture's size go into the time embedding, which therefore has R rows.
     """
-    sequence, added = conditions(unet, x, text)
-    time = unet.time_embedding(unet.get_time_embed(sample=x.to(unet.dtype), timestep=t))
+    sequence, added = conditions(model, x, text)
+    time = model.time_embedding(model.time_proj(t).to(model.dtype))
     if added is None:
         return time, sequence
+    sizes = model.add_time_proj(added["time_ids"].flatten()).view(len(text), -1)
     time = time.repeat(len(text) // len(x), 1)
-    return time + unet.get_aug_embed(emb=time, encoder_hidden_states=sequence, added_cond_kwargs=added), sequence
+    return time + model.add_embedding(torch.cat([added["text_embeds"], sizes], 1).to(time.dtype)), sequence
 
 
 def encode(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
@@ -86,7 +90,7 @@ def encode(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> En
 
 
 def descend(
-    unet: UNet2DConditionModel, hidden: Tensor, time: Tensor, sequence: Tensor
+    unet: UNet2DConditionModel | ControlNetModel, hidden: Tensor, time: Tensor, sequence: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, ...]], Tensor]:
     """What conv_in gave, what every down block gives, and the middle.
 
@@ -151,6 +155,18 @@ def attend(attention: Transformer2DModel, hidden: Tensor, sequence: Tensor) -> T
 def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
     """The whole tensor again and again until it has that many rows."""
     return tensor if len(tensor) == rows else tensor.repeat(rows // len(tensor), *[1] * (tensor.ndim - 1))
+
+
+def residuals_of(control: ControlNetModel, encoded: Encoded, features: Tensor) -> Residuals:
+    """What a ControlNet adds to the skips and the middle of an encoding, given what its controlnet_cond_embedding made
+    of the conditions, (B, C, h, w). Both parts are ControlNetModel.forward; the weights keep their own precision.
+    """
+    x = encoded.x.to(control.dtype)
+    time, sequence = embed_time(control, x, encoded.t, encoded.text)
+    first, blocks, middle = descend(control, control.conv_in(x) + features, time, sequence)
+    skips = (first, *(output for outputs in blocks for output in outputs))
+    zero = zip(control.controlnet_down_blocks, skips, strict=True)
+    return [layer(skip) for layer, skip in zero], control.controlnet_mid_block(middle)
 
 
 def decode(unet: UNet2DConditionModel, encoded: Encoded, residuals: Residuals | None = None) -> Tensor:
