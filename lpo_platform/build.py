@@ -159,7 +159,7 @@ def assemble(cfg: DictConfig) -> Job:
     policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
     policy = hardware.prepare(policy)
     data = create(cfg.data, resolution=cfg.model.resolution)
-    return Job(cfg, hardware, policy, task, data, reward_of(cfg, adapter), control_digest)
+    return Job(cfg, hardware, policy, task, data, reward_of(cfg, adapter, task), control_digest)
 
 
 def task_of(cfg: DictConfig) -> Task | None:
@@ -175,14 +175,22 @@ def task_of(cfg: DictConfig) -> Task | None:
     return create(cfg.task, **{name: value for name, value in live.items() if known and known[name]})
 
 
-def reward_of(cfg: DictConfig, adapter: Adapter) -> Reward | StepReward | None:
-    """The reward, where the model is; one of latents gets the model whose latents it reads."""
-    if not cfg.get("reward"):
-        return None
-    known = signature(cfg.reward._target_)
-    with located("reward"):
-        reward = create(cfg.reward, **({"adapter": adapter} if known and known["adapter"] else {}))
-    return reward.to(adapter.device) if isinstance(reward, nn.Module) else reward
+def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | StepReward | None:
+    """The reward, where the model is; one of latents gets the model whose latents it reads, one of conditions the task
+    that finds them."""
+    return _reward(cfg.reward, "reward", {"adapter": adapter, "task": task}) if cfg.get("reward") else None
+
+
+def _reward(node: DictConfig, path: str, live: dict[str, Adapter | Task | None]) -> Reward | StepReward:
+    """Of a blend, the rewards that it is made of first."""
+    known = signature(node._target_)
+    given = {name: value for name, value in live.items() if known and known[name]}
+    if "rewards" in node:
+        given["rewards"] = {name: _reward(part, f"{path}.rewards.{name}", live) for name, part in node.rewards.items()}
+        node = OmegaConf.masked_copy(node, [key for key in node if key != "rewards"])
+    with located(path):
+        reward = create(node, _partial_=True)(**given)
+    return reward.to(live["adapter"].device) if isinstance(reward, nn.Module) else reward
 
 
 @contextmanager

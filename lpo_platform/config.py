@@ -114,7 +114,10 @@ NOT_NONE = "!none"
 PICTURES = ("folder", "toy")
 DIFFERENTIABLE = ("canny", "depth", "hed", "lineart", "seg_ade20k", "seg_coco")
 PAIRS = ("image_pairs", "toy_pairs")
-OF_PICTURES = ("aesthetic", "clip", "pickscore", "spm", "toy", "vqa")
+OF_PICTURES = (
+    "aesthetic", "blend", "clip", "compressibility", "hps", "image_reward", "incompressibility", "pickscore", "spm",
+    "toy", "vlm_bertscore", "vqa",
+)  # fmt: skip
 PROMPTS = ("folder", "prompts", "toy", "toy_prompts")
 
 # For each method the combinations that it accepts: group -> options, or NOT_NONE. A group that is not named is free. An
@@ -146,6 +149,14 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
         {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": NOT_NONE, "data": PROMPTS},
         {"tune": ("control",), "control": NOT_NONE, "task": NOT_NONE, "reward": NOT_NONE, "data": PICTURES},
     ),
+}
+
+# Rewards that look for the condition in a picture, and whose maps they can read: class -> options of task.
+OF_CONDITIONS: dict[str, str | tuple[str, ...]] = {
+    "lpo_platform.rewards.consistency.Consistency": NOT_NONE,
+    "lpo_platform.rewards.keypoint_cosine.KeypointCosine": ("pose",),
+    "lpo_platform.rewards.oks.Oks": ("pose",),
+    "lpo_platform.rewards.skeleton_dino.SkeletonDino": ("pose",),
 }
 
 # Models of full size: toy data below them teaches nothing, so it has to be asked for. What there is instead:
@@ -233,6 +244,18 @@ def _toy_problems(choices: Choices, overrides: Iterable[str] | None) -> list[str
     ]
 
 
+def _reward_problems(composed: Composed) -> list[str]:
+    """A reward, or one of a blend, that looks for a condition which is not there."""
+    reward, task = _mapping(composed.values.get("reward")), composed.choices.get("task")
+    nodes = {"reward": reward, **{f"reward.rewards.{k}": v for k, v in _mapping(reward.get("rewards")).items()}}
+    cells = {path: OF_CONDITIONS.get(str(_mapping(node).get("_target_"))) for path, node in nodes.items()}
+    return [
+        f"{_chosen(composed, path)} {_need('task', task or 'null', cell)}"
+        for path, cell in cells.items()
+        if cell is not None and "task" not in composed.unsure and not fits("task", task, cell)
+    ]
+
+
 def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
     for line in overrides:
         key, _, value = line.partition("=")
@@ -285,6 +308,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     problems = []
     if "method" not in composed.unsure:
         problems += combination_problems(choices, overrides or (), unsure=composed.unsure)
+    problems += _reward_problems(composed)
     problems += _toy_problems(choices, overrides)
     problems += _root_problems(composed)
     for group, node in composed.values.items():
@@ -377,7 +401,7 @@ def _argument_problems(composed: Composed, path: str, node: Values, known: Signa
             problems.append(f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}")
         elif isinstance(value, str) and value == "???":
             problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}=<value>")
-        elif isinstance(value, dict) and "_target_" in value:
+        elif isinstance(value, dict) and any("_target_" in _mapping(node) for node in (value, *value.values())):
             problems += _node_problems(composed, below, value, group)
         elif parameter is not None:
             problems += _value_problems(composed, below, value, parameter)

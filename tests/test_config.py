@@ -85,6 +85,15 @@ COMBINATIONS = [
         ["hardware.micro_batch=5 does not divide method.batch=16; these do: 1, 2, 4, 8, 16"],
     ),
     (["resume=/no/such/run"], ["resume=/no/such/run: no such folder"]),
+    (["method=ddpo", "reward=oks"], ["reward=oks needs task=pose, not task=none"]),
+    (["method=ddpo", "reward=consistency"], [f"reward=consistency needs a task, but task=none; add {A_TASK}"]),
+    (
+        ["method=ddpo", "reward=blend", "+reward@reward.rewards.keypoints=oks", "reward.rewards.keypoints.bach=2"],
+        [
+            "reward.rewards.keypoints.bach: Oks has no such option; did you mean 'batch'? Options: batch",
+            "reward.rewards.keypoints needs task=pose, not task=none",
+        ],
+    ),
 ]
 
 
@@ -150,6 +159,7 @@ def allowed(choice: dict[str, str]) -> bool:
     unconditional = choice["control"] == "none" and choice["task"] == "none"
     learned = choice["tune"] in ("full", "lora")
     no_reward = choice["reward"] == "none"
+    of_conditions = ("consistency", "keypoint_cosine", "oks", "skeleton_dino")
     branch = choice["control"] != "none" and choice["tune"] == "control" and choice["task"] != "none"
     pairs, by_prompt = choice["data"] in ("image_pairs", "toy_pairs"), choice["data"] in prompts
     return {
@@ -158,7 +168,10 @@ def allowed(choice: dict[str, str]) -> bool:
         "control": (branch or (unconditional and learned)) and no_reward and choice["data"] in pictures,
         "lrm": unconditional and choice["tune"] == "reward" and no_reward and pairs,
         "lpo": unconditional and learned and choice["reward"] in ("lrm", "random") and choice["data"] in prompts,
-        "spo": unconditional and learned and choice["reward"] not in ("none", "lrm", "random") and by_prompt,
+        "spo": unconditional
+        and learned
+        and choice["reward"] not in ("none", "lrm", "random", *of_conditions)
+        and by_prompt,
         "diffusion_dpo": unconditional and learned and pairs,
         "ddpo": not no_reward
         and ((branch and choice["data"] in pictures) or (unconditional and learned and by_prompt)),
@@ -201,6 +214,10 @@ def test_the_check_reads_the_table(tmp_path: Path):
         assert (problems == []) == by_table(composed.choices), (method, control, problems)
 
 
+BY_PICTURE = ("blend", "clip", "compressibility", "incompressibility", "pickscore", "toy")
+CONTROLLED = ["method=ddpo", "task=pose", "control=controlnet", "tune=control", "data=toy"]
+
+
 def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path: Path):
     extra = {"image_pairs": ["method=lrm"], "prompts": ["method=lpo"]}
     given = {
@@ -216,7 +233,8 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("tune", "reward"): ["method=lrm"],
         ("data", "toy_pairs"): ["method=lrm"],
         ("data", "toy_prompts"): ["method=lpo"],
-        **{("reward", name): ["method=spo"] for name in ("clip", "pickscore", "toy")},
+        **{("reward", name): ["method=spo"] for name in BY_PICTURE},
+        **{("reward", name): CONTROLLED for name in ("consistency", "oks")},
         **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
         ("debug", "smoke_online"): ["method=lpo"],
         ("reward", "lrm"): ["method=lpo"],
@@ -244,6 +262,7 @@ def hydras(primary: str, overrides: list[str]) -> dict:
         ("train", ["method.beta=3", "+method.extra=[1,{a: 2}]", "~task.low", "optim.betas=[0.5,0.9]", "name='a b'"]),
         ("train", ["experiment=cpo_canny_sd15", "tune=lora", "method.steps=7"]),
         ("train", ["debug=smoke", "callbacks=default", "++name=null"]),
+        ("train", ["method=ddpo", "reward=blend", "+reward@reward.rewards.a=toy", "+reward.weights.a=2"]),
         ("prepare", ["task=canny", "force=true"]),
         ("eval", ["run=/tmp", "metrics.batch=2"]),
     ],

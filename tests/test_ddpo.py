@@ -33,7 +33,7 @@ from lpo_platform.methods.ratios import Ratios
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.models.tuning import Control, Full, Lora, Tune
-from lpo_platform.rewards.reward import parts
+from lpo_platform.rewards.reward import Asked, parts
 from lpo_platform.tasks.canny import Canny
 from lpo_platform.transitions import arrange
 
@@ -43,9 +43,12 @@ SMALL = {"group": 3, "num_steps": 4, "guidance": 3.0, "rounds": 2, "prompts": 2,
 class Red:
     """How red pictures are, and how many edges of their condition they have, by name; shorter prompts are better."""
 
-    def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
         said = {"red": images[:, 0].mean((1, 2)), "prompt": -torch.tensor([float(len(p)) for p in prompts])}
-        return said if condition is None else said | {"edges": (images * condition).mean((1, 2, 3))}
+        if condition is None:
+            return said
+        assert torch.equal(condition.control, Canny().render(condition.maps))
+        return said | {"edges": (images * condition.control[condition.row]).mean((1, 2, 3))}
 
 
 def adapter(**process: object):
@@ -151,7 +154,9 @@ def test_rewards_are_those_of_the_finished_pictures_and_of_their_own_prompt() ->
     images = step.policy.adapter.decode(step.samples["latents"][:, -1]).mul(255).round().div(255)
     sources = [Pictures()[i] for i in (3, 1)]
     control = Canny().render(Canny().detect(torch.stack([s.image for s in sources]))).repeat_interleave(3, 0)
-    expected = Red()(images, [s.caption for s in sources for _ in range(3)], control)
+    asked = Asked(control[::3], control[::3], torch.arange(2).repeat_interleave(3))
+    expected = Red()(images, [s.caption for s in sources for _ in range(3)], asked)
+    torch.testing.assert_close(expected["edges"], (images * control).mean((1, 2, 3)))
     for name, values in expected.items():
         torch.testing.assert_close(step.samples[f"reward/{name}"].flatten(), values)
         assert step.round[f"reward/{name}"].item() == pytest.approx(values.mean().item())
@@ -168,7 +173,7 @@ def test_a_reward_of_latents_sees_the_finished_latents() -> None:
 
 
 def test_a_bad_part_of_a_reward_is_reported_by_name() -> None:
-    def reward(images: Tensor, prompts: list[str], condition: Tensor | None = None) -> dict[str, Tensor]:
+    def reward(images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
         return {"good": torch.ones(len(images)), "bad": torch.tensor([1.0, math.nan])}
 
     with pytest.raises(UserError, match="bad: returned NaN or infinity for 1 of 2"):
@@ -198,7 +203,7 @@ def test_groups_are_of_prompt_and_condition() -> None:
 
 def test_equal_rewards_leave_nothing_to_train_and_are_named(caplog: pytest.LogCaptureFixture) -> None:
     class Constant:
-        def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
+        def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
             return torch.full((len(images),), 0.1)
 
     step = method(reward=Constant())

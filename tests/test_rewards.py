@@ -19,7 +19,7 @@ from lpo_platform.rewards.aesthetic import Aesthetic
 from lpo_platform.rewards.clip import Clip
 from lpo_platform.rewards.pickscore import PickScore
 from lpo_platform.rewards.pretrained import Pretrained
-from lpo_platform.rewards.reward import checked
+from lpo_platform.rewards.reward import Asked, checked
 from lpo_platform.rewards.vqa import Vqa
 
 PROMPTS = ["a red cat", "a blue dog on a red cat", "a red cat", "no dog, " * 30]
@@ -49,6 +49,7 @@ def rewards(folders: dict[str, Path]) -> dict[str, Pretrained]:
     }
 
 
+SOMETHING = Asked(torch.zeros(1, 1), torch.zeros(1, 3, 8, 8), torch.zeros(4, dtype=torch.long))
 NAMES = ("clip", "pickscore", "aesthetic", "vqa")
 
 
@@ -170,7 +171,7 @@ def test_a_prompt_cannot_ask_for_a_second_picture(rewards: dict) -> None:
 def test_the_contract(rewards: dict, name: str) -> None:
     reward = rewards[name]
     images, _ = pictures()
-    scores = reward(images.requires_grad_(), PROMPTS, condition=torch.zeros(4, 3, 8, 8))
+    scores = reward(images.requires_grad_(), PROMPTS, condition=SOMETHING)
     assert scores.shape == (4,) and scores.dtype == torch.float32 and not scores.requires_grad
     assert reward(images[:0], []).shape == (0,)
     assert not any(p.requires_grad for p in reward.parameters())

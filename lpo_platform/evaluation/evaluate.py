@@ -20,7 +20,7 @@ from lpo_platform.evaluation.statistics import compare, compare_frechet, compare
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.record import write_text
-from lpo_platform.rewards.reward import Reward, StepReward, parts
+from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
 from lpo_platform.tasks.task import Task
 
 LATENT_FD = "image/latent_fd"
@@ -179,7 +179,10 @@ def scores_of(reward: Reward | StepReward, drawn: Drawing, captions: list[str]) 
     """What a reward says of finished pictures: `score` and its named parts, if any, (B,) each."""
     if isinstance(reward, StepReward):
         return {"score": reward_of(reward, drawn.latents, captions)}
-    return parts(reward, drawn.images, captions, drawn.control)
+    asked = None
+    if drawn.control is not None:
+        asked = Asked(drawn.target, drawn.control, torch.arange(len(captions), device=drawn.control.device))
+    return parts(reward, drawn.images, captions, asked)
 
 
 def reward_of(reward: StepReward, latents: Tensor, captions: list[str]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform import advantages, losses
+from lpo_platform import advantages, losses, noise
 from lpo_platform.config import UserError
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.weighting import Weighting, step_weights
@@ -20,6 +20,7 @@ from lpo_platform.methods.method import Batch
 from lpo_platform.methods.ratios import Ratios
 from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.models.shared_encoder import Encoded
+from lpo_platform.rewards.reward import weights_of
 from lpo_platform.transitions import Order, arrange
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,11 @@ log = logging.getLogger(__name__)
 class DDPO(Trajectories):
     """baseline: what a reward is compared with: its `group` (same prompt and condition), the `round`, or its prompt's
     `history`, the last `history` rewards once there are `history_minimum`; spread: whose standard deviation divides a
-    group; advantage_clip: limit of an advantage. form, clip: PPO's ratio within 1 +- clip, or the score function.
-    fraction: of a sample's steps in each of `inner_epochs` passes; order: what an update of `batch` transitions holds,
-    whole `samples`, one step of each sample (`steps`) or `mixed`; weighting: of the steps; kl: weight of the divergence
-    from the starting policy.
+    group; normalise: whether the `score` has an advantage, or each of the reward's `parts`, which are then summed with
+    their weights; advantage_clip: limit of an advantage. form, clip: PPO's ratio within 1 +- clip, or the score
+    function. fraction: of a sample's steps in each of `inner_epochs` passes; order: what an update of `batch`
+    transitions holds, whole `samples`, one step of each sample (`steps`) or `mixed`; weighting: of the steps; kl:
+    weight of the divergence from the starting policy.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -43,6 +45,7 @@ class DDPO(Trajectories):
         spread: Literal["group", "batch"] = "group",
         history: int = 16,
         history_minimum: int = 16,
+        normalise: Literal["score", "parts"] = "score",
         advantage_clip: float = 5.0,
         form: Literal["ppo", "score"] = "ppo",
         clip: float = 1e-4,
@@ -54,7 +57,7 @@ class DDPO(Trajectories):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        self.baseline, self.spread, self.advantage_clip = baseline, spread, advantage_clip
+        self.baseline, self.spread, self.normalise, self.advantage_clip = baseline, spread, normalise, advantage_clip
         self.form, self.clip, self.kl, self.inner_epochs, self.order = form, clip, kl, inner_epochs, order
         self.trained = int(len(self.t) * fraction)
         if not 1 <= self.trained <= len(self.t):
@@ -74,11 +77,10 @@ class DDPO(Trajectories):
             self.policy.freeze_reference()
 
     def deal(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
-        score = rows["reward/score"]
-        advantage = self.advantages(score.flatten(), rows["key"].repeat_interleave(self.group))
+        score, rewards = rows["reward/score"], {name: of for name, of in rows.items() if name.startswith("reward/")}
+        advantage = self.advantage(rewards, rows["key"].repeat_interleave(self.group))
         flat = {name: rows[name].flatten(0, 1) for name in ("latents", "log_prob")}
         self.samples = rows | flat | {"advantage": advantages.clip(advantage, self.advantage_clip)}
-        rewards = {name: column for name, column in rows.items() if name.startswith("reward/")}
         for name, column in rewards.items():
             if (column == column[0, 0]).all():
                 log.warning("round %d: %s is %g for all %d pictures", number, name, column[0, 0], column.numel())
@@ -94,6 +96,15 @@ class DDPO(Trajectories):
         order = torch.cat([torch.zeros(0, dtype=torch.long), *orders])
         transitions = {"sample": order // len(self.t), "step": order % len(self.t)}
         return self.cut(transitions, torch.arange(len(order)), micro_batch)
+
+    def advantage(self, rewards: Rows, keys: Tensor) -> Tensor:
+        """(N,) from "reward/score" and "reward/<part>", (P, G) each; every part has a history of its own."""
+        named = [name for name in rewards if name != "reward/score"]
+        if self.normalise == "score" or not named:
+            return self.advantages(rewards["reward/score"].flatten(), keys)
+        weights = weights_of(self.reward, (name.removeprefix("reward/") for name in named))
+        own = (self.advantages(rewards[name].flatten(), keys ^ noise.key(name)) for name in named)
+        return torch.stack([weight * values for weight, values in zip(weights.values(), own, strict=True)]).sum(0)
 
     def advantages(self, rewards: Tensor, keys: Tensor) -> Tensor:
         if self.baseline == "group":

@@ -9,13 +9,14 @@ from torch import Tensor
 from lpo_platform import noise
 from lpo_platform.config import UserError
 from lpo_platform.data.condition_pairs import from_uint8, to_uint8
+from lpo_platform.data.conditions import truth_of
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion.rollout import rollout
 from lpo_platform.diffusion.weighting import steps
 from lpo_platform.distributed import Rows
 from lpo_platform.evaluation.evaluate import reward_of
 from lpo_platform.methods.online import Online
-from lpo_platform.rewards.reward import Reward, StepReward, parts
+from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
 from lpo_platform.tasks.task import Task
 
 
@@ -65,10 +66,11 @@ class Trajectories(Online):
             "key": torch.tensor([noise.key(*name) for name in ids], device=self.device),
             "text": tokens.to(self.device) if self.policy.trains_text else self.policy.adapter.embed(tokens),
         }
+        prompt, asked = torch.arange(len(positions), device=self.device).repeat_interleave(self.group), None
         if self.pictures:
-            images = torch.stack([item.image for item in items]).to(self.device)
-            rows["control"] = to_uint8(self.task.render(self.task.detect(images)), gray=self.task.gray)
-        prompt = torch.arange(len(positions), device=self.device).repeat_interleave(self.group)
+            maps, drawn = truth_of(items, self.task, torch.stack([item.image for item in items]).to(self.device))
+            rows["control"] = to_uint8(drawn, gray=self.task.gray)
+            asked = Asked(maps, from_uint8(rows["control"]), prompt)
         text, features = self.condition(rows, prompt)
         keys = [f"{position}/{member}" for position in positions for member in range(self.group)]
         trajectory = list(
@@ -83,7 +85,7 @@ class Trajectories(Online):
         )
         kept, finished = trajectory[self.window], trajectory[-1].following
         control = from_uint8(rows["control"][prompt]) if self.pictures else None
-        pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, prompt, control).items()} | {
+        pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, prompt, asked).items()} | {
             "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
             "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
         }
@@ -101,10 +103,10 @@ class Trajectories(Online):
         distinct, row = prompt.unique(return_inverse=True)
         return self.policy.features(from_uint8(rows["control"][distinct]))[row]
 
-    def judge(self, latents: Tensor, captions: list[str], prompt: Tensor, control: Tensor | None) -> dict[str, Tensor]:
+    def judge(self, latents: Tensor, captions: list[str], prompt: Tensor, asked: Asked | None) -> dict[str, Tensor]:
         """The reward of finished latents (N, C, h, w) of these prompts: `score` and its named parts, (N,) each."""
         captions = [captions[row] for row in prompt.tolist()]
         if isinstance(self.reward, StepReward):
             return {"score": reward_of(self.reward, latents, captions)}
         images = torch.cat([self.policy.adapter.decode(part) for part in latents.split(self.group)])
-        return parts(self.reward, images.mul(255).round().div(255), captions, control)  # 8 bits, as a file has them
+        return parts(self.reward, images.mul(255).round().div(255), captions, asked)  # 8 bits, as a file has them

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lpo_platform.config import UserError
 from lpo_platform.models.weights import load
-from lpo_platform.rewards.reward import checked
+from lpo_platform.rewards.reward import Asked, checked
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: as the weights are stored
 T = TypeVar("T", bound=nn.Module)
@@ -38,7 +38,7 @@ class Pretrained(nn.Module):
         return next(self.parameters()).device
 
     @torch.no_grad()
-    def forward(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] and B prompts -> (B,) float32 on the device of the pictures.
 
         The precision is that of the weights, whatever autocast the caller is in. Raises ValueError for another number

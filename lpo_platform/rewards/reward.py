@@ -1,5 +1,7 @@
 """The contracts of a reward: of finished pictures, of predicted ones, and of noisy latents in mid-trajectory."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -8,15 +10,28 @@ from torch import Tensor
 from lpo_platform.config import UserError
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The conditions that B pictures were drawn from, each once, so that what is computed of one is computed once.
+
+    maps: (P, ...) of the task; control: (P, 3, H, W) in [0, 1], as the control branch saw them; row: (B,), which of the
+    P a picture belongs to.
+    """
+
+    maps: Tensor
+    control: Tensor
+    row: Tensor
+
+
 class Reward(Protocol):
     """How good pictures (B, 3, H, W) in [0, 1] are for their prompts: (B,), higher is better.
 
-    condition: the control images (B, 3, H, W) in [0, 1] that they were drawn from, None without a control branch. A
-    reward of several named parts returns {name: (B,)} instead; it is worth their sum.
+    condition: what they were drawn from beside the prompt, None without a control branch. A reward of several named
+    parts returns {name: (B,)} instead; it is worth their sum, each times its `part_weights[name]`, 1 unless given.
     """
 
     def __call__(
-        self, images: Tensor, prompts: list[str], condition: Tensor | None = None
+        self, images: Tensor, prompts: list[str], condition: Asked | None = None
     ) -> Tensor | dict[str, Tensor]: ...
 
 
@@ -55,18 +70,26 @@ def checked(name: str, values: object, batch: int) -> Tensor:
     values = values.detach().float()
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise UserError(f"reward {name}: returned NaN or infinity for {bad} of {batch} samples")
+        raise UserError(
+            f"reward {name}: returned NaN or infinity for {bad} of {batch} samples; each needs a finite number"
+        )
     return values
 
 
-def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> dict[str, Tensor]:
+def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
     """What a reward says of pictures: `score`, the number to raise, and its named parts if it has any; each (B,)."""
-    name = type(reward).__name__.lower()
+    name = getattr(reward, "name", type(reward).__name__.lower())
     said = reward(images, prompts, condition)
     if not isinstance(said, dict):
         return {"score": checked(name, said, len(images))}
     named = {part: checked(f"{name}, {part}", values, len(images)) for part, values in said.items()}
-    return named | {"score": torch.stack(list(named.values())).sum(0)}
+    weights = weights_of(reward, named)
+    return named | {"score": torch.stack([weights[part] * values for part, values in named.items()]).sum(0)}
+
+
+def weights_of(reward: Reward, named: Iterable[str]) -> dict[str, float]:
+    """What each named part counts; 1 where the reward does not say."""
+    return {part: getattr(reward, "part_weights", {}).get(part, 1.0) for part in named}
 
 
 def predicted(reward: Reward | PredictionReward, images: Tensor, prompts: list[str], t: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lpo_platform.evaluation.judge import Judge
+from lpo_platform.rewards.reward import Asked
 
 FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "labeller"
 
@@ -19,5 +20,5 @@ class ToyAttributes:
     def __init__(self, weights: str | None = None) -> None:
         self.judge = Judge.load(Path(weights) if weights else FOLDER)
 
-    def __call__(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
         return self.judge.alignment(images.cpu(), prompts).to(images.device)
