@@ -84,7 +84,6 @@ class Trajectories(Online):
             )
         )
         kept, finished = trajectory[self.window], trajectory[-1].following
-        control = from_uint8(rows["control"][prompt]) if self.pictures else None
         pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, prompt, asked).items()} | {
             "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
             "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
