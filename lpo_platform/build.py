@@ -25,7 +25,8 @@ from lpo_platform.callbacks.progress import Progress
 from lpo_platform.callbacks.samples import Samples
 from lpo_platform.callbacks.settings import Callbacks
 from lpo_platform.config import CONF, UserError
-from lpo_platform.data import condition_pairs, preference_rows
+from lpo_platform.data import aligned_pairs, condition_pairs, preference_rows
+from lpo_platform.data.aligned_pairs import AlignedPairs
 from lpo_platform.data.cache import Cache
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.generated_pairs import GeneratedPairs
@@ -89,6 +90,8 @@ class Job:
         """The training samples, from the cache as far as it has them; None for a method that makes its own."""
         if issubclass(get_class(self.cfg.method._target_), Online):
             return None
+        if "labels" in self.needs() and "control" in self.needs():
+            return self.aligned(force=force)
         if "labels" in self.needs():
             rows = self.preferences("train", force=force)
             return rows.decided() if get_class(self.cfg.method._target_).needs_winner else rows
@@ -104,6 +107,21 @@ class Job:
                 cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=self.batch,
                 target=target,
             )  # fmt: skip
+
+    def aligned(self, *, force: bool = False) -> AlignedPairs:
+        """Preferences between pictures that the starting policy draws of the data's conditions."""
+        method, source = self.cfg.method, self.data.train
+        options = {"sampling": self.sampling, "group": method.group}
+        cache = aligned_pairs.cache_of(
+            source, self.policy, self.task, reward=plain(self.cfg.reward) if self.reward else None,
+            control_digest=self.control_digest, folder=CACHE, **options,
+        )  # fmt: skip
+        if force:
+            forget(cache)
+        with self.hardware.autocast():
+            return aligned_pairs.prepare(
+                cache, source, self.policy, self.task, self.reward, gap=method.gap, batch=self.batch, **options
+            )
 
     def preferences(self, split: str, *, force: bool = False) -> PreferenceRows:
         """Rows of a split of preference data, train, validation or test; its cache is checked once."""

@@ -144,6 +144,15 @@ COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
     "spo": (
         {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": OF_PICTURES, "data": PROMPTS},
     ),
+    "dpo_control": (
+        {
+            "control": NOT_NONE,
+            "tune": ("control",),
+            "task": NOT_NONE,
+            "reward": ("none", *OF_PICTURES),
+            "data": PICTURES,
+        },
+    ),
     "diffusion_dpo": ({"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "data": PAIRS},),
     "ddpo": (
         {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": NOT_NONE, "data": PROMPTS},

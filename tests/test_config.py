@@ -165,6 +165,7 @@ def allowed(choice: dict[str, str]) -> bool:
     return {
         "cpo": branch and no_reward and choice["data"] in pictures,
         "control_reward": branch and no_reward and choice["data"] in pictures,
+        "dpo_control": branch and choice["reward"] not in ("lrm", "random", *of_conditions) and choice["data"] in pictures,
         "control": (branch or (unconditional and learned)) and no_reward and choice["data"] in pictures,
         "lrm": unconditional and choice["tune"] == "reward" and no_reward and pairs,
         "lpo": unconditional and learned and choice["reward"] in ("lrm", "random") and choice["data"] in prompts,

@@ -8,7 +8,8 @@ cannot be read when it is built are left out, and each opening of the cache says
 
 import json
 import logging
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -108,7 +109,6 @@ def cache_of(
     return Cache(folder, key, len(source), shard_size=128)
 
 
-@torch.no_grad()
 def prepare(
     cache: Cache,
     source: Source,
@@ -120,12 +120,22 @@ def prepare(
     batch: int,
     target: bool = False,
 ) -> ConditionPairs:
-    """Builds what is missing of the cache, with a progress bar, and opens it. Resumable at the last whole shard.
+    """Builds what is missing of the cache and opens it."""
+    title = "pairs" if losers else "conditions" if task else "latents"
+    encode = partial(_encode, policy=policy, task=task, losers=losers, target=target, sampling=sampling)
+    fill(cache, source, encode, title=title, batch=batch)
+    return ConditionPairs(cache)
 
-    The missing shards are dealt to the processes, which wait for each other.
+
+@torch.no_grad()
+def fill(
+    cache: Cache, source: Source, encode: Callable[[list[Sample]], dict[str, Tensor]], *, title: str, batch: int
+) -> None:
+    """Builds what is missing of the cache, with a progress bar: encode gives the columns of at most `batch` samples.
+
+    Resumable at the last whole shard. The missing shards are dealt to the processes, which wait for each other.
     """
     missing = deal(cache.missing())
-    title = "pairs" if losers else "conditions" if task else "latents"
     with tqdm(total=len(source), desc=title, unit="img", initial=len(source) - sum(map(len, missing))) as bar:
         for shard in missing:
             parts: list[dict[str, Tensor]] = []
@@ -142,11 +152,10 @@ def prepare(
                         captions[place] = samples[-1].caption
                         usable.append(place)
                 if samples:
-                    parts.append(_encode(samples, policy, task, losers=losers, target=target, sampling=sampling))
+                    parts.append({name: column.cpu() for name, column in encode(samples).items()})
                 bar.update(everywhere(len(places), bar.total - bar.n))
             cache.write(shard, _spread(parts, usable, len(shard)), {"caption": captions, "problem": problems})
     wait()
-    return ConditionPairs(cache)
 
 
 def _encode(
@@ -164,7 +173,7 @@ def _encode(
         columns["control"] = to_uint8(control, gray=task.gray)
     if losers:
         columns["loser"] = to_uint8(_losers(samples, columns, control, policy, task, sampling), gray=task.gray)
-    return {name: column.cpu() for name, column in columns.items()}
+    return columns
 
 
 def _losers(

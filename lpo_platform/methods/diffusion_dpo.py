@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lpo_platform import losses
 from lpo_platform.methods.method import Batch, Method
-from lpo_platform.models.adapter import Condition
+from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.rewards.reward import Reward, StepReward
 
 
@@ -44,13 +44,31 @@ class DiffusionDPO(Method):
         draws = torch.cat([self.normal(batch, "vae/winner"), self.normal(batch, "vae/loser")])
         z = self.policy.adapter.sample_latents(moments[rows, chosen], draws)
         e, t = self.normal(batch, "pair")[rows], self.times(batch, "pair")[rows]
-        x, target, condition = process.add_noise(z, e, t), process.target(z, e, t), Condition(self.prompts(batch)[rows])
+        x, target, text = process.add_noise(z, e, t), process.target(z, e, t), self.prompts(batch)[rows]
 
-        policy = losses.denoising_error(self.policy.predict(x, t, condition), target).chunk(2)
-        with self.policy.reference():
-            reference = losses.denoising_error(self.policy.predict(x, t, condition), target).chunk(2)
+        policy, reference = (
+            losses.denoising_error(output, target).chunk(2)
+            for output in self.outputs(x, t, text, batch.get("control"), rows)
+        )
         pairs = losses.diffusion_dpo(*policy, *reference, beta=self.beta)
         return pairs.mean(), self._report(*policy, *reference)
+
+    def outputs(
+        self, x: Tensor, t: Tensor, text: Tensor, control: Tensor | None, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of policy and reference, each looking at a condition once; they share an encoder that does not learn.
+
+        rows (2B,): which of the B control images each of x, t and text goes with.
+        """
+
+        def decode(encoded: Encoded) -> Tensor:
+            features = self.policy.features(control)
+            return self.policy.decode(encoded, None if features is None else features[rows])
+
+        encoded = self.policy.encode(x, t, text)
+        output = decode(encoded)
+        with self.policy.reference():
+            return output, decode(self.policy.encode(x, t, text) if self.policy.trains_unet else encoded)
 
     def prompts(self, batch: Batch) -> Tensor:
         """Text embeddings, some of them that of the empty prompt: its encoding for SDXL, too, where guidance has 0."""
