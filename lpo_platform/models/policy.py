@@ -78,8 +78,7 @@ class Policy(nn.Module):
     def features(self, control: Tensor | None) -> Tensor | None:
         """What the control branch makes of condition images (B, 3, H, W) in [0, 1] alone: the same at every x and t, so
         one row serves all predictions under its condition. None without a condition."""
-        branch = self._active["control"]
-        return None if control is None else branch.controlnet_cond_embedding(control.to(branch.dtype))
+        return None if control is None else self.adapter.features(self._active["control"], control)
 
     def decode(self, encoded: Encoded, features: Tensor | None = None) -> Tensor:
         """The output (B, C, h, w) in float32 for an encoding and the features of its conditions."""

@@ -8,6 +8,7 @@ times (specs/cpo.md section 10, item 1). encode followed by decode equals UNet2D
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from diffusers import ControlNetModel, Transformer2DModel, UNet2DConditionModel
@@ -77,6 +78,7 @@ def embed_time(
     return time + model.add_embedding(torch.cat([added["text_embeds"], sizes], 1).to(time.dtype)), sequence
 
 
+@singledispatch
 def encode(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
     """Down blocks and middle of the UNet: x (B, C, h, w), t (B,), text (B, L, D), SDXL's packed (B, L + 1, D).
 
@@ -157,6 +159,7 @@ def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
     return tensor if len(tensor) == rows else tensor.repeat(rows // len(tensor), *[1] * (tensor.ndim - 1))
 
 
+@singledispatch
 def residuals_of(control: ControlNetModel, encoded: Encoded, features: Tensor) -> Residuals:
     """What a ControlNet adds to the skips and the middle of an encoding, given what its controlnet_cond_embedding made
     of the conditions, (B, C, h, w). Both parts are ControlNetModel.forward; the weights keep their own precision.
@@ -169,6 +172,7 @@ def residuals_of(control: ControlNetModel, encoded: Encoded, features: Tensor) -
     return [layer(skip) for layer, skip in zero], control.controlnet_mid_block(middle)
 
 
+@singledispatch
 def decode(unet: UNet2DConditionModel, encoded: Encoded, residuals: Residuals | None = None) -> Tensor:
     """Up blocks of the UNet on an encoding, with a ControlNet's residuals added where diffusers adds them."""
     skips, hidden = encoded.skips, encoded.middle

@@ -142,6 +142,10 @@ class StableDiffusion:
         latents = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.dtype)
         return (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
 
+    def features(self, control: ControlNetModel, images: Tensor) -> Tensor:
+        """What a control branch makes of condition images (B, 3, H, W) in [0, 1] alone, see Policy.features."""
+        return control.controlnet_cond_embedding(images.to(control.dtype))
+
     def load_control(self, task: str, weights: str, subfolder: str | None = None) -> ControlNetModel:
         """The ControlNet that a run starts from.
 

@@ -1,0 +1,123 @@
+"""FLUX.1: a transformer on packed latents that predicts velocities, read to by T5 and, pooled, by CLIP.
+
+Its text is packed into one tensor as that of SDXL is: T5's states, and CLIP's pooled vector as the last row.
+"""
+
+from typing import ClassVar
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from lpo_platform.config import UserError
+from lpo_platform.diffusion.flow import Flow
+from lpo_platform.models import flux_transformer  # noqa: F401 (its halves serve policies of this model)
+from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.models.stable_diffusion_xl import pack
+
+
+class Flux(StableDiffusion):
+    """Loads a FluxPipeline folder or hub id and owns its parts, as StableDiffusion does; `unet` is the transformer.
+
+    text_encoder is T5, the pipeline's text_encoder_2, for it is what can learn; `clip` pools. guidance: that of
+    classifier-free guidance, 1 for none; distilled_guidance: the number that the model is told, in training as in
+    sampling. max_tokens: of T5. control_layers: double and single blocks of a new ControlNet. transformer, vae,
+    text_encoder (CLIP), tokenizer: the part from elsewhere, as "<folder or hub id>[::<subfolder>]".
+    """
+
+    branch: ClassVar[type[nn.Module]] = FluxControlNetModel
+    folders: ClassVar[dict[str, str]] = {"unet": "transformer", "text_encoder": "text_encoder_2"}
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights: str,
+        resolution: int,
+        guidance: float,
+        num_inference_steps: int,
+        distilled_guidance: float = 3.5,
+        max_tokens: int = 512,
+        control_layers: tuple[int, int] = (4, 4),
+        controls: dict[str, str] | None = None,
+        transformer: str | None = None,
+        vae: str | None = None,
+        text_encoder: str | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
+        self.distilled_guidance, self.max_tokens, self.control_layers = distilled_guidance, max_tokens, control_layers
+        self.elsewhere = {"transformer": transformer, "text_encoder": text_encoder, "tokenizer": tokenizer}
+        super().__init__(
+            name=name, weights=weights, resolution=resolution, guidance=guidance,
+            num_inference_steps=num_inference_steps, controls=controls, vae=vae,
+        )  # fmt: skip
+
+    def _load_denoiser(self) -> None:
+        self.changes |= {part: place for part, place in self.elsewhere.items() if place}
+        self.unet = self._load(FluxTransformer2DModel, "transformer", torch_dtype=torch.float32)
+        self.unet.distilled_guidance = self.distilled_guidance
+
+    def _load_text(self) -> None:
+        self.text_encoder = self._load(T5EncoderModel, "text_encoder_2", dtype=torch.float32)
+        self.t5_tokenizer = self._load(T5TokenizerFast, "tokenizer_2")
+        self.clip = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
+        self.tokenizer = self._load(CLIPTokenizer, "tokenizer")
+
+    def _load_process(self) -> None:
+        """Raises UserError where the latents cannot be packed in twos."""
+        _, height, width = self.latent_shape
+        if height % 2:
+            needed = 2 * self.resolution / height
+            raise UserError(f"model.resolution={self.resolution}: FLUX needs a multiple of {needed:g}")
+        config = self._load(FlowMatchEulerDiscreteScheduler, "scheduler").config
+        self.process = Flow.from_config(config, tokens=height * width // 4)
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return self.text_encoder, self.clip
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Token ids of T5 and then of CLIP: (B, L5 + L) int64 on the CPU."""
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        t5 = self.t5_tokenizer(prompts, max_length=self.max_tokens, **options)
+        return torch.cat([t5.input_ids, super().tokenize(prompts)], 1)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Packed text: (B, L5 + L) -> (B, L5 + 1, D)."""
+        t5, clip = tokens.to(self.device).split([self.max_tokens, tokens.shape[1] - self.max_tokens], 1)
+        return pack(self.text_encoder(t5).last_hidden_state, self.clip(clip).pooler_output)
+
+    @torch.no_grad()
+    def features(self, control: FluxControlNetModel, images: Tensor) -> Tensor:
+        """Latents of condition images, (B, 3, H, W) in [0, 1] -> (B, C, h, w).
+
+        The mean of the autoencoder's posterior, from which stock pipelines draw: a condition has no noise.
+        """
+        moments = self.encode_moments(images)
+        return self.sample_latents(moments, torch.zeros_like(moments[:, : self.latent_shape[0]]))
+
+    def load_control(self, task: str, weights: str, subfolder: str | None = None) -> FluxControlNetModel:
+        """As StableDiffusion's; UserError on the kinds of FLUX ControlNets that are conditioned otherwise."""
+        control = super().load_control(task, weights, subfolder)
+        if control.union or control.input_hint_block is not None:
+            raise UserError(f"control.weights={weights}: a union or X-Labs ControlNet; what works: one without modes")
+        return control
+
+    def _control_from_denoiser(self) -> FluxControlNetModel:
+        """from_transformer, whose embedder of the condition starts at 0 like the layers that lead back.
+
+        For the short training of a tiny model it starts as a copy of the latents' instead: with both at 0 the
+        condition has no gradient at first (as in StableDiffusion).
+        """
+        config, (double, single) = self.unet.config, self.control_layers
+        control = FluxControlNetModel.from_transformer(
+            self.unet,
+            num_layers=double,
+            num_single_layers=single,
+            attention_head_dim=config.attention_head_dim,
+            num_attention_heads=config.num_attention_heads,
+        )
+        if len(self.vae.config.block_out_channels) < 4:
+            control.controlnet_x_embedder.load_state_dict(self.unet.x_embedder.state_dict())
+        return control
