@@ -176,7 +176,8 @@ def assemble(cfg: DictConfig) -> Job:
         control, control_digest = branch.load(adapter, task.name), branch.digest(adapter, task.name)
     policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
     policy = hardware.prepare(policy)
-    data = create(cfg.data, resolution=cfg.model.resolution)
+    known, live = signature(cfg.data._target_), {"resolution": cfg.model.resolution, "task": task}
+    data = create(cfg.data, **{name: value for name, value in live.items() if not known or known[name]})
     return Job(cfg, hardware, policy, task, data, reward_of(cfg, adapter, task), control_digest)
 
 

@@ -98,20 +98,25 @@ SCHEMAS: dict[str, type] = {"logger": Wandb}
 # Arguments that build.py passes, by group; a configuration may not set them. Keyword-only arguments without a default
 # whose annotation is not a plain scalar count as such without standing here.
 RUNTIME: dict[str, frozenset[str]] = {
-    "data": frozenset({"resolution"}),
+    "data": frozenset({"resolution", "task"}),
     "method": frozenset({"policy", "optim", "seed"}),
     "task": frozenset({"resolution", "toy"}),
 }
 
 # Arguments that name what must exist, relative to the current directory: class -> argument -> what it is.
 PATHS = {
+    "lpo_platform.data.captioned.Captioned": {"path": "file, folder or hub id"},
     "lpo_platform.data.folder.Folder": {"path": "folder"},
     "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
     "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
 }
 
 NOT_NONE = "!none"
-PICTURES = ("folder", "toy")
+PICTURES = (
+    "captioned", "captioned_ade20k", "captioned_cocopose", "captioned_cocostuff", "cpo_pairs",
+    "cpo_pairs_ade20k", "cpo_pairs_coco", "cpo_pairs_multigen", "cpo_pairs_pose", "folder", "humanart", "jsonl",
+    "multigen_20m", "multigen_20m_depth", "pose_dpo", "toy",
+)  # fmt: skip
 DIFFERENTIABLE = ("canny", "depth", "hed", "lineart", "seg_ade20k", "seg_coco")
 PAIRS = ("image_pairs", "toy_pairs")
 OF_PICTURES = (
@@ -553,14 +558,14 @@ def _mapping(node: object) -> Values:
 
 
 def path_problem(key: str, value: str, kind: str = "folder") -> list[str]:
-    """kind: folder, file, or folder or hub id."""
+    """kind: what it may be, of file, folder and hub id."""
     path = Path(value).expanduser()
-    if path.is_file() if kind == "file" else path.is_dir():
+    if ("file" in kind and path.is_file()) or ("folder" in kind and path.is_dir()):
         return []
-    if kind == "folder or hub id" and is_hub_id(value) and not path.exists():
+    if "hub id" in kind and is_hub_id(value) and not path.exists():
         return []
     what = "not a" if path.exists() else "no such"
-    noun = "file" if kind == "file" else "folder"
+    noun = " or ".join(noun for noun in ("file", "folder") if noun in kind)
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     return [f"{key}={value}: {what} {noun}{where}{', and no hub id' if kind == 'folder or hub id' else ''}"]
 

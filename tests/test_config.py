@@ -155,7 +155,8 @@ GROUPS = ("control", "tune", "reward", "data", "method")
 
 def allowed(choice: dict[str, str]) -> bool:
     """The facts of the methods in words, beside the table in config.py."""
-    pictures, prompts = ("folder", "toy"), ("folder", "prompts", "toy", "toy_prompts")
+    prompts = ("folder", "prompts", "toy", "toy_prompts")
+    pictures = set(shipped("data")) - {"image_pairs", "prompts", "toy_pairs", "toy_prompts"}
     unconditional = choice["control"] == "none" and choice["task"] == "none"
     learned = choice["tune"] in ("full", "lora")
     no_reward = choice["reward"] == "none"
@@ -190,6 +191,7 @@ def paths(folder: Path) -> dict[str, list[str]]:
     return {
         "folder": [f"data.path={folder}"],
         "image_pairs": [f"data.path={folder}"],
+        **{name: [f"data.path={folder}"] for name in ("captioned", "cpo_pairs", "cpo_pairs_multigen", "jsonl")},
         "prompts": [f"data.path={folder}/prompts.txt"],
     }
 

@@ -23,8 +23,8 @@ def local_folder(path: str | Path, splits: list[str]) -> Path:
 def _fetch(name: str, splits: list[str]) -> Path:
     from huggingface_hub import snapshot_download  # takes a second to import
 
-    forms = ("*{}-*-of-*.parquet", "{}.parquet", "*/{}.parquet", "{}/*.parquet", "*/{}/*.parquet")
-    patterns = [form.format(split) for split in splits for form in forms]
+    forms = ("*{}-*", "{}.*", "*/{}.*", "{}/*", "*/{}/*")
+    patterns = [form.format(split) + suffix for split in splits for form in forms for suffix in (".parquet", ".tar")]
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
     except Exception as error:  # the hub, its cache and the network have an exception each, and one answer fits all

@@ -20,7 +20,7 @@ from lpo_platform.data.findings import Findings
 from lpo_platform.data.hub import local_folder
 from lpo_platform.data.mpcf import Scores, Strategy, read_scores
 from lpo_platform.data.pair_prompts import PairPrompts
-from lpo_platform.data.row_files import RowFiles, Unreadable, find_split, identity
+from lpo_platform.data.row_files import RowFiles, Unreadable, find_split
 from lpo_platform.data.source import Preference
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,8 @@ class Pairs:
         self._files = files
         self._rows = rows
         self._resolution = resolution
-        identities = [identity(file) for file in files.files]
         self.fingerprint = fingerprint(
-            "image_pairs", VERSION, Image.__version__, resolution, name, identities, rows.digest()
+            "image_pairs", VERSION, Image.__version__, resolution, name, files.identities(), rows.digest()
         )
 
     def __len__(self) -> int:

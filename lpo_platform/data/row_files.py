@@ -69,8 +69,14 @@ class RowFiles:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def column(self, name: str, kind: pa.DataType) -> pa.ChunkedArray:
-        """A whole column, for narrow ones. Raises Unreadable, also where it cannot be cast to `kind`."""
+    def identities(self) -> list[str]:
+        return [identity(file) for file in self.files]
+
+    def column(self, name: str, kind: pa.DataType | None = None) -> pa.ChunkedArray:
+        """A whole column, for narrow ones. Raises Unreadable, also where it cannot be cast to `kind`.
+
+        Without a kind, that of the first file.
+        """
         chunks: list[pa.Array] = []
         for file in self.files:
             try:
@@ -78,6 +84,7 @@ class RowFiles:
                     part = pq.ParquetFile(file, memory_map=True).read(columns=[name], use_threads=False)[name]
                 else:
                     part = _mapped(file)[name]
+                kind = kind or part.type
                 chunks += part.cast(kind).chunks
             except (OSError, pa.ArrowException) as error:
                 raise Unreadable(f"{file.name}: column {name}: {_first_line(error)}") from error
@@ -167,14 +174,14 @@ def identity(file: Path) -> str:
         return result.hexdigest()
 
 
-def find_split(folder: Path, split: str, findings: Findings) -> list[Path]:
+def find_split(folder: Path, split: str, findings: Findings, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """The files of a split, in order: `<split>/*`, or `<split>.parquet`, `<split>-00000-of-00002.parquet`,
-    `<dataset>-<split>-00000-of-00002.arrow` anywhere below the folder. [] where there are none.
+    `<dataset>-<split>-00000-of-00002.arrow`, `<split>-000000.tar` anywhere below the folder. [] where there are none.
 
     A file that its series `-of-N` lacks is reported. Raises UserError where the split is there twice.
     """
-    name = re.compile(rf"(.*-)?{re.escape(split)}(-\d+-of-\d+.*)?({'|'.join(map(re.escape, SUFFIXES))})")
-    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    name = re.compile(rf"(.*-)?{re.escape(split)}(-\d+(-of-\d+.*)?)?({'|'.join(map(re.escape, suffixes))})")
+    files = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
     found = [path for path in files if path.parent != folder and path.parent.name == split]
     found = [path for path in found if not path.name.startswith(("cache-", "tmp"))]  # what `datasets` leaves there
     found = found or [path for path in files if name.fullmatch(path.name)]

@@ -1,0 +1,283 @@
+"""Any table of captioned pictures as a data option, with the conditions that it may have annotated."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+from PIL import Image
+from torch import Tensor
+
+from lpo_platform.config import UserError
+from lpo_platform.data.cache import fingerprint
+from lpo_platform.data.cells import Unusable, labels, picture, square
+from lpo_platform.data.findings import Findings
+from lpo_platform.data.hub import local_folder
+from lpo_platform.data.line_files import LineFiles
+from lpo_platform.data.row_files import SUFFIXES, RowFiles, Unreadable, find_split
+from lpo_platform.data.source import Sample
+from lpo_platform.data.tar_files import TarFiles
+from lpo_platform.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raise it when a row is decoded differently
+NO_CAPTION = "row without a caption"
+LOST = "row that its file does not give"
+KINDS = (SUFFIXES, (".tar",), (".jsonl",))
+
+
+class Table(Protocol):
+    """Rows in files, read by number."""
+
+    files: list[Path]
+
+    def __len__(self) -> int: ...
+
+    def identities(self) -> list[str]:
+        """What a cache key says of the files."""
+        ...
+
+    def column(self, name: str) -> pa.Array | pa.ChunkedArray:
+        """A narrow column. Raises Unreadable."""
+        ...
+
+    def cells(self, row: int, names: Sequence[str]) -> list[object]:
+        """Raises Unreadable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a split is and what its columns are called; null for what it has not."""
+
+    path: str
+    split: str
+    image: str
+    caption: str
+    condition: str | None
+    loser: str | None
+    labels: str | None
+    label_offset: int
+
+    def of(self, task: Task | None) -> "Columns":
+        """With the task's name for `{task}`, and without conditions where there is no task."""
+        if task is None:
+            return replace(self, condition=None, loser=None, labels=None)
+        names = {key: getattr(self, key) for key in ("condition", "loser", "labels")}
+        return replace(self, **{key: name and name.replace("{task}", task.name) for key, name in names.items()})
+
+    @property
+    def pictures(self) -> list[str]:
+        return [name for name in (self.image, self.condition, self.loser) if name is not None]
+
+    @property
+    def cells(self) -> list[str]:
+        return [*self.pictures, *([self.labels] if self.labels else [])]
+
+
+class CaptionedRows:
+    """One split. Rows are cheapest in rising order.
+
+    losers: whether the samples have a loser.
+    """
+
+    def __init__(
+        self, table: Table, rows: Sequence[int], captions: Sequence[tuple[str, ...]], columns: Columns,
+        *, several: bool, resolution: int, resample: Image.Resampling,
+    ) -> None:  # fmt: skip
+        self._table, self._rows, self._captions, self._columns = table, rows, captions, columns
+        self._several, self._resolution, self._resample = several, resolution, resample
+        self.losers = columns.loser is not None
+        names = [columns.split, *columns.cells, columns.label_offset]
+        texts = hashlib.sha256(repr(list(zip(rows, captions, strict=True))).encode()).hexdigest()
+        self.fingerprint = fingerprint(
+            "captioned", VERSION, Image.__version__, resolution, int(resample), names, table.identities(), texts
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def caption(self, i: int) -> str:
+        """The first caption of item i, without reading a picture."""
+        return self._captions[i][0]
+
+    def __getitem__(self, i: int) -> Sample:
+        """Item i; the whole pictures are made square, by bicubic interpolation, as CPO does (arXiv:2511.04753).
+
+        Raises Unusable where a picture or its labels are missing or broken.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"there are {len(self)} rows, number {i} was asked for")
+        columns, name = self._columns, f"{self._columns.split}-{self._rows[i]:07d}"
+        try:
+            cells = dict(zip(columns.cells, self._table.cells(self._rows[i], columns.cells), strict=True))
+        except Unreadable as error:
+            raise Unusable(f"{name} ({error})", LOST) from error
+        image = picture(cells[columns.image], f"{name} {columns.image}", side=self._resolution)
+
+        def control(column: str | None) -> Tensor | None:
+            if column is None:
+                return None
+            shown = picture(cells[column], f"{name} {column}", side=self._resolution)
+            return square(shown, self._resolution, self._resample)
+
+        return Sample(
+            id=name,
+            image=square(image, self._resolution, Image.Resampling.BICUBIC),
+            caption=self.caption(i),
+            captions=self._captions[i] if self._several else (),
+            condition=control(columns.condition),
+            loser=control(columns.loser),
+            labels=None if columns.labels is None else self._labels(cells[columns.labels], name, image.size),
+        )
+
+    def _labels(self, cell: object, name: str, size: tuple[int, int]) -> Tensor:
+        offset = self._columns.label_offset
+        return labels(cell, f"{name} {self._columns.labels}", size=size, resolution=self._resolution, offset=offset)
+
+
+class Captioned:
+    """Captioned pictures from parquet, arrow (also `datasets`' save_to_disk), WebDataset shards or JSON lines.
+
+    path: a folder, a file, or a hub id, which is fetched. split: the files to train on, as they are called
+    (`train-00000-of-00009.parquet`, `train/*.tar`, `train.jsonl`); where nothing is held out by the data, also any.
+    Columns: image; caption, a text or a list of texts, of which every step draws one; and what the data have annotated,
+    else null: condition, a control image; loser, that of a worse picture (method=cpo then draws none); labels, label
+    maps or people of 17 keypoints, which tell more than their drawing. `{task}` in a name is the task's name.
+    label_offset: what is added to a label for the number that the task gives its class, where 0 is "no label".
+
+    test: what differs for the held-out split, any of these; null holds out the rows of num_test captions, chosen by a
+    hash of seed and text, at most half. num_train: the first so many usable rows, null for all.
+    bicubic_labels: label colours are resized like other pictures, as in the original, which makes colours that are
+    nobody's (specs/cpo.md W16); else the nearest one is taken.
+
+    Rows without a caption are counted, reported and left out at once; a broken picture raises Unusable at its item.
+    Raises UserError where nothing is found or nothing is left.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        image: str = "image",
+        caption: str = "text",
+        condition: str | None = None,
+        loser: str | None = None,
+        labels: str | None = None,
+        label_offset: int = 0,
+        test: dict[str, str | int | None] | None = None,
+        num_train: int | None = None,
+        num_test: int = 200,
+        seed: int = 0,
+        bicubic_labels: bool = False,
+        cache_folder: str | None = "outputs/cache/folder",
+        *,
+        resolution: int,
+        task: Task | None = None,
+    ) -> None:
+        train = Columns(path, split, image, caption, condition, loser, labels, label_offset)
+        unknown = sorted(set(test or {}) - {field.name for field in fields(Columns)})
+        if unknown:
+            names = ", ".join(field.name for field in fields(Columns))
+            raise UserError(f"data.test.{unknown[0]}: no such column; what works: {names}")
+        for key, number in (("num_train", num_train), ("num_test", num_test)):
+            if number is not None and number < 1:
+                raise UserError(f"data.{key}={number}; what works: 1 or more")
+        nearest = task is not None and task.categorical and not bicubic_labels
+        self._findings, self._cache = Findings(), cache_folder
+        self._form = {
+            "resolution": resolution,
+            "resample": Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC,
+        }
+        rows = self._open(train.of(task), alone=test is None)
+        if test is None:
+            kept, held_out = hold_out(rows[1], num_test, seed)
+            self.train, self.test = self._split(*rows, kept[:num_train]), self._split(*rows, held_out)
+        else:
+            self.train = self._split(*rows, range(len(rows[1]))[:num_train])
+            rows = self._open(replace(train, **test).of(task), alone=False)
+            self.test = self._split(*rows, range(len(rows[1])))
+        counts = f"{path}: {len(self.train)} pictures to train on, {len(self.test)} held out"
+        line = " | ".join(filter(None, [counts, self._findings.line()]))
+        log.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", line)
+
+    def report(self) -> dict[str, object]:
+        """Counts, `skipped` and `noted` by reason with up to 3 examples."""
+        return {"train": len(self.train), "test": len(self.test), **self._findings.report()}
+
+    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
+        """None: nothing here can judge arbitrary captions."""
+        return None
+
+    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        return {}
+
+    def _open(self, columns: Columns, *, alone: bool) -> tuple[Table, list[tuple[int, tuple[str, ...]]], Columns, bool]:
+        """(the table, its usable rows with their captions, its columns, whether it has lists of captions)."""
+        files = files_of(columns, self._findings, alone=alone)
+        required = [*columns.cells, columns.caption]
+        suffix = files[0].suffix if files else ""
+        if suffix == ".tar":
+            table: Table = TarFiles(files, required, self._findings, self._cache)
+        elif suffix == ".jsonl":
+            table = LineFiles(files, required, self._findings, pictures=columns.pictures)
+        else:
+            table = RowFiles(files, required, self._findings)
+        if not table.files:
+            self._refuse(columns, "there are no usable files" if files else "there are no files")
+        try:
+            captions = table.column(columns.caption)
+        except Unreadable as error:
+            raise UserError(f"data.path={columns.path}: {error}; what works: another copy of this file") from error
+        texts = [_texts(value) for value in captions.to_pylist()]
+        for row, found in enumerate(texts):
+            if not found:
+                self._findings.skip(NO_CAPTION, f"{columns.split}-{row:07d}")
+        rows = [(row, found) for row, found in enumerate(texts) if found]
+        if len(rows) < 1 + alone:
+            self._refuse(columns, f"{len(rows)} of its {len(texts)} rows can be used")
+        return table, rows, columns, pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
+
+    def _split(self, table: Table, rows: list, columns: Columns, several: bool, kept: Sequence[int]) -> CaptionedRows:
+        numbers, captions = zip(*(rows[i] for i in kept), strict=True)
+        return CaptionedRows(table, numbers, captions, columns, several=several, **self._form)
+
+    def _refuse(self, columns: Columns, what: str) -> None:
+        details, name = self._findings.line(), columns.split
+        raise UserError(
+            f"data.path={columns.path}: split {name}: {what}{f' [{details}]' if details else ''}; what works: "
+            f"{name}-00000-of-00001.parquet, .arrow, .tar or .jsonl, or a folder {name} of them, with the columns "
+            f"{', '.join([*columns.cells, columns.caption])}"
+        )
+
+
+def files_of(columns: Columns, findings: Findings, *, alone: bool) -> list[Path]:
+    """The files of a split, all of one kind; where no split is held out (`alone`), those that name none, too."""
+    file = Path(columns.path).expanduser()
+    if file.is_file():
+        return [file.absolute()]
+    folder = local_folder(columns.path, [columns.split])
+    for suffixes in KINDS:
+        files = find_split(folder, columns.split, findings, suffixes)
+        files = files or sorted(path for path in folder.iterdir() if alone and path.suffix in suffixes)
+        if files:
+            return files
+    return []
+
+
+def hold_out(rows: Sequence[tuple[int, tuple[str, ...]]], number: int, seed: int) -> tuple[list[int], list[int]]:
+    """(places to train on, places held out): every row of `number` first captions, at most half of them."""
+    digests = {text: hashlib.sha256(f"{seed}|{text}".encode()).digest() for text in {found[0] for _, found in rows}}
+    chosen = set(sorted(digests, key=digests.__getitem__)[: max(1, min(number, len(digests) // 2))])
+    kept = [place for place, (_, found) in enumerate(rows) if found[0] not in chosen]
+    return kept, [place for place, (_, found) in enumerate(rows) if found[0] in chosen]
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """The captions of a cell, without blank ones and with single spaces."""
+    texts = value if isinstance(value, list) else [value]
+    return tuple(" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip())
