@@ -15,7 +15,7 @@ from lpo_platform.models.export import export
 from lpo_platform.models.flux import Flux
 from lpo_platform.models.flux_transformer import patches, picture
 from lpo_platform.models.policy import Policy
-from lpo_platform.models.shared_encoder import decode, encode
+from lpo_platform.models.shared_encoder import decode, encode, features_of
 from lpo_platform.models.stable_diffusion_xl import pack, unpack
 from lpo_platform.models.tuning import Control, Full
 from lpo_platform.sharding import parts
@@ -72,7 +72,8 @@ def test_latents_are_shifted_and_scaled(flux: Flux, stock: FluxPipeline) -> None
     latents = flux.sample_latents(moments, torch.zeros_like(mean))
     torch.testing.assert_close(latents, (mean - 0.1159) * 0.3611)
     torch.testing.assert_close(flux.decode(latents), (stock.vae.decode(mean).sample / 2 + 0.5).clamp(0, 1))
-    assert torch.equal(flux.features(None, pixels), latents)
+    control = Policy(flux, Control(), flux.load_control("", "unet"))
+    assert torch.equal(control.features(pixels), latents)
 
 
 def stock_inputs(flux: Flux, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> dict:
@@ -111,7 +112,7 @@ def test_a_controlnet_adds_what_stock_diffusers_adds(folder: Path) -> None:
     control, image = branch(flux), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1000.0, 3.25])
     text = flux.embed(flux.tokenize(PROMPTS))
-    given, features = stock_inputs(flux, x, t, text), flux.features(control, image)
+    given, features = stock_inputs(flux, x, t, text), features_of(control, image, flux)
     double, single = control(controlnet_cond=FluxPipeline._pack_latents(features, *features.shape), **given)
     assert len(double) == 1 and len(single) == 2
     residuals = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}

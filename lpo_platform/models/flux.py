@@ -88,15 +88,6 @@ class Flux(StableDiffusion):
         t5, clip = tokens.to(self.device).split([self.max_tokens, tokens.shape[1] - self.max_tokens], 1)
         return pack(self.text_encoder(t5).last_hidden_state, self.clip(clip).pooler_output)
 
-    @torch.no_grad()
-    def features(self, control: FluxControlNetModel, images: Tensor) -> Tensor:
-        """Latents of condition images, (B, 3, H, W) in [0, 1] -> (B, C, h, w).
-
-        The mean of the autoencoder's posterior, from which stock pipelines draw: a condition has no noise.
-        """
-        moments = self.encode_moments(images)
-        return self.sample_latents(moments, torch.zeros_like(moments[:, : self.latent_shape[0]]))
-
     def load_control(self, task: str, weights: str, subfolder: str | None = None) -> FluxControlNetModel:
         """As StableDiffusion's; UserError on the kinds of FLUX ControlNets that are conditioned otherwise."""
         control = super().load_control(task, weights, subfolder)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from lpo_platform.models.shared_encoder import decode, encode, repeat_rows, residuals_of
+from lpo_platform.models.adapter import Adapter
+from lpo_platform.models.shared_encoder import decode, encode, features_of, repeat_rows, residuals_of
 from lpo_platform.models.stable_diffusion_xl import unpack
 
 Model = FluxTransformer2DModel | FluxControlNetModel
@@ -91,6 +92,13 @@ def encode_flux(transformer: FluxTransformer2DModel, x: Tensor, t: Tensor, text:
     hidden, places = transformer.x_embedder(patches(x.to(transformer.dtype))), rotary(transformer, x, context)
     hidden, context = through(transformer, transformer.transformer_blocks[0], hidden, context, time, places)
     return EncodedFlux(x, t, text, guidance, time, hidden, context)
+
+
+@features_of.register
+def features_of_flux(control: FluxControlNetModel, images: Tensor, adapter: Adapter) -> Tensor:
+    """The latents of conditions, at the mean of the autoencoder's posterior: stock pipelines draw from that."""
+    moments = adapter.encode_moments(images)
+    return adapter.sample_latents(moments, torch.zeros_like(moments.chunk(2, 1)[0]))
 
 
 @residuals_of.register

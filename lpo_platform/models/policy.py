@@ -8,7 +8,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter, Condition
-from lpo_platform.models.shared_encoder import Encoded, decode, encode, residuals_of
+from lpo_platform.models.shared_encoder import Encoded, decode, encode, features_of, residuals_of
 from lpo_platform.models.tuning import Lora, Tune, adapters_off
 
 
@@ -78,7 +78,7 @@ class Policy(nn.Module):
     def features(self, control: Tensor | None) -> Tensor | None:
         """What the control branch makes of condition images (B, 3, H, W) in [0, 1] alone: the same at every x and t, so
         one row serves all predictions under its condition. None without a condition."""
-        return None if control is None else self.adapter.features(self._active["control"], control)
+        return None if control is None else features_of(self._active["control"], control, self.adapter)
 
     def decode(self, encoded: Encoded, features: Tensor | None = None) -> Tensor:
         """The output (B, C, h, w) in float32 for an encoding and the features of its conditions."""

@@ -15,6 +15,7 @@ from diffusers import ControlNetModel, Transformer2DModel, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
 from torch import Tensor, nn
 
+from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.stable_diffusion_xl import PIXELS_PER_LATENT, unpack
 
 Residuals = tuple[Sequence[Tensor], Tensor]
@@ -157,6 +158,12 @@ def attend(attention: Transformer2DModel, hidden: Tensor, sequence: Tensor) -> T
 def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
     """The whole tensor again and again until it has that many rows."""
     return tensor if len(tensor) == rows else tensor.repeat(rows // len(tensor), *[1] * (tensor.ndim - 1))
+
+
+@singledispatch
+def features_of(control: ControlNetModel, images: Tensor, adapter: Adapter) -> Tensor:
+    """What a ControlNet makes of condition images (B, 3, H, W) in [0, 1] alone, whatever x and t: (B, C, h, w)."""
+    return control.controlnet_cond_embedding(images.to(control.dtype))
 
 
 @singledispatch

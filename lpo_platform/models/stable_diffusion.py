@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lpo_platform.config import UserError
 from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.lora import merge, read
 from lpo_platform.models.weights import digest, load, split
 
@@ -142,15 +143,11 @@ class StableDiffusion:
         latents = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.dtype)
         return (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
 
-    def features(self, control: ControlNetModel, images: Tensor) -> Tensor:
-        """What a control branch makes of condition images (B, 3, H, W) in [0, 1] alone, see Policy.features."""
-        return control.controlnet_cond_embedding(images.to(control.dtype))
-
     def load_control(self, task: str, weights: str, subfolder: str | None = None) -> ControlNetModel:
         """The ControlNet that a run starts from.
 
         weights: "auto" is the model's own for this task, "unet" a fresh one initialised from the denoiser, else a
-        folder or hub id. UserError when "auto" knows none.
+        folder or hub id, of a ControlNet with DINO too. UserError when "auto" knows none.
         """
         if weights == "unet":
             return self._control_from_denoiser().to(memory_format=torch.channels_last)
@@ -162,8 +159,12 @@ class StableDiffusion:
                     "Pass control.weights=<folder or hub id>, or control.weights=unet to start a new one"
                 )
             weights, subfolder = split(self.controls[task])
-        options = {"torch_dtype": torch.float32} | ({"subfolder": subfolder} if subfolder else {})
-        control = load(self.branch.from_pretrained, weights, setting="control.weights", **options)
+        options = {"setting": "control.weights"} | ({"subfolder": subfolder} if subfolder else {})
+        config = load(self.branch.load_config, weights, **options)
+        if config.get("global_pool_conditions") or config.get("controlnet_conditioning_channel_order") == "bgr":
+            raise UserError(f"control.weights={weights}: reads pooled or BGR conditions, which no task has")
+        kind = ControlNetDinoModel if "adapter_size" in config else self.branch
+        control = load(kind.from_pretrained, weights, torch_dtype=torch.float32, **options)
         return control.to(memory_format=torch.channels_last)
 
     def _control_from_denoiser(self) -> ControlNetModel:
