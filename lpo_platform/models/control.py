@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from diffusers import ControlNetModel
+from transformers import AutoModel, Dinov2Model
 
+from lpo_platform.config import UserError
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.weights import digest
+from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel, resize_of, size_of
+from lpo_platform.models.weights import digest, load
 
 
 @dataclass(frozen=True)
@@ -16,10 +20,57 @@ class ControlNet:
     subfolder: str | None = None
 
     def load(self, adapter: Adapter, task: str) -> ControlNetModel:
-        return adapter.load_control(task, self.weights, self.subfolder)
+        control = adapter.load_control(task, self.weights, self.subfolder)
+        if isinstance(control, ControlNetDinoModel):
+            raise UserError(f"control.weights={self.weights}: a ControlNet with DINO; use control=controlnet_dino")
+        return control
 
     def digest(self, adapter: Adapter, task: str) -> str:
         """What identifies the starting weights in a cache key."""
         place = adapter.controls[task] if self.weights == "auto" else self.weights
         weights, _, subfolder = place.partition("::")
         return f"{digest(weights)}::{self.subfolder or subfolder}"
+
+
+@dataclass(frozen=True)
+class ControlNetDino(ControlNet):
+    """weights, subfolder: of a ControlNet with DINO, taken whole, or of a plain one, to which a DINOv2 is added.
+
+    dino: that DINOv2, a folder, a hub id or one of SIZES (Meta's weights); auto is small, under a tiny model tiny, of
+    which there are random weights only. pretrained: false draws the size that `dino` names at random. dino_nearest:
+    resize the condition by nearest whatever the task, as the authors' CPO scripts do (specs/cpo.md, W5).
+    """
+
+    dino: str = "auto"
+    pretrained: bool = True
+    dino_nearest: bool = False
+
+    def load(self, adapter: Adapter, task: str) -> ControlNetDinoModel:
+        control = adapter.load_control(task, self.weights, self.subfolder)
+        if not isinstance(control, ControlNetModel):
+            raise UserError(f"control=controlnet_dino: not for model={adapter.name}; use control=controlnet")
+        if not isinstance(control, ControlNetDinoModel):
+            size, dino = self._dino(adapter)
+            control = ControlNetDinoModel.from_controlnet(control, dino, adapter_size=size)
+        control.register_to_config(resize="nearest" if self.dino_nearest else control.config.resize or resize_of(task))
+        return control.to(memory_format=torch.channels_last)
+
+    def _dino(self, adapter: Adapter) -> tuple[str, Dinov2Model | None]:
+        """Size and weights of the DINOv2 that is added, None for random ones."""
+        auto = "tiny" if adapter.name.startswith("tiny") else "small"
+        name = auto if self.dino == "auto" else self.dino
+        if name == "tiny" or (name in SIZES and not self.pretrained):
+            return name, None
+        sizes = ", ".join(SIZES)
+        if not self.pretrained:
+            raise UserError(f"control.dino={name} with control.pretrained=false: name a size, one of {sizes}")
+        place = f"facebook/dinov2-{name}" if name in SIZES else name
+        dino = load(AutoModel.from_pretrained, place, setting="control.dino", dtype=torch.float32)
+        size = size_of(dino.config)
+        if size is None:
+            raise UserError(f"control.dino={name}: a {dino.config.model_type}, not a DINOv2 of a size in {sizes}")
+        return size, dino
+
+    def digest(self, adapter: Adapter, task: str) -> str:
+        """Without the DINOv2 that is added: behind its zero layer it changes nothing yet."""
+        return f"{super().digest(adapter, task)}::{self.dino_nearest}"

@@ -1,0 +1,126 @@
+"""A ControlNet that also looks at its condition through DINOv2 (arXiv:2511.04753; specs/cpo.md section 3)."""
+
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from transformers import Dinov2Config, Dinov2Model
+
+# adapter_size -> how its DINOv2 differs from the rest; tiny is ours, 4 pixels a patch, one for each latent of model=tiny
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 4, "image_size": 64},
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
+}
+NEAREST = frozenset({"canny", "seg_ade20k", "seg_coco"})
+
+# names in the published checkpoints, which are those of transformers 4 -> names in transformers 5
+PUBLISHED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
+
+
+def resize_of(task: str) -> str:
+    """How the conditions of a task are resized: nearest keeps binary edges and palette colours."""
+    return "nearest" if task in NEAREST else "bicubic"
+
+
+def config_of(size: str) -> Dinov2Config:
+    return Dinov2Config(**{"image_size": 518, "patch_size": 14} | SIZES[size])
+
+
+def size_of(config: Dinov2Config) -> str | None:
+    """The name of a DINOv2's architecture, None for one that has none."""
+    parts = ("model_type", "patch_size", "image_size", *SIZES["giant"])
+    same = lambda other: all(getattr(config, part, None) == getattr(other, part) for part in parts)  # noqa: E731
+    return next((size for size in SIZES if same(config_of(size))), None)
+
+
+class Dino(nn.Module):
+    """DINOv2, and a linear layer that starts at zero."""
+
+    def __init__(self, size: str, channels: int) -> None:
+        super().__init__()
+        self.model = Dinov2Model(config_of(size))
+        self.conv_out = nn.Linear(self.model.config.hidden_size, channels)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, images: Tensor, shape: torch.Size, resize: str) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> (B, C, *shape): they are resized to one patch for each place of shape."""
+        size = [self.model.config.patch_size * side for side in shape]
+        images = interpolate(images, size, mode=resize, align_corners=True if resize == "bicubic" else None)
+        tokens = self.model(2 * images - 1).last_hidden_state[:, 1:]
+        return self.conv_out(tokens).mT.unflatten(2, shape)
+
+
+class ControlNetDinoModel(ControlNetModel):
+    """adapter_size: of SIZES. resize: nearest or bicubic; None where a checkpoint does not say, as the authors' do not,
+    and then nearest, as in their code.
+
+    The stock forward adds what controlnet_cond_embedding returns after conv_in, and so does ours what `dino` says:
+    stock pipelines, and whoever computes the features of a condition once, call that embedding and need know nothing.
+    """
+
+    def __init__(self, adapter_size: str = "small", resize: str | None = None, **plain: Any) -> None:
+        super().__init__(**plain)
+        self.register_to_config(adapter_size=adapter_size, resize=resize)
+        self.dino = Dino(adapter_size, self.config.block_out_channels[0])
+        self.requires_grad_(True)
+        self.controlnet_cond_embedding.register_forward_hook(self._add_dino)
+
+    @classmethod
+    def from_controlnet(
+        cls, control: ControlNetModel, dino: Dinov2Model | None = None, *, adapter_size: str
+    ) -> "ControlNetDinoModel":
+        """Starts as the plain ControlNet, bit for bit; without `dino` its DINOv2 is random, the same each time."""
+        plain = {key: control.config[key] for key in signature(ControlNetModel.__init__).parameters if key != "self"}
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            new = cls(adapter_size=adapter_size, **plain)
+        new.load_state_dict(new.state_dict() | control.state_dict())
+        if dino is not None:
+            new.dino.model.load_state_dict(dino.state_dict())
+        return new
+
+    def requires_grad_(self, requires_grad: bool = True) -> "ControlNetDinoModel":
+        """All but the token of masked patches, for there are none: DDP would wait for its gradient."""
+        super().requires_grad_(requires_grad)
+        self.dino.model.embeddings.mask_token.requires_grad_(False)
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        super().save_pretrained(save_directory, **options)
+        file = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
+        names = {new: old for old, new in PUBLISHED.items()}
+        save_file({_renamed(name, names): value for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+    def _add_dino(self, embedding: nn.Module, inputs: tuple[Tensor], features: Tensor) -> Tensor:
+        return features + self.dino(inputs[0], features.shape[-2:], self.config.resize or "nearest")
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
+        """Diffusers' place for names that have changed."""
+        for name in list(state_dict):
+            state_dict[_renamed(name, PUBLISHED)] = state_dict.pop(name)
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        """What diffusers reads of a config.json; it would see `plain` alone."""
+        return {"adapter_size", "resize", *signature(ControlNetModel.__init__).parameters}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    for old, new in names.items():
+        name = name.replace(old, new)
+    return name
