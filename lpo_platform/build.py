@@ -82,7 +82,7 @@ class Job:
 
     def needs(self) -> tuple[str, ...]:
         """Columns of a training sample: what the method asks for, as far as this model and task have it."""
-        asked = get_class(self.cfg.method._target_).needs
+        asked = get_class(self.cfg.method._target_).columns(self.cfg.method)
         text = "tokens" if self.policy.trains_text else "text"
         return tuple(text if c == "text" else c for c in asked if c != "control" or self.task is not None)
 
@@ -95,17 +95,17 @@ class Job:
         if "labels" in self.needs():
             rows = self.preferences("train", force=force)
             return rows.decided() if get_class(self.cfg.method._target_).needs_winner else rows
-        losers, target = "loser" in self.needs(), "target" in self.needs()
+        losers, more = "loser" in self.needs(), {name: name in self.needs() for name in ("target", "features")}
         cache = condition_pairs.cache_of(
             self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
-            sampling=self.sampling, folder=CACHE, target=target,
+            sampling=self.sampling, folder=CACHE, **more,
         )  # fmt: skip
         if force:
             forget(cache)
         with self.hardware.autocast():
             return condition_pairs.prepare(
                 cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=self.batch,
-                target=target,
+                **more,
             )  # fmt: skip
 
     def aligned(self, *, force: bool = False) -> AlignedPairs:

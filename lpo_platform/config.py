@@ -99,7 +99,7 @@ SCHEMAS: dict[str, type] = {"logger": Wandb}
 # whose annotation is not a plain scalar count as such without standing here.
 RUNTIME: dict[str, frozenset[str]] = {
     "data": frozenset({"resolution", "task"}),
-    "method": frozenset({"policy", "optim", "seed"}),
+    "method": frozenset({"policy", "optim", "seed", "task"}),
     "task": frozenset({"resolution", "toy"}),
 }
 

@@ -8,7 +8,7 @@ cannot be read when it is built are left out, and each opening of the cache says
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from lpo_platform.distributed import deal, everywhere, lead, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
+from lpo_platform.noise import Key
 from lpo_platform.tasks.task import Task
 
 SEED = 0  # losers are data: a run's seed leaves them as they are, and a sweep over seeds computes them once
@@ -96,15 +97,17 @@ def cache_of(
     sampling: Sampling,
     folder: Path,
     target: bool = False,
+    features: bool = False,
 ) -> Cache:
     """The cache that these parts determine, existing or not. control_digest is None where no loser is wanted; target
-    says whether the reward loss's is."""
+    says whether the reward loss's is, features whether those of both conditions are, in the frozen parts' precision."""
     parts = [VERSION, source.fingerprint, policy.adapter.fingerprint, task and task.fingerprint]
     if control_digest is not None and getattr(source, "losers", False):
         parts += ["annotated losers"]
     elif control_digest is not None:
         parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta]
     parts += ["target"] if target else []
+    parts += ["features", control_digest, str(policy.adapter.unet.dtype)] if features else []
     key = fingerprint(*parts)
     return Cache(folder, key, len(source), shard_size=128)
 
@@ -119,10 +122,12 @@ def prepare(
     sampling: Sampling,
     batch: int,
     target: bool = False,
+    features: bool = False,
 ) -> ConditionPairs:
     """Builds what is missing of the cache and opens it."""
     title = "pairs" if losers else "conditions" if task else "latents"
-    encode = partial(_encode, policy=policy, task=task, losers=losers, target=target, sampling=sampling)
+    wanted = {"losers": losers, "target": target, "features": features}
+    encode = partial(_encode, policy=policy, task=task, sampling=sampling, **wanted)
     fill(cache, source, encode, title=title, batch=batch)
     return ConditionPairs(cache)
 
@@ -159,7 +164,14 @@ def fill(
 
 
 def _encode(
-    samples: list[Sample], policy: Policy, task: Task | None, *, losers: bool, target: bool, sampling: Sampling
+    samples: list[Sample],
+    policy: Policy,
+    task: Task | None,
+    *,
+    sampling: Sampling,
+    losers: bool,
+    target: bool,
+    features: bool,
 ) -> dict[str, Tensor]:
     adapter = policy.adapter
     images = torch.stack([sample.image for sample in samples]).to(adapter.device)
@@ -173,6 +185,9 @@ def _encode(
         columns["control"] = to_uint8(control, gray=task.gray)
     if losers:
         columns["loser"] = to_uint8(_losers(samples, columns, control, policy, task, sampling), gray=task.gray)
+    if features:
+        both = [policy.features(from_uint8(columns[name])) for name in ("control", "loser")]
+        columns["features"] = torch.stack(both, 1)
     return columns
 
 
@@ -188,9 +203,15 @@ def _losers(
     if samples[0].loser is not None:
         return torch.stack([sample.loser for sample in samples])
     text = columns["text"][:, 0] if "num_captions" in columns else columns["text"]
-    ids = [sample.id for sample in samples]
-    latents = sample_latents(policy, Condition(text, control), ids, sampling, seed=SEED, stream="loser")
-    return task.worse(policy.adapter.decode(latents), control)
+    return worse(policy, task, Condition(text, control), [sample.id for sample in samples], sampling, seed=SEED)
+
+
+def worse(
+    policy: Policy, task: Task, condition: Condition, ids: Sequence[Key], sampling: Sampling, *, seed: int
+) -> Tensor:
+    """The conditions (B, 3, H, W) of pictures that the policy draws under these; each id has its own noise."""
+    latents = sample_latents(policy, condition, ids, sampling, seed=seed, stream="loser")
+    return task.worse(policy.adapter.decode(latents), condition.control)
 
 
 def _captions(samples: list[Sample], adapter: Adapter) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class Sampling:
 
 @torch.no_grad()
 def sample_latents(
-    policy: Policy, condition: Condition, ids: Sequence[str], sampling: Sampling, *, seed: int, stream: str
+    policy: Policy, condition: Condition, ids: Sequence[noise.Key], sampling: Sampling, *, seed: int, stream: str
 ) -> Tensor:
     """Latents (B, C, h, w) for B ids and their conditions; each id has its own noise."""
     adapter = policy.adapter

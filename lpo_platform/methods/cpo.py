@@ -5,20 +5,28 @@ their denoising errors. The losing condition is what the detector finds in an im
 from the winning one.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lpo_platform import losses
+from lpo_platform.config import UserError
+from lpo_platform.data.condition_pairs import from_uint8, to_uint8, worse
+from lpo_platform.evaluation.generate import Sampling
 from lpo_platform.methods.method import Batch, Method
+from lpo_platform.models.adapter import Condition
+from lpo_platform.tasks.task import Task
 
 
 class CPO(Method):
     """lambda * L_pre + L_CPO in one summed backward (two backwards lose the gradient sync under DDP, specs/cpo.md W1).
 
     beta, margin: of the hinge; form: soft (plain ControlNet scripts) or hard (DINO scripts); pretrain_weight: lambda;
-    share_timestep: L_pre takes the pair's (t, e) instead of its own: same expectation, 2.1 times less work.
+    share_timestep: L_pre takes the pair's (t, e) instead of its own: same expectation, 2.1 times less work. losers:
+    prepared once and cached, or drawn online, for every sample of every step anew. cache_features: the reference's
+    features of both conditions come from the cache, too; with DINO that spares the reference most of its work.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "loser")
@@ -31,15 +39,28 @@ class CPO(Method):
         form: Literal["soft", "hard"] = "hard",
         pretrain_weight: float = 0.05,
         share_timestep: bool = False,
+        losers: Literal["cached", "online"] = "cached",
+        cache_features: bool = False,
+        task: Task | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
+        if losers == "online" and cache_features:
+            raise UserError("method.cache_features=true: losers drawn online have none; use method.losers=cached")
+        self.task = task
         self.beta, self.margin, self.form = beta, margin, form
         self.pretrain_weight, self.share_timestep = pretrain_weight, share_timestep
         self.policy.freeze_reference()
 
+    @classmethod
+    def columns(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        left_out = {"loser"} if settings.get("losers") == "online" else set()
+        more = ("features",) if settings.get("cache_features") else ()
+        return tuple(name for name in cls.needs if name not in left_out) + more
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        z, winner, loser = self.latents(batch), batch["control"], batch["loser"]
+        z, winner = self.latents(batch), batch["control"]
+        loser = batch["loser"] if "loser" in batch else self.worse(batch)
         streams = ("pair",) if self.share_timestep else ("pair", "pretrain")
         e = torch.cat([self.normal(batch, stream) for stream in streams])
         t = torch.cat([self.times(batch, stream) for stream in streams])
@@ -52,7 +73,9 @@ class CPO(Method):
         encoded, pair = self.policy.encode(x, t, text), slice(0, len(winner))
         rows, conditions = torch.arange(len(winner), device=x.device), torch.cat([winner, loser])
         with self.policy.reference():
-            both = self.policy.decode(encoded[rows.repeat(2)], self.policy.features(conditions))
+            cached = batch.get("features")
+            features = self.policy.features(conditions) if cached is None else torch.cat(cached.unbind(1))
+            both = self.policy.decode(encoded[rows.repeat(2)], features)
         reference_winner, reference_loser = losses.denoising_error(both, target[pair].repeat(2, 1, 1, 1)).chunk(2)
 
         views = torch.cat([rows, rows] if self.share_timestep else [rows, rows, rows + len(rows)])
@@ -66,6 +89,15 @@ class CPO(Method):
         preference = losses.cpo(*four, t[pair], beta=self.beta, margin=self.margin, form=self.form)
         pretraining = (pretrain[0] if pretrain else policy_winner).mean()
         return preference + self.pretrain_weight * pretraining, self._report(four, preference, pretraining)
+
+    @torch.no_grad()
+    def worse(self, batch: Batch) -> Tensor:
+        """Losing conditions (B, 3, H, W) from pictures that the starting ControlNet draws now, keyed by sample."""
+        adapter, condition = self.policy.adapter, Condition(self.text(batch), batch["control"])
+        sampling = Sampling(adapter.num_inference_steps, adapter.guidance)
+        with self.policy.reference():
+            found = worse(self.policy, self.task, condition, self._keys(batch), sampling, seed=self.seed)
+        return from_uint8(to_uint8(found, gray=self.task.gray))  # 8 bits, as cached
 
     @torch.no_grad()
     def _report(self, four: tuple[Tensor, ...], preference: Tensor, pretraining: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """What every method shares: policy, optimiser, keyed randomness, checkpoints of what learns and nothing else."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning as L
@@ -27,6 +28,11 @@ class Method(L.LightningModule):
     needs_winner: ClassVar[bool] = False
     """Whether rows of preferences that name no winner are left out."""
     schedule_interval: ClassVar[str] = "step"
+
+    @classmethod
+    def columns(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """`needs` under these settings of the method."""
+        return cls.needs
 
     def __init__(self, *, policy: Policy, optim: Optim, seed: int, steps: int, batch: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import Dinov2Config, Dinov2Model
 
-# adapter_size -> how its DINOv2 differs from the rest; tiny is ours, 4 pixels a patch, one for each latent of model=tiny
+# adapter_size -> how its DINOv2 differs from the rest; tiny is ours, a patch of 4 pixels for each latent of model=tiny
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 4, "image_size": 64},
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
