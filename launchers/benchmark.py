@@ -7,6 +7,8 @@
 
 What is measured (--what), each in a file of lpo_platform/benchmark that also says what its variants are:
     cpo             losses and gradient of a batch of pictures with their losing conditions (cpo.py)
+    cpo-dino        the same on a ControlNet with DINO, whose original draws the losers in the step (cpo_dino.py)
+    control-reward  loss and gradient of ControlNet++ on pictures, five for each of --batch (control_reward.py)
     lrm             loss and gradient of a latent reward model on a batch of picture pairs (lrm.py)
     lpo-update      loss and gradient of LPO on a batch of preference pairs (lpo.py)
     lpo-rollout     trajectories of a batch of prompts with the scores of all candidates
@@ -35,7 +37,9 @@ import torch
 
 from lpo_platform.benchmark import lpo
 from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.control_reward import ControlRewardStep
 from lpo_platform.benchmark.cpo import CPOStep
+from lpo_platform.benchmark.cpo_dino import CPODinoStep
 from lpo_platform.benchmark.lrm import LRMStep
 from lpo_platform.benchmark.measure import interleaved, part_flops, peak, step_flops
 from lpo_platform.benchmark.random_model import SD15, SD21, SDXL, tiny
@@ -45,6 +49,8 @@ from lpo_platform.hardware import Hardware
 
 STEPS: dict[str, type[Bench]] = {
     "cpo": CPOStep,
+    "cpo-dino": CPODinoStep,
+    "control-reward": ControlRewardStep,
     "lrm": LRMStep,
     "lpo-update": lpo.Update,
     "lpo-rollout": lpo.Rollout,
@@ -61,9 +67,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument("--batch", type=int, default=1, help="pictures, pairs or prompts of a step")
     p.add_argument("--resolution", type=int, help="pixels; the model's own unless given")
-    p.add_argument("--form", choices=("soft", "hard"), help="cpo: of the loss (soft)")
+    p.add_argument("--form", choices=("soft", "hard"), help="of the loss (cpo: soft; cpo-dino: hard)")
     p.add_argument("--candidates", type=int, help="lpo rollouts: K (4)")
-    p.add_argument("--steps", type=int, help="lpo rollouts: of a trajectory (20)")
+    p.add_argument("--steps", type=int, help="of a trajectory of lpo, of a loser of cpo-dino (20)")
     p.add_argument("--valid", type=float, help="lpo-iteration: share of (prompt, step) that give a pair (0.35)")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--warmup", type=int, default=1)

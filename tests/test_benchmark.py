@@ -31,7 +31,7 @@ def trained_a_little(form: str) -> CPOStep:
 
 
 def gradient(bench: CPOStep, *losses: torch.Tensor) -> torch.Tensor:
-    parameters = list(bench.plain.control.parameters())
+    parameters = [weight for weight in bench.plain.control.parameters() if weight.requires_grad]
     gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in losses]
     return torch.cat([sum(g for g in all_ if g is not None).flatten() for all_ in zip(*gradients, strict=True)])
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from lpo_platform import compose, config
 from lpo_platform.config import COMPATIBILITY, CONF, check, combination_problems, diagnose, fits, shipped
 
-CPO = "batch, beta, form, margin, pretrain_weight, share_timestep, steps"
+CPO = "batch, beta, cache_features, form, losers, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
     "callbacks, control, data, debug, experiment, hardware, logger, method, metrics, model, name, optim, resume, "
     "reward, seed, sweep, task, tune"

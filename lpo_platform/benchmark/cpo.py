@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from diffusers import ControlNetModel
 from torch import Tensor
 
 from lpo_platform.benchmark.bench import Bench
@@ -76,7 +77,7 @@ class CPOStep(Bench):
             raise UserError(f"--model {shape.name}: the original of CPO has no SDXL; use --model sd15")
         torch.manual_seed(seed)
         model = RandomStableDiffusion(shape, resolution=resolution, device=device)
-        policy = Policy(model, Control(), model.new_control())
+        policy = Policy(model, Control(), cls.new_control(model))
         if hardware:
             policy.place(hardware.device, hardware.frozen_dtype)
         shared = {"policy": policy, "optim": AdamW(), "seed": seed, "steps": 1, "batch": batch}
@@ -96,6 +97,10 @@ class CPOStep(Bench):
         columns["position"] = torch.arange(batch)
         return cls(batch, autocast, method, plain, columns)
 
+    @classmethod
+    def new_control(cls, model: RandomStableDiffusion) -> ControlNetModel:
+        return model.new_control()
+
     @property
     def device(self) -> torch.device:
         return self.method.policy.adapter.device
@@ -106,7 +111,7 @@ class CPOStep(Bench):
         for parameter in self.plain.control.parameters():
             parameter.grad = None
         with self.autocast():
-            losses = self._plain() if variant.startswith("plain") else self._ours(variant == "shared")
+            losses = self._plain() if variant.startswith("plain") else self._ours(variant)
         for later, loss in reversed(list(enumerate(reversed(losses)))):
             loss.backward(retain_graph=later > 0)  # the original keeps the graph for its second call
         return sum(loss.detach() for loss in losses)
@@ -116,8 +121,8 @@ class CPOStep(Bench):
         draws = Draws.new(self.units, self.method.policy.adapter.latent_shape, self.device)
         return plain_losses(self.plain, *pictures, draws, form=self.method.form, **SETTINGS)
 
-    def _ours(self, share_timestep: bool) -> tuple[Tensor, ...]:
-        self.method.share_timestep = share_timestep
+    def _ours(self, variant: str) -> tuple[Tensor, ...]:
+        self.method.share_timestep = variant == "shared"
         return self.method.loss(self.batch)[:1]
 
     def parts(self) -> dict[str, Callable[[], object]]:
