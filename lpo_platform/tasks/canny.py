@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform.tasks.task import Gray
+from lpo_platform.tasks.task import Gray, unmixed
 
 
 class Canny(Gray):
@@ -54,7 +54,7 @@ class Canny(Gray):
         """kornia's suppressed magnitude and edges, in float32 whatever autocast the caller is in."""
         from kornia.filters import canny
 
-        with torch.autocast(images.device.type, enabled=False):
+        with unmixed(images):
             return canny(images.float(), self.low, self.high, **options)
 
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:

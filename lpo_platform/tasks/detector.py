@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig
 from lpo_platform.config import UserError
 from lpo_platform.models.weights import digest, load, locate, split
 from lpo_platform.rewards.pretrained import whole
+from lpo_platform.tasks.task import unmixed
 from lpo_platform.tasks.toy_detector import Found, fingerprint, toy_detector
 
 Choice = Literal["auto", "toy", "published"]
@@ -40,7 +41,7 @@ class Detector:
         self.network, self.identity = network.requires_grad_(False).eval(), identity
 
     def __call__(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
+        with unmixed(images):
             return self.network.to(images.device)(images.float())
 
 
@@ -84,7 +85,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
 
 
-def weight_file(weights: str) -> Path:
+def weight_file(weights: str, *, setting: str = SETTING) -> Path:
     """The file that "<file>", "<folder>::<file>" or "<hub id>::<file>" names; "spaces/<id>" is a space of the hub.
 
     Raises UserError where there is none.
@@ -95,16 +96,16 @@ def weight_file(weights: str) -> Path:
     path = Path(locate(place), name or "").expanduser()
     if path.is_file():
         return path
-    help_ = f"download it on a machine with network and pass {SETTING}=<file>"
+    help_ = f"download it on a machine with network and pass {setting}=<file>"
     if name is None or Path(place).expanduser().is_dir():
-        raise UserError(f"{SETTING}={weights}: no such file; {help_}, or pass {SETTING}=<hub id>::<file>")
+        raise UserError(f"{setting}={weights}: no such file; {help_}, or pass {setting}=<hub id>::<file>")
     space = place.startswith("spaces/")
     try:
         kind = "space" if space else "model"
         return Path(hf_hub_download(place.removeprefix("spaces/"), name, repo_type=kind))
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{SETTING}={weights}: no file, nor within reach; {help_}. Reason: {reason}") from error
+        raise UserError(f"{setting}={weights}: no file, nor within reach; {help_}. Reason: {reason}") from error
 
 
 def from_transformers(

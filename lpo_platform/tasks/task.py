@@ -1,6 +1,7 @@
 """A condition: how it is detected, drawn, read back, compared and scored. One object serves the whole platform."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -85,6 +86,11 @@ class Gray(Task):
     def distance(self, maps: Tensor, target: Tensor) -> Tensor:
         """Mean squared difference."""
         return (maps - target).square().flatten(1).mean(1)
+
+
+def unmixed(images: Tensor) -> AbstractContextManager:
+    """Inside, the precision is that of the tensors, whatever autocast the caller is in; the meta device has none."""
+    return nullcontext() if images.is_meta else torch.autocast(images.device.type, enabled=False)
 
 
 def eight_bit(maps: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""ControlNet++'s micro-step on edges: loss and gradient of a batch, of which one in five has a rewarded timestep.
+
+plain-ckpt: VAE and text encoded, every predicted picture decoded and compared, with gradient checkpointing, as
+released; plain: the same without it. exact: cached VAE moments, text and targets, only rewarded pictures decoded, the
+same mathematics; exact-ckpt: the same with gradient checkpointing, for memory like for like.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.plain.control_reward import plain_loss
+from lpo_platform.benchmark.plain.cpo import Parts
+from lpo_platform.benchmark.random_model import RandomStableDiffusion, Shape
+from lpo_platform.config import UserError
+from lpo_platform.hardware import Hardware
+from lpo_platform.methods.control_reward import ControlReward
+from lpo_platform.methods.optim import AdamW
+from lpo_platform.models.policy import Policy
+from lpo_platform.models.tuning import Control
+from lpo_platform.tasks.canny import Canny
+
+SETTINGS = {"reward_weight": 1.0, "max_timestep": 200}  # canny's
+ONE_IN = 5  # 201 timesteps of 1000 are rewarded
+
+
+@dataclass(frozen=True)
+class ControlRewardStep(Bench):
+    """A step is of five pictures for each one of the batch, so that one fifth of them is rewarded."""
+
+    variants: ClassVar[tuple[str, ...]] = ("plain-ckpt", "plain", "exact", "exact-ckpt")
+    unit: ClassVar[str] = "image"
+    source: ClassVar[str] = "specs/cpo.md"
+    published: ClassVar[dict[str, dict[str, float]]] = {
+        "sd15": {
+            "UNet": 803.3,
+            "ControlNet": 283.3,
+            "VAE encoder": 1116.7,
+            "VAE decoder": 2514.5,
+            "text encoder": 13.3,
+            "plain": 8400.0,
+            "exact": 3200.0,
+        }
+    }
+
+    method: ControlReward
+    plain: Parts
+    batch: dict[str, Tensor]
+
+    @classmethod
+    def build(
+        cls,
+        shape: Shape,
+        *,
+        batch: int,
+        resolution: int | None = None,
+        device: str = "cpu",
+        hardware: Hardware | None = None,
+        seed: int = 0,
+    ) -> "ControlRewardStep":
+        """Pictures are noise. Raises UserError for SDXL, which ControlNet++'s authors do not train."""
+        if shape.text_encoder_2 is not None:
+            raise UserError(f"--model {shape.name}: the original of ControlNet++ has no SDXL; use --model sd15")
+        torch.manual_seed(seed)
+        model, units = RandomStableDiffusion(shape, resolution=resolution, device=device), ONE_IN * batch
+        policy = Policy(model, Control(), model.new_control())
+        if hardware:
+            policy.place(hardware.device, hardware.frozen_dtype)
+        shared = {"policy": policy, "optim": AdamW(), "seed": seed, "steps": 1, "batch": units}
+        method = ControlReward(task=Canny(), **shared, **SETTINGS).to(model.device)
+        plain = Parts(model.unet, model.vae, model.text_encoder, policy.control, policy.control)
+        autocast = hardware.autocast if hardware else nullcontext
+
+        picture, text = (units, 3, model.resolution, model.resolution), model.text_encoder.config
+        columns = {name: torch.rand(picture, device=model.device) for name in ("pixels", "control")}
+        columns["tokens"] = torch.randint(text.vocab_size, (units, text.max_position_embeddings), device=model.device)
+        with torch.no_grad(), autocast():
+            columns["moments"] = model.encode_moments(columns["pixels"])
+            columns["text"] = model.embed(columns["tokens"])
+            columns["target"] = method.task.target(columns["pixels"], columns["control"]).half()
+        columns["position"] = positions(method, batch)
+        return cls(units, autocast, method, plain, columns)
+
+    @property
+    def device(self) -> torch.device:
+        return self.method.policy.adapter.device
+
+    def step(self, variant: str) -> Tensor:
+        """Leaves the gradient on the ControlNet; returns the loss."""
+        self.plain.checkpoint(variant.endswith("-ckpt"))
+        for parameter in self.plain.control.parameters():
+            parameter.grad = None
+        with self.autocast():
+            loss = self._plain() if variant.startswith("plain") else self.method.loss(self.batch)[0]
+        loss.backward()
+        return loss.detach()
+
+    def _plain(self) -> Tensor:
+        method, batch = self.method, self.batch
+        draws = method.normal(batch, "vae"), method.normal(batch, "pretrain"), method.times(batch, "pretrain")
+        return plain_loss(self.plain, batch["pixels"], batch["tokens"], batch["control"], *draws, **SETTINGS)
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        model, batch = self.method.policy.adapter, {name: column[:1] for name, column in self.batch.items()}
+        x, t, text = self.method.latents(batch), self.method.times(batch, "pretrain"), batch["text"]
+        return {
+            "UNet": lambda: model.unet(x, t, text),
+            "ControlNet": lambda: self.plain.control(x, t, text, batch["control"], return_dict=False),
+            "VAE encoder": lambda: model.encode_moments(batch["pixels"]),
+            "VAE decoder": lambda: model.decode(x),
+            "text encoder": lambda: model.embed(batch["tokens"]),
+        }
+
+
+def positions(method: ControlReward, batch: int) -> Tensor:
+    """The first `batch` positions with a rewarded timestep and the first four times as many without, in turn."""
+    candidates = torch.arange(100 * batch)
+    rewarded = method.drawn_times({"position": candidates}, "pretrain") <= method.max_timestep
+    with_, without = candidates[rewarded][:batch], candidates[~rewarded][: (ONE_IN - 1) * batch]
+    return torch.cat([with_[:, None], without.view(batch, -1)], 1).flatten()
