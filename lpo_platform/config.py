@@ -60,6 +60,7 @@ class Prepare(Train):
     """Root of `lpo-prepare`."""
 
     force: bool = False
+    export: str | None = None
 
 
 @dataclass
@@ -179,7 +180,19 @@ TOY = {
     "toy_prompts": "data=prompts data.path=<file of prompts>",
     "toy_pairs": "data=image_pairs data.path=<Pick-a-Pic: hub id or folder>",
 }
-FULL_SIZE = frozenset({"sd15", "sd21", "sdxl"})
+FULL_SIZE = frozenset({"sd15", "sd21", "sdxl", "flux"})
+
+# What does not go with FLUX: (group, option) -> why, and what to do.
+FLUX = frozenset({"flux", "tiny_flux"})
+UNET_ONLY: dict[tuple[str, str], str] = {
+    ("method", "lrm"): "a latent reward model is half a UNet; use a model of Stable Diffusion's",
+    ("method", "lpo"): "its reward model is half a UNet; use method=ddpo with a reward of pictures",
+    ("method", "spo"): "its branches are DDIM's; use method=ddpo",
+    ("method", "control_reward"): "its share of rewarded timesteps is DDIM's; use method=control or method=cpo",
+    ("reward", "lrm"): "a latent reward model reads a UNet's latents; use a reward of pictures",
+    ("control", "controlnet_dino"): "DINO is added to a UNet's ControlNet; use control=controlnet",
+    ("tune", "lora"): "adapters are exported for UNets only; use tune=full or tune=control",
+}
 
 # What hardware=fsdp on several processes does not go with: (option or argument, value) -> why, and what to do. What
 # does: tune=full and tune=control, every method, EMA, gradient checkpointing, 32-true and bf16-mixed, adamw.
@@ -270,6 +283,16 @@ def _reward_problems(composed: Composed) -> list[str]:
     ]
 
 
+def _flux_problems(choices: Choices) -> list[str]:
+    if choices.get("model") not in FLUX:
+        return []
+    return [
+        f"{group}={option} with model={choices['model']}: {reason}"
+        for (group, option), reason in UNET_ONLY.items()
+        if choices.get(group) == option
+    ]
+
+
 def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
     for line in overrides:
         key, _, value = line.partition("=")
@@ -324,6 +347,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
         problems += combination_problems(choices, overrides or (), unsure=composed.unsure)
     problems += _reward_problems(composed)
     problems += _toy_problems(choices, overrides)
+    problems += _flux_problems(choices)
     problems += _root_problems(composed)
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
@@ -567,7 +591,7 @@ def path_problem(key: str, value: str, kind: str = "folder") -> list[str]:
     what = "not a" if path.exists() else "no such"
     noun = " or ".join(noun for noun in ("file", "folder") if noun in kind)
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
-    return [f"{key}={value}: {what} {noun}{where}{', and no hub id' if kind == 'folder or hub id' else ''}"]
+    return [f"{key}={value}: {what} {noun}{where}{', and no hub id' if 'hub id' in kind else ''}"]
 
 
 def is_hub_id(text: str) -> bool:

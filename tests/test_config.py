@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lpo_platform import compose, config
-from lpo_platform.config import COMPATIBILITY, CONF, check, combination_problems, diagnose, fits, shipped
+from lpo_platform.config import COMPATIBILITY, CONF, UNET_ONLY, check, combination_problems, diagnose, fits, shipped
 
 CPO = "batch, beta, cache_features, form, losers, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
@@ -166,7 +166,9 @@ def allowed(choice: dict[str, str]) -> bool:
     return {
         "cpo": branch and no_reward and choice["data"] in pictures,
         "control_reward": branch and no_reward and choice["data"] in pictures,
-        "dpo_control": branch and choice["reward"] not in ("lrm", "random", *of_conditions) and choice["data"] in pictures,
+        "dpo_control": branch
+        and choice["reward"] not in ("lrm", "random", *of_conditions)
+        and choice["data"] in pictures,
         "control": (branch or (unconditional and learned)) and no_reward and choice["data"] in pictures,
         "lrm": unconditional and choice["tune"] == "reward" and no_reward and pairs,
         "lpo": unconditional and learned and choice["reward"] in ("lrm", "random") and choice["data"] in prompts,
@@ -185,13 +187,24 @@ def by_table(choice: dict[str, str]) -> bool:
     return any(all(fits(group, choice[group], cell) for group, cell in row.items()) for row in rows)
 
 
+@pytest.mark.parametrize("model", ["flux", "tiny_flux"])
+def test_what_needs_a_unet_is_refused_on_flux(model: str):
+    """In a line that says why; what the recipes of FLUX need is not."""
+    shown = {f"{group}={option}": reason for (group, option), reason in UNET_ONLY.items()}
+    for choice, reason in shown.items():
+        assert f"{choice} with model={model}: {reason}" in diagnose("train", [f"model={model}", choice, "data=toy"])
+        assert not any(reason in line for line in diagnose("train", [choice]))
+    for recipe in (["method=cpo", "task=lineart", "data=toy"], ["method=ddpo", "data=toy_prompts"]):
+        assert diagnose("train", [f"model={model}", *recipe]) == []
+
+
 def paths(folder: Path) -> dict[str, list[str]]:
     """What each data option needs on the command line, for files that are there."""
     (folder / "prompts.txt").touch()
     return {
+        **{name: [f"data.path={folder}"] for name in ("captioned", "cpo_pairs", "cpo_pairs_multigen", "jsonl")},
         "folder": [f"data.path={folder}"],
         "image_pairs": [f"data.path={folder}"],
-        **{name: [f"data.path={folder}"] for name in ("captioned", "cpo_pairs", "cpo_pairs_multigen", "jsonl")},
         "prompts": [f"data.path={folder}/prompts.txt"],
     }
 
@@ -228,6 +241,7 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("model", "sd15"): ["data=toy"],
         ("model", "sd21"): ["data=toy"],
         ("model", "sdxl"): ["data=toy"],
+        ("model", "flux"): ["data=toy"],
         **{("experiment", name): needed(name, tmp_path) for name in shipped("experiment")},
         ("control", "none"): ["method=control", "task=none", "tune=full"],
         ("task", "none"): ["method=control", "control=none", "tune=full"],
