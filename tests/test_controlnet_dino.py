@@ -43,12 +43,10 @@ def tiny() -> StableDiffusion:
 
 
 def branch(*, resize: str = "bicubic", silent: bool = False) -> ControlNetDinoModel:
-    """At toy size on toy_size.unet(); DINO has its say unless silent, and more of it than a random one would."""
-    control = ControlNetDinoModel.from_controlnet(toy_size.controlnet(toy_size.unet()), adapter_size="tiny")
-    control.register_to_config(resize=resize)
-    if not silent:
-        torch.manual_seed(3)
-        torch.nn.init.normal_(control.dino.conv_out.weight, std=0.3)
+    """On toy_size.unet(); a silent one has its last layer at zero, as at the start."""
+    control = toy_size.controlnet_dino(toy_size.unet(), resize=resize)
+    if silent:
+        torch.nn.init.zeros_(control.dino.conv_out.weight)
     return control
 
 
@@ -113,7 +111,7 @@ def test_conditions_are_resized_to_a_patch_for_each_latent(resize: str) -> None:
     overshoots beside a step; nearest makes no new value."""
     control, seen, step = branch(resize=resize), [], torch.tensor([0.0, 0, 0, 1, 1, 1])
     control.dino.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    control.dino(step.expand(1, 3, 6, 6), torch.Size((4, 4)), control.config.resize)
+    control.dino(step.expand(1, 3, 6, 6), torch.zeros(1, 16, 4, 4), control.config.resize)
     row = (seen[0][0, 0, 7] + 1) / 2
     if resize == "nearest":
         assert row.tolist() == [0.0] * 8 + [1.0] * 8
@@ -383,4 +381,4 @@ def test_losers_drawn_online_are_those_prepared(started: tuple) -> None:
 
 def test_features_of_online_losers_cannot_be_cached() -> None:
     with pytest.raises(UserError, match=r"use method\.losers=cached"):
-        test_policy.method(policy(), losers="online", cache_features=True)
+        CPO.columns({"losers": "online", "cache_features": True})

@@ -18,9 +18,11 @@ from lpo_platform.config import UNSHARDED, diagnose
 JOBS = {
     "lpo, full": Job("lpo", "full", "fsdp", double=True),
     "cpo, control": Job("cpo", "control", "fsdp", double=True),
+    "cpo, dino": Job("cpo", "dino", "fsdp", double=True),
     "control, full": Job("control", "full", "fsdp", micro_batch=1, double=True),
     "ddpo, control": Job("ddpo", "control", "fsdp", double=True, options={"kl": 0.1}),
 }
+LIMITS = {"cpo, dino": (1e-6, 1e-2)}  # DINOv2 resizes its positions in float32
 FILES = {"control": "controlnet", "full": "unet"}
 
 
@@ -55,12 +57,12 @@ def checkpointed() -> Job:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_sharded_weights_take_the_same_steps(found: dict, name: str) -> None:
-    one = found["one"][name]
+    one, (gradient, weights) = found["one"][name], LIMITS.get(name, (1e-12, 1e-11))
     for process in (process[name] for process in found["two"]):
         assert len(process["gradients"]) == len(one["gradients"]) >= 2
         for ours, theirs in zip(process["gradients"], one["gradients"], strict=True):
-            assert theirs.norm() > 0 and apart(ours, theirs) < 1e-12
-        assert apart(process["weights"], one["weights"], one["start"]) < 1e-11
+            assert theirs.norm() > 0 and apart(ours, theirs) < gradient
+        assert apart(process["weights"], one["weights"], one["start"]) < weights
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -39,7 +39,8 @@ from lpo_platform.models.tuning import Control, Full, Lora, Reward
 from lpo_platform.sharding import whole
 
 BATCH = 4
-TUNES = {"control": Control, "full": Full, "lora": lambda: Lora(rank=2)}
+BRANCHES = {"control": toy_size.controlnet, "dino": toy_size.controlnet_dino}
+TUNES = {"control": Control, "dino": Control, "full": Full, "lora": lambda: Lora(rank=2)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def method(job: Job) -> Method:
         shared |= {"clip": 0.1, "group": 2, "rounds": job.steps}
         return test_ddpo.method(tune, **shared | job.options)
     parts = test_policy.adapter()
-    control = toy_size.controlnet(parts.unet) if job.tune == "control" else None
+    control = BRANCHES[job.tune](parts.unet) if job.tune in BRANCHES else None
     policy, kind = Policy(parts, tune, control), {"cpo": CPO, "control": Supervised}[job.method]
     return kind(policy=policy, seed=0, steps=job.steps, **shared | job.options)
 
@@ -150,7 +151,7 @@ def train(job: Job, hardware: Hardware) -> dict[str, Any]:
         rounds: L.LightningDataModule = Rollouts(source, step, micro_batch=micro_batch, seed=0)
     else:
         rows = Rows(step.policy.adapter, weighted=job.method == "lrm")
-        columns = tuple(name for name in step.needs if name != "control" or job.tune == "control")
+        columns = tuple(name for name in step.needs if name != "control" or job.tune in BRANCHES)
         rounds = Rounds(rows, columns, batch=step.batch, micro_batch=micro_batch, steps=job.steps, every=1, seed=0)
     start = flat(step.policy.trainable().values())
     more = [Checkpoint(job.folder / "checkpoints")] if job.folder else []

@@ -3,6 +3,8 @@
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from lpo_platform.models.controlnet_dino import ControlNetDinoModel
+
 
 def unet(*, seed: int = 0, **changes: object) -> UNet2DConditionModel:
     """A Stable Diffusion UNet of 0.3 M parameters on 4-channel latents, cross attention 32."""
@@ -26,6 +28,15 @@ def controlnet(source: UNet2DConditionModel, *, seed: int = 1) -> ControlNetMode
     for name, weight in control.named_parameters():
         if "controlnet_" in name:
             torch.nn.init.normal_(weight, std=0.05)
+    return control
+
+
+def controlnet_dino(source: UNet2DConditionModel, *, resize: str = "bicubic") -> ControlNetDinoModel:
+    """That ControlNet with DINOv2 at toy size, which has more of a say than one behind a new zero layer."""
+    control = ControlNetDinoModel.from_controlnet(controlnet(source), adapter_size="tiny")
+    control.register_to_config(resize=resize)
+    torch.manual_seed(3)
+    torch.nn.init.normal_(control.dino.conv_out.weight, std=0.3)
     return control
 
 

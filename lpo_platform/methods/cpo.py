@@ -26,7 +26,8 @@ class CPO(Method):
     beta, margin: of the hinge; form: soft (plain ControlNet scripts) or hard (DINO scripts); pretrain_weight: lambda;
     share_timestep: L_pre takes the pair's (t, e) instead of its own: same expectation, 2.1 times less work. losers:
     prepared once and cached, or drawn online, for every sample of every step anew. cache_features: the reference's
-    features of both conditions come from the cache, too; with DINO that spares the reference most of its work.
+    features of both conditions come from the cache, too; with DINO that spares the reference most of its work. A batch
+    then has the columns that columns() names.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "loser")
@@ -45,8 +46,6 @@ class CPO(Method):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        if losers == "online" and cache_features:
-            raise UserError("method.cache_features=true: losers drawn online have none; use method.losers=cached")
         self.task = task
         self.beta, self.margin, self.form = beta, margin, form
         self.pretrain_weight, self.share_timestep = pretrain_weight, share_timestep
@@ -54,9 +53,10 @@ class CPO(Method):
 
     @classmethod
     def columns(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        left_out = {"loser"} if settings.get("losers") == "online" else set()
-        more = ("features",) if settings.get("cache_features") else ()
-        return tuple(name for name in cls.needs if name not in left_out) + more
+        online, cached = settings.get("losers") == "online", settings.get("cache_features")
+        if online and cached:
+            raise UserError("method.cache_features=true: losers drawn online have none; use method.losers=cached")
+        return tuple(name for name in cls.needs if name != "loser" or not online) + (("features",) if cached else ())
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         z, winner = self.latents(batch), batch["control"]

@@ -57,12 +57,12 @@ class Dino(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, images: Tensor, shape: torch.Size, resize: str) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> (B, C, *shape): they are resized to one patch for each place of shape."""
-        size = [self.model.config.patch_size * side for side in shape]
+    def forward(self, images: Tensor, features: Tensor, resize: str) -> Tensor:
+        """features (B, C, h, w), and what it says of images (B, 3, H, W) in [0, 1], resized to a patch for each place."""
+        size = [self.model.config.patch_size * side for side in features.shape[-2:]]
         images = interpolate(images, size, mode=resize, align_corners=True if resize == "bicubic" else None)
         tokens = self.model(2 * images - 1).last_hidden_state[:, 1:]
-        return self.conv_out(tokens).mT.unflatten(2, shape)
+        return features + self.conv_out(tokens).mT.unflatten(2, features.shape[-2:])
 
 
 class ControlNetDinoModel(ControlNetModel):
@@ -107,7 +107,7 @@ class ControlNetDinoModel(ControlNetModel):
         save_file({_renamed(name, names): value for name, value in load_file(file).items()}, file, {"format": "pt"})
 
     def _add_dino(self, embedding: nn.Module, inputs: tuple[Tensor], features: Tensor) -> Tensor:
-        return features + self.dino(inputs[0], features.shape[-2:], self.config.resize or "nearest")
+        return self.dino(inputs[0], features, self.config.resize or "nearest")
 
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
         """Diffusers' place for names that have changed."""
