@@ -58,7 +58,7 @@ class Dino(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, images: Tensor, features: Tensor, resize: str) -> Tensor:
-        """features (B, C, h, w), and what it says of images (B, 3, H, W) in [0, 1], resized to a patch for each place."""
+        """features (B, C, h, w), and what it says of images (B, 3, H, W) in [0, 1], resized to a patch for each."""
         size = [self.model.config.patch_size * side for side in features.shape[-2:]]
         images = interpolate(images, size, mode=resize, align_corners=True if resize == "bicubic" else None)
         tokens = self.model(2 * images - 1).last_hidden_state[:, 1:]
