@@ -11,6 +11,7 @@ from diffusers import ControlNetModel
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import Tensor
+from toy_stable_diffusion import SETTINGS, stable_diffusion_xl
 from transformers import Dinov2Model
 
 from lpo_platform import noise
@@ -30,6 +31,7 @@ from lpo_platform.models.controlnet_dino import ControlNetDinoModel, config_of, 
 from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.tuning import Control
 from lpo_platform.models.weights import ASSETS
 from lpo_platform.tasks.canny import Canny
@@ -135,6 +137,23 @@ def test_a_run_starts_from_a_plain_controlnet_and_the_tasks_resizing(tiny: Stabl
     assert [resize_of(task) for task in ("seg_coco", "seg_ade20k", "pose")] == ["nearest", "nearest", "bicubic"]
 
 
+def test_it_goes_with_sdxl(tmp_path: Path) -> None:
+    xl = StableDiffusionXL(weights=str(stable_diffusion_xl(tmp_path)), **SETTINGS)
+    torch.manual_seed(0)
+    plain = ControlNet(weights="unet").load(xl, "hed")
+    for layer in plain.controlnet_down_blocks:
+        torch.nn.init.normal_(layer.weight)
+    plain.save_pretrained(tmp_path / "controlnet")
+    control = ControlNetDino(weights=str(tmp_path / "controlnet"), dino="tiny").load(xl, "hed")
+    x, t, image = torch.randn(1, *xl.latent_shape), torch.tensor([300]), torch.rand(1, 3, 64, 64)
+    condition = Condition(xl.embed(xl.tokenize(["a red circle"])), image)
+    with torch.no_grad():
+        ours, theirs = (Policy(xl, Control(), branch).predict(x, t, condition) for branch in (control, plain))
+        assert torch.equal(ours, theirs)
+        torch.nn.init.normal_(control.dino.conv_out.weight)
+        assert not torch.allclose(Policy(xl, Control(), control).predict(x, t, condition), theirs)
+
+
 def test_dinov2_comes_from_a_folder(tiny: StableDiffusion, tmp_path: Path) -> None:
     """In the names of transformers 4, as on the hub."""
     torch.manual_seed(7)
@@ -185,7 +204,9 @@ def test_published_layout_is_read_and_written(tiny: StableDiffusion, published: 
     names = set(load_file(published / "diffusion_pytorch_model.safetensors"))
     assert "dino.model.encoder.layer.0.attention.attention.query.weight" in names
     assert {"dino.model.encoder.layer.2.attention.output.dense.bias", "dino.conv_out.weight"} < names
-    control = ControlNetDino(weights=str(published)).load(tiny, "pose")
+    option = ControlNetDino(weights=str(tmp_path), subfolder="published")
+    control = option.load(tiny, "pose")
+    assert option.digest(tiny, "pose") != ControlNetDino(weights=str(published), dino_nearest=True).digest(tiny, "pose")
     assert control.config.resize == "bicubic"  # the task's, since the file does not say
     control.save_pretrained(tmp_path / "ours")
     for name, value in load_file(tmp_path / "ours" / "diffusion_pytorch_model.safetensors").items():

@@ -1,4 +1,5 @@
-"""The embedded model learns: CPO raises canny F1 on three seeds, and more than supervised training of more compute."""
+"""The embedded model learns: CPO raises canny F1 on three seeds, and more than supervised training of more compute;
+with DINO it does, too, and DINO has a part in it."""
 
 import json
 import subprocess
@@ -6,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 
 TRAIN = Path(__file__).parents[1] / "launchers" / "train.py"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -42,3 +46,21 @@ def test_cpo_follows_edges_better_and_keeps_the_text(folder: Path, supervised: d
         assert result[name]["ci95"][0] > 0
         assert result[name]["after"] > supervised[name]["after"]
     assert result["text/alignment"]["difference"] > -0.05
+
+
+def test_cpo_learns_with_dino(folder: Path) -> None:
+    """From the export of a first stage, which has given DINOv2 a say."""
+    for stage in ("first", "dino"):
+        (folder / stage).mkdir()
+    metrics(folder / "first", "method=control", "control=controlnet_dino", "method.steps=200")
+    start = folder / "first" / "run" / "export" / "controlnet"
+    result = metrics(folder / "dino", "method=cpo", "control=controlnet_dino", f"control.weights={start}")
+    for name in ("canny/f1", "canny/f1_above_chance"):
+        assert result[name]["ci95"][0] > 0
+    trained = ControlNetDinoModel.from_pretrained(folder / "dino" / "run" / "export" / "controlnet")
+    before = ControlNetDinoModel.from_pretrained(start)
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).round()
+    with torch.no_grad():
+        none = torch.zeros(2, 32, 16, 16)
+        says, said = (control.dino(image, none, "nearest") for control in (trained, before))
+    assert said.std() > 0.01 and (says - said).std() > 0.1 * said.std()
