@@ -111,6 +111,7 @@ class ControlNetDinoModel(ControlNetModel):
 
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
         """Diffusers' place for names that have changed."""
+        super()._fix_state_dict_keys_on_load(state_dict)
         for name in list(state_dict):
             state_dict[_renamed(name, PUBLISHED)] = state_dict.pop(name)
 
