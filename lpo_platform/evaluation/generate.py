@@ -15,7 +15,7 @@ from lpo_platform.models.policy import Policy
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: DDIM steps, classifier-free guidance (1 = none) and eta (0 = deterministic)."""
+    """How pictures are drawn: steps, classifier-free guidance (1 = none) and eta (0 = deterministic)."""
 
     num_steps: int
     guidance: float = 1.0

@@ -13,7 +13,7 @@ from lpo_platform.diffusion.process import Process
 class Condition:
     """What the model is conditioned on: text (B, L, D) and, with a control branch, an image (B, 3, H, W) in [0, 1].
 
-    SDXL's text is packed: its last row is the pooled vector (models/stable_diffusion_xl.py).
+    The text of SDXL and FLUX is packed: its last row is the pooled vector (models/stable_diffusion_xl.py).
     """
 
     text: Tensor

@@ -14,7 +14,7 @@ from lpo_platform.models.weights import digest, load
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A stock ControlNet. weights: auto (the model's for the task), unet (new, from the UNet), a folder or hub id."""
+    """A stock ControlNet. weights: auto (the model's own for the task), unet (a new one), a folder or hub id."""
 
     weights: str = "auto"
     subfolder: str | None = None
