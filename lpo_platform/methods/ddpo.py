@@ -70,7 +70,7 @@ class DDPO(Trajectories):
                 f"method.form=score: right for one update a round only; what works: method.inner_epochs=1 and "
                 f"method.batch={rows} ({self.prompts} prompts x {self.group} pictures x {self.trained} steps)"
             )
-        self.step_weight = step_weights(weighting, self.slope, self.std)
+        self.weighting = weighting
         self.tracker = advantages.Tracker(history, history_minimum) if baseline == "history" else None
         self.samples, self.ratios = {}, Ratios(self.t, clip)
         if kl:
@@ -127,7 +127,7 @@ class DDPO(Trajectories):
             terms = losses.score_function(log_prob, advantage)
         else:
             terms = losses.ppo(log_ratio, advantage, clip=self.clip)
-        terms = self.step_weight[step] * terms
+        terms = step_weights(self.weighting, self.slope, self.std)[step] * terms
         if self.kl:
             with self.policy.reference():
                 shared = self.encode(x, t, text) if self.policy.trains_unet else encoded

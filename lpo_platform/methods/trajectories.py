@@ -1,7 +1,7 @@
 """What policy gradients learn from: pictures with the trajectories that led to them, and their rewards."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lpo_platform.diffusion.rollout import rollout
 from lpo_platform.diffusion.weighting import steps
 from lpo_platform.distributed import Rows
 from lpo_platform.evaluation.evaluate import reward_of
+from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
 from lpo_platform.tasks.task import Task
@@ -22,9 +23,11 @@ from lpo_platform.tasks.task import Task
 
 class Trajectories(Online):
     """group: pictures of each prompt; num_steps, eta, guidance: of sampling; window: the steps that are kept, first and
-    last + 1, null for all. With a task every prompt comes with the condition that its picture in the data shows.
+    last + 1, null for all; slide: rounds after which the window moves on by a step, from the last place back to the
+    first, null if it stays; noisy: whether all steps draw noise or those of the window, as in MixGRPO
+    (arXiv:2507.21802). With a task every prompt comes with the condition that its picture in the data shows.
 
-    t, slope, std (K,): of the K kept steps, as diffusion/weighting.py has them.
+    t, slope, std (K,): of the K steps kept in this round, as diffusion/weighting.py has them.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class Trajectories(Online):
         eta: float = 1.0,
         guidance: float = 5.0,
         window: tuple[int, int] | None = None,
+        slide: int | None = None,
+        noisy: Literal["all", "window"] = "all",
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -45,14 +50,31 @@ class Trajectories(Online):
         first, last = window or (0, num_steps)
         if not 0 <= first < last <= num_steps:
             raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {num_steps}")
-        self.window = slice(first, last)
-        self.t, self.slope, self.std = (of[self.window] for of in steps(self.policy.adapter.process, num_steps, eta))
-        silent = self.t[self.std <= 0].tolist()
+        if slide is not None and slide < 1:
+            raise UserError(f"method.slide={slide}: what works: a number of rounds, or null for a window that stays")
+        self.first, self.slide, self.noisy = range(first, last), slide, noisy
+        self.place(0)
+        t, _, std = steps(self.policy.adapter.process, num_steps, eta)
+        reached = slice(None) if slide else self.window
+        silent = t[reached][std[reached] <= 0].tolist()
         if silent:
             raise UserError(
                 f"method.eta={eta}: the step from t={silent[0]} draws no noise, so its outcome has no probability; "
                 "what works: method.eta above 0, and a method.window that leaves out a step from t=0"
             )
+
+    def place(self, number: int) -> None:
+        """Puts the window where it is in round `number`."""
+        process, kept = self.policy.adapter.process, self.first
+        if self.slide is not None:
+            start = (kept.start + number // self.slide) % (self.num_steps - len(kept) + 1)
+            kept = range(start, start + len(kept))
+        self.window = slice(kept.start, kept.stop)
+        self.t, self.slope, self.std = (of[self.window] for of in steps(process, self.num_steps, self.eta))
+
+    def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
+        self.place(number)
+        return super().play(number, items, micro_batch)
 
     def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
         """A row is a prompt: text (P, L, D) or tokens, control images, `key` of prompt and condition; and of its G
@@ -81,6 +103,7 @@ class Trajectories(Online):
                 num_steps=self.num_steps,
                 eta=self.eta,
                 noise=lambda index: self.keyed(keys, f"rollout/{index}"),
+                noisy=range(self.window.start, self.window.stop) if self.noisy == "window" else None,
             )
         )
         kept, finished = trajectory[self.window], trajectory[-1].following
