@@ -28,6 +28,7 @@ log = logging.getLogger("tiny")
 
 Figures = dict[str, float]
 RUNS = Path("outputs/tiny")
+TINY = Path(__file__).parents[1] / "lpo_platform" / "assets" / "tiny"
 TASKS = ("canny", "hed", "lineart", "depth", "seg_ade20k", "seg_coco", "pose")
 TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"))
 
@@ -41,6 +42,11 @@ CONTROL = (
     "control.weights=unet", "data.num_train=8192", "method.steps=1200", "method.batch=32",
     "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.99",
     "callbacks.every=100", "callbacks.log_every=10",
+)  # fmt: skip
+FLUX = (
+    "model=tiny_flux", "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=4096",
+    "method.steps=1400", "method.batch=32", "optim.lr=2e-3", "optim.warmup_steps=50", "optim.schedule=cosine",
+    "callbacks.ema_decay=0.99", "callbacks.every=200", "callbacks.log_every=10",
 )  # fmt: skip
 
 
@@ -108,7 +114,18 @@ def make_vae() -> Figures:
 def make_base() -> Figures:
     run = _train("base", BASE)
     for part in ("unet", "text_encoder"):
-        _keep(run / "export" / f"{part}_ema", part)
+        _keep(run / "export" / f"{part}_ema", TINY / part)
+    return _result(run)
+
+
+def make_flux() -> Figures:
+    """The tiny FLUX, on the latents and with the pooled text of the tiny Stable Diffusion."""
+    from lpo_platform.models import tiny_flux
+
+    tiny_flux.build()
+    run = _train("flux", FLUX)
+    for part in ("transformer", "text_encoder_2"):
+        _keep(run / "export" / f"{part}_ema", tiny_flux.FOLDER / part)
     return _result(run)
 
 
@@ -116,16 +133,16 @@ def make_control(task: str) -> Figures:
     """The ControlNet of a task."""
     people = ("data.people=1",) if task == "pose" else ()
     run = _train(task, (f"task={task}", *CONTROL, *people))
-    _keep(run / "export" / "controlnet_ema", f"controlnet_{task}")
+    _keep(run / "export" / "controlnet_ema", TINY / f"controlnet_{task}")
     return _result(run)
 
 
 def make_lrm() -> Figures:
     """The latent reward model, on pictures that the base model draws."""
-    from lpo_platform.models.tiny import FOLDER, save_half_reward
+    from lpo_platform.models.tiny import save_half_reward
 
     run = _train("lrm", (), method="lrm")
-    save_half_reward(run / "export" / "reward_best", FOLDER / "lrm")
+    save_half_reward(run / "export" / "reward_best", TINY / "lrm")
     return _result(run)
 
 
@@ -138,6 +155,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "base": make_base,
     "lrm": make_lrm,
     **{task: partial(make_control, task) for task in TASKS},
+    "flux": make_flux,
 }
 
 
@@ -208,15 +226,20 @@ def _train(name: str, options: tuple[str, ...], *, method: str = "control") -> P
     return run
 
 
-def _keep(trained: Path, part: str) -> None:
+def _keep(trained: Path, place: Path) -> None:
     """Stores an exported network among the assets, in half precision."""
-    from diffusers import ControlNetModel, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from diffusers import ControlNetModel, FluxTransformer2DModel, UNet2DConditionModel
+    from transformers import CLIPTextModel, T5EncoderModel
 
-    from lpo_platform.models.tiny import FOLDER, save_half
+    from lpo_platform.models.tiny import save_half
 
-    kinds = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
-    save_half(kinds.get(part, ControlNetModel).from_pretrained(trained), FOLDER / part)
+    kinds = {
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "transformer": FluxTransformer2DModel,
+        "text_encoder_2": T5EncoderModel,
+    }
+    save_half(kinds.get(place.name, ControlNetModel).from_pretrained(trained), place)
 
 
 def _result(run: Path) -> Figures:
@@ -227,17 +250,15 @@ def _result(run: Path) -> Figures:
 
 def remember(part: str, seconds: float, figures: Figures) -> None:
     """Writes what is known about each part to figures.json, and from all of it the model card."""
-    from lpo_platform.models.tiny import FOLDER
-
-    path = FOLDER / "figures.json"
+    path = TINY / "figures.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known[part] = {"seconds": round(seconds), **{name: round(value, 4) for name, value in figures.items()}}
     path.write_text(json.dumps(known, indent=1) + "\n")
-    (FOLDER / "README.md").write_text(card(known, FOLDER))
+    (TINY / "README.md").write_text(card(known, TINY.parent))
 
 
 def card(known: dict[str, Figures], folder: Path) -> str:
-    """The model card."""
+    """The model card of all that a folder holds."""
     sizes = {file: file.stat().st_size for file in sorted(folder.rglob("*.safetensors"))}
     weights = [f"| `{file.relative_to(folder)}` | {size / 1e6:.2f} |" for file, size in sizes.items()]
     measured = [
@@ -260,11 +281,12 @@ pipeline_tag: text-to-image
 ---
 # The embedded tiny models
 
-A Stable Diffusion at toy size in the usual diffusers layout: 64 px pictures, an f = 4 autoencoder with 4 latent
-channels, a UNet of about 1 million weights, a two-layer CLIP text encoder with a tokenizer of its own, and ControlNets.
+`tiny/` is a Stable Diffusion at toy size in the usual diffusers layout: 64 px pictures, an f = 4 autoencoder with 4
+latent channels, a UNet of about 1 million weights, a two-layer CLIP text encoder with a tokenizer, and ControlNets.
 Beside them `judge/`, a small network that reads parts, colours and poses from a picture and compares them with the
 caption; `labeller/`, another of its kind that labels training pairs; `detector/`, a third network that finds the
-condition of every task but canny; and `lrm/`, a latent reward model.
+condition of every task but canny; and `lrm/`, a latent reward model. `tiny_flux/` is a FLUX of the same size on the
+same latents: a transformer and a T5, with CLIP and autoencoder read from here.
 
 They exist so that every method of the platform runs, and measurably improves something, within minutes on two CPU
 cores. UNet and ControlNets are mediocre on purpose: a method needs something left to improve. They are good for
