@@ -437,7 +437,8 @@ def _argument_problems(composed: Composed, path: str, node: Values, known: Signa
             problems.append(f"{below}{composed.where(below)}: {known.name} gets it from the platform; remove it")
         elif parameter is None and not known.open:
             problems.append(f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}")
-        elif isinstance(value, str) and value == "???":
+        elif value == "???" or (value is None and parameter is not None and not parameter.type.accepts(None)):
+            # null too: where a default stands before it, OmegaConf keeps that for ???
             problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}=<value>")
         elif isinstance(value, dict) and any("_target_" in _mapping(node) for node in (value, *value.values())):
             problems += _node_problems(composed, below, value, group)

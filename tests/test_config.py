@@ -212,7 +212,8 @@ def paths(folder: Path) -> dict[str, list[str]]:
 def needed(experiment: str, folder: Path) -> list[str]:
     """What an experiment's data and reward need on the command line."""
     kind = {"lpo": "prompts", "spo": "prompts"}.get(experiment.split("_")[0], "folder")
-    return [*paths(folder)[kind], *(["reward.weights=w"] if experiment.startswith("spo") else [])]
+    weights = {"spo": "reward.weights=w", "cpo": "control.weights=w", "controlnetpp": "control.weights=w"}
+    return [*paths(folder)[kind], *(given for name, given in weights.items() if experiment.split("_")[0] == name)]
 
 
 def test_every_combination_gets_the_verdict_of_the_table():

@@ -1,5 +1,6 @@
 """Every published setting: it composes, passes the check, and has the numbers of the specifications' tables."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,107 @@ def test_every_experiment_of_these_methods_is_in_the_table() -> None:
 def test_an_experiment_of_spo_asks_for_its_reward(given: dict[str, list[str]]) -> None:
     problems = diagnose("train", ["experiment=spo_sd15", *given["lpo"]])
     assert problems == ["reward.weights: required by reward=spm; add reward.weights=<value>"]
+
+
+# Tables 2a, 2b, 2c and sections 4 and 5 of specs/cpo.md. A batch is 4 (section 4: 8) GPUs x 8 pictures x accumulation;
+# the real warm-up is that of the script x accumulation / GPUs.
+PUBLIC, PLUS_PLUS = "lllyasviel/control_v11p_sd15_", "limingcv/reward_controlnet::checkpoints/"
+AVERAGED, RAW = {"callbacks.ema_decay": 0.9999}, {"callbacks.ema_decay": None, "callbacks.evaluate": "raw"}
+CONTROL: dict[str, dict[str, object]] = {}
+MULTIGEN = dict.fromkeys(("lineart", "canny", "hed"), "limingcv/MultiGen-20M_train")
+CAPTIONED = {"depth": "limingcv/MultiGen-20M_depth", "seg_ade20k": "limingcv/Captioned_ADE20K",
+             "seg_coco": "limingcv/Captioned_COCOStuff", "pose": "limingcv/Captioned_COCOPose"}  # fmt: skip
+STARTS = {"canny": "canny", "hed": "softedge", "lineart": "lineart", "seg_ade20k": "seg", "seg_coco": "seg",
+          "pose": "openpose"}  # fmt: skip
+CPO_PAIRS = {"seg_ade20k": "ucfzl/Segmentation_Reward_DPO_cond", "seg_coco": "ucfzl/COCOstuff",
+             "pose": "ucfzl/Pose_Reward_DPO_cond"}  # fmt: skip
+for task, (accumulation, lr, weight, margin, steps) in {
+    "lineart": (8, 3e-9, 0.02, 3e-2, 10000), "canny": (8, 1e-8, 0.05, 5e-3, 10000), "hed": (8, 1e-8, 0.05, 1e-2, 10000),
+    "depth": (2, 1e-8, 0.05, 1e-2, 4000), "seg_ade20k": (2, 1e-8, 0.05, 1e-2, 2000),
+    "seg_coco": (8, 1e-8, 0.05, 1e-2, 10000), "pose": (1, 1e-7, 0.10, 1e-2, 10000),
+}.items():  # fmt: skip
+    CONTROL[f"cpo_{task}_sd15"] = AVERAGED | {
+        "method.form": "soft", "method.beta": 5000.0, "method.pretrain_weight": weight, "method.margin": margin,
+        "method.steps": steps, "method.batch": 4 * 8 * accumulation, "optim.lr": lr, "data.caption": "prompt",
+        "optim.warmup_steps": 100 * accumulation // 4, "data.condition": "winner", "data.loser": "loser",
+    }  # fmt: skip
+    if task in CPO_PAIRS:
+        CONTROL[f"cpo_{task}_sd15"]["data.path"] = CPO_PAIRS[task]
+    else:
+        CONTROL[f"cpo_{task}_sd15"] |= {"data.condition": "winner_{task}", "data.loser": "loser_{task}"}
+for task, (steps, batch, warmup) in {
+    "lineart": (20000, 256, 1000 * 8 / 4), "canny": (20000, 256, 0), "hed": (20000, 256, 1000 * 8 / 4),
+    "depth": (20000, 256, 1000 * 8 / 4), "seg_ade20k": (5000, 256, 1000 * 8 / 4),
+    "seg_coco": (20000, 256, 500 * 8 / 4), "pose": (20000, 4 * 14, 3),
+}.items():  # fmt: skip
+    CONTROL[f"control_dino_{task}_sd15"] = RAW | {
+        "control._target_": "lpo_platform.models.control.ControlNetDino", "method.steps": steps, "method.batch": batch,
+        "control.weights": f"{PUBLIC}{STARTS[task]}" if task in STARTS else "auto", "optim.lr": 1e-5,
+        "optim.warmup_steps": warmup, **({"data.path": CAPTIONED[task]} if task in CAPTIONED else {"data.loser": None}),
+    }  # fmt: skip
+for task, (lr, weight, margin, steps, warmup) in {
+    "lineart": (3e-9, 0.02, 1e-2, 4000, 1000), "canny": (1e-8, 0.1, 5e-3, 10000, 0),
+    "hed": (1e-8, 0.1, 1e-2, 10000, 1000), "depth": (1e-8, 0.05, 1e-2, 4000, 1000),
+    "seg_ade20k": (1e-8, 0.05, 1e-2, 4000, 500), "seg_coco": (1e-8, 0.05, 1e-2, 2000, 500),
+    "pose": (1e-8, 0.1, 1e-2, 2000, 1000),
+}.items():  # fmt: skip
+    CONTROL[f"cpo_dino_{task}_sd15"] = RAW | {
+        "control._target_": "lpo_platform.models.control.ControlNetDino", "method.form": "hard", "method.beta": 5000.0,
+        "method.pretrain_weight": weight, "method.margin": margin, "method.steps": steps, "method.batch": 4 * 8 * 8,
+        "optim.lr": lr, "optim.warmup_steps": warmup * 8 // 4, "data.loser": None,
+    }  # fmt: skip
+for name in ("control_dino_canny_sd15", "cpo_dino_canny_sd15"):
+    CONTROL[name] |= {"task.low": 0.15, "task.high": 0.3, "data.condition": None}
+for task, (weight, steps, warmup) in {
+    "seg_ade20k": (0.5, 5000, 200), "seg_coco": (0.2, 5000, 10), "canny": (1.0, 10000, 0), "hed": (1.0, 10000, 10),
+    "lineart": (0.5, 10000, 10), "depth": (1.0, 10000, 10),
+}.items():  # fmt: skip
+    start = {"depth": "lllyasviel/control_v11f1p_sd15_depth"}.get(task, f"{PUBLIC}{STARTS.get(task)}")
+    CONTROL[f"controlnetpp_{task}_sd15"] = AVERAGED | {
+        "method.reward_weight": weight, "method.max_timestep": 200, "method.steps": steps, "method.batch": 8 * 8 * 4,
+        "optim.lr": 1e-5, "optim.warmup_steps": warmup * 4 // 8, "data.path": (MULTIGEN | CAPTIONED)[task],
+        **({} if task.startswith("seg_") else {"control.weights": start}),
+    }  # fmt: skip
+FINE_TUNED = AVERAGED | {"method.batch": 256, "optim.lr": 1e-5}
+CONTROL["control_seg_ade20k_sd15"] = FINE_TUNED | {
+    "method.steps": 5000, "optim.warmup_steps": 200 * 4 // 8, "control.weights": f"{PUBLIC}seg",
+    "data.path": CAPTIONED["seg_ade20k"],
+}  # fmt: skip
+CONTROL["control_seg_coco_sd15"] = CONTROL["control_seg_ade20k_sd15"] | {"data.path": CAPTIONED["seg_coco"]}
+CONTROL["control_pose_sd15"] = FINE_TUNED | {
+    "method.steps": 20000, "control.weights": f"{PUBLIC}openpose", "data.path": "ucfzl/Pose_Reward_DPO",
+    "data.caption": "caption", "data.condition": "control_pose", "data.labels": "pose",
+}  # fmt: skip
+
+# What an experiment asks for: pairs that were never published, and a start that is another experiment's result.
+OWN = ("lineart", "canny", "hed", "depth")
+ASKS = (
+    {f"cpo_{task}_sd15": ["data.path"] for task in OWN}
+    | {f"control_dino_{task}_sd15": ["data.path"] for task in OWN[:3]}
+    | {name: ["control.weights"] for name in CONTROL if name.startswith(("cpo_dino", "cpo_pose", "controlnetpp_seg"))}
+    | {f"cpo_dino_{task}_sd15": ["control.weights", "data.path"] for task in OWN}
+)
+
+
+@pytest.mark.parametrize("name", sorted(CONTROL))
+def test_an_experiment_of_control_has_the_published_numbers(name: str, tmp_path: Path) -> None:
+    asked = diagnose("train", [f"experiment={name}"])
+    assert sorted(line.split(":")[0] for line in asked) == ASKS.get(name, [])
+    given = {"data.path": tmp_path, "control.weights": "w"}
+    overrides = [f"experiment={name}", *(f"{key}={given[key]}" for key in ASKS.get(name, []))]
+    assert diagnose("train", overrides) == []
+    cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
+    assert {key: OmegaConf.select(cfg, key) for key in CONTROL[name]} == CONTROL[name]
+    kind, task = re.fullmatch("(control_dino|cpo_dino|controlnetpp|control|cpo)_(.+)_sd15", name).groups()
+    method = {"controlnetpp": "ControlReward"}.get(kind, {"cpo": "CPO", "con": "Control"}[kind[:3]])
+    assert (cfg.model.name, cfg.method._target_.split(".")[-1]) == ("sd15", method)
+    assert cfg.task._target_.split(".")[-2] == task
+    assert cfg.method.batch % cfg.hardware.micro_batch == 0
+
+
+def test_every_experiment_of_control_is_in_the_table() -> None:
+    named = {name for name in shipped("experiment") if name.startswith(("cpo", "control")) and "flux" not in name}
+    assert named == set(CONTROL)
 
 
 def test_rates_of_the_schedules() -> None:
