@@ -150,8 +150,9 @@ def _queued() -> set[str]:
 
 
 def conclude(folder: Path) -> tuple[list[Job], str]:
-    """Writes sweep.json and sweep.md; returns the jobs in their order and the table as text ('' without results)."""
+    """Writes sweep.json, sweep.md and sweep.png; returns the jobs in their order and the table ('' without results)."""
     from lpo_platform import seeds
+    from lpo_platform.tracking.collage import collage
 
     jobs = sorted(map(Job.read, _runs(folder)), key=lambda job: job.number)
     labels = [setting(own) for own in distinct([job.overrides for job in jobs])]
@@ -167,7 +168,10 @@ def conclude(folder: Path) -> tuple[list[Job], str]:
         "rows": [{**asdict(r), "difference": r.difference} for r in rows],
     }
     record.write_json(folder / "sweep.json", content)
-    record.write_text(folder / "sweep.md", _markdown(folder, jobs, rows))
+    pictures = collage([(label or job.folder.name, job.folder) for label, job in finished])
+    if pictures is not None:
+        pictures.save(folder / "sweep.png")
+    record.write_text(folder / "sweep.md", _markdown(folder, jobs, rows, pictures is not None))
     return jobs, _table(rows)
 
 
@@ -210,7 +214,7 @@ def _legend(rows: Sequence[Row]) -> str:
     return f"Means over the seeds of a setting. 95 % interval: {'; '.join(kinds)}."
 
 
-def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row]) -> str:
+def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row], pictures: bool) -> str:
     from lpo_platform.evaluation.statistics import decimals, number, verdict
 
     lines = [f"# Sweep {folder.resolve().name}", ""]
@@ -235,6 +239,8 @@ def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row]) -> str:
         lines.append(_line(cells))
     if rows:
         lines += ["", _legend(rows), ""]
+    if pictures:
+        lines += ["![of each setting: condition, base, trained, and what is detected in both](sweep.png)", ""]
     lines += ["| job | overrides | status |", "|---|---|---|"]
     for job in jobs:
         place = os.path.relpath(job.folder, folder)
