@@ -2,23 +2,30 @@
 and Pillow."""
 
 import io
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+import toy_rewards
 from PIL import Image
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel
 
 from lpo_platform.config import UserError
 from lpo_platform.data.toy import ToySplit
 from lpo_platform.rewards.blend import Blend
 from lpo_platform.rewards.compressibility import Compressibility, Incompressibility
 from lpo_platform.rewards.consistency import Consistency
+from lpo_platform.rewards.keypoint_cosine import KeypointCosine, body
+from lpo_platform.rewards.keypoint_cosine import similarity as similarity_of_parts
 from lpo_platform.rewards.oks import Oks, similarity
 from lpo_platform.rewards.reward import Asked, parts
+from lpo_platform.rewards.skeleton_dino import SkeletonDino
 from lpo_platform.tasks.canny import Canny
 from lpo_platform.tasks.pose import Pose
+from lpo_platform.tasks.skeleton import draw
 from lpo_platform.tasks.task import Task
 
 # Probe 9's body, in OpenPose's order of 18, and the rows of it that are COCO's 17.
@@ -30,19 +37,20 @@ COCO = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
 ELBOWS_AND_WRISTS = {3: (400, 200), 6: (624, 200), 4: (390, 100), 7: (634, 100)}
 
 
-def changed(**joints: tuple[int, int]) -> Tensor:
+def arms_up() -> Tensor:
     body = BODY.clone()
     for joint, place in ELBOWS_AND_WRISTS.items():
         body[joint] = torch.tensor(place)
     return body
 
 
+# Probe 9: the body moved, its cosine and its OKS with BODY.
 MOVED = {
-    "same": (BODY, 1.0),
-    "shifted": (BODY + torch.tensor([20, 0]), 0.8803395),
-    "arms up": (changed(), 0.7648522),
-    "half": (BODY // 2, 4.16e-5),
-    "upside down": (torch.stack([BODY[:, 0], 1023 - BODY[:, 1]], 1), 0.1575914),
+    "same": (BODY, 1.0, 1.0),
+    "shifted": (BODY + torch.tensor([20, 0]), 0.9998165, 0.8803395),
+    "arms up": (arms_up(), 0.9753765, 0.7648522),
+    "half": (BODY // 2, 0.9999996, 4.16e-5),
+    "upside down": (torch.stack([BODY[:, 0], 1023 - BODY[:, 1]], 1), 0.8014718, 0.1575914),
 }
 
 
@@ -56,9 +64,9 @@ def person(body: Tensor, missing: tuple[int, ...] = ()) -> Tensor:
 class Shown(Task):
     """A task whose detector finds in picture i what is written down for it."""
 
-    name, scores = "shown", Pose.scores
+    name, scores, resolution = "shown", Pose.scores, 1024
     fingerprint = "shown"
-    render = parse = distance = score = None
+    parse = distance = score = None
 
     def __init__(self, maps: Tensor) -> None:
         self.maps, self.asked = maps, []
@@ -66,6 +74,9 @@ class Shown(Task):
     def detect(self, images: Tensor) -> Tensor:
         self.asked.append(len(images))
         return self.maps[images[:, 0, 0, 0].long()]
+
+    def render(self, maps: Tensor) -> Tensor:
+        return torch.stack([draw(people / 16, 64) for people in maps])
 
 
 def numbered(count: int) -> Tensor:
@@ -77,11 +88,69 @@ def asked(maps: Tensor, row: list[int]) -> Asked:
 
 
 def test_probe_9_oks_of_a_body() -> None:
-    maps = torch.stack([person(body) for body, _ in MOVED.values()] + [person(BODY, missing=(4,))])
-    task = Shown(maps)
+    task = Shown(torch.stack([person(body) for body, _, _ in MOVED.values()] + [person(BODY, missing=(4,))]))
     found = Oks(batch=4, task=task)(numbered(6), [""] * 6, asked(person(BODY)[None], [0] * 6))
-    expected = [oks for _, oks in MOVED.values()] + [0.9411765]
+    expected = [oks for _, _, oks in MOVED.values()] + [0.9411765]
     assert found.tolist() == pytest.approx(expected, abs=1e-6) and task.asked == [4, 2]
+
+
+def test_probe_9_cosines_of_a_body() -> None:
+    """COCO has no neck: where the probe turns the body, the middle of the shoulders turns with it."""
+    task = Shown(torch.stack([person(body) for body, _, _ in MOVED.values()] + [person(BODY, missing=(4,))]))
+    found = KeypointCosine(task=task)(numbered(6), [""] * 6, asked(person(BODY)[None], [0] * 6))
+    expected = [cosine for _, cosine, _ in MOVED.values()] + [0.9768979]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    rounded = KeypointCosine(half=True, task=task)(numbered(6), [""] * 6, asked(person(BODY)[None], [0] * 6))
+    assert rounded.tolist() == [torch.tensor(value).half().item() for value in found.tolist()]
+
+
+def test_probe_9_a_part_that_only_one_picture_shows() -> None:
+    hand = torch.tensor([(620.0 + i, 520.0 + 2 * i) for i in range(21)])
+    with_hand, without = [BODY.float(), hand, None], [BODY.float(), None, None]
+    assert similarity_of_parts(with_hand[1:2], without[1:2]).item() == pytest.approx(-0.9969218, abs=1e-6)
+    assert similarity_of_parts(with_hand, without).item() == pytest.approx(0.0015391, abs=1e-6)
+    assert similarity_of_parts(with_hand, without, half=True).item() == pytest.approx(0.001465, abs=1e-6)
+
+
+def test_two_people_or_none_have_no_cosine() -> None:
+    """One person each, or 0; coordinates of a picture of 512 px are those of 1024, cut to whole pixels."""
+    one, two, nobody = person(BODY), torch.cat([person(BODY), person(BODY)]), torch.zeros(1, 17, 3)
+    maps = torch.stack(
+        [torch.nn.functional.pad(people, (0, 0, 0, 0, 0, 2 - len(people))) for people in (one, two, nobody)]
+    )
+    task = Shown(maps)
+    score = KeypointCosine(task=task)
+    assert score(numbered(3), [""] * 3, asked(maps, [0, 0, 0])).tolist() == pytest.approx([1, 0, 0])
+    assert score(numbered(3), [""] * 3, asked(maps, [1, 1, 2])).tolist() == [0, 0, 0]
+    halved = torch.cat([one[..., :2] / 2 + 0.2, one[..., 2:]], 2)  # 0.4 of a pixel in the frame: cut off
+    assert torch.equal(body(halved[0], 2.0), body(one[0], 1.0)) and torch.equal(body(one[0], 1.0), BODY.float())
+
+
+def test_skeletons_by_the_mean_token_of_dino(tmp_path: Path) -> None:
+    """Drawn, read by transformers alone from Pillow pictures; nobody is -1; each condition is looked at once."""
+    folder = toy_rewards.dino(tmp_path / "dino")
+    maps = torch.stack([person(body) for body, _, _ in MOVED.values()] + [torch.zeros(1, 17, 3)])
+    task = Shown(maps)
+    condition = Asked(maps[:2], task.render(maps[:2]), torch.tensor([0, 1, 0, 1, 0, 0]))
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+
+    def features(drawing: Tensor) -> Tensor:
+        file = Image.fromarray((drawing * 255).round().byte().permute(1, 2, 0).numpy())
+        with torch.no_grad():
+            return model(**processor(images=file, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    raw = SkeletonDino(str(folder), scaled=False, batch=4, task=task)
+    looked, features_of = [], raw.features
+    raw.features = lambda drawings: looked.append(len(drawings)) or features_of(drawings)
+    found = raw(numbered(6), [""] * 6, condition)
+    drawn = [features(drawing) for drawing in task.render(maps)]
+    cosines = [torch.cosine_similarity(drawn[i], drawn[int(condition.row[i])], 0).item() for i in range(5)]
+    assert found.tolist() == pytest.approx([*cosines, -1], abs=1e-4) and min(cosines) < 0.999
+    assert looked == [2, 4, 2], "two conditions, then the pictures"
+    scaled = SkeletonDino(str(folder), task=task)(numbered(6), [""] * 6, condition)
+    assert scaled.tolist() == pytest.approx([*((cosine - 0.9) / 0.1 for cosine in cosines), -1], abs=1e-3)
+    with pytest.raises(UserError, match="weights=/no/dino: no such folder"):
+        SkeletonDino("/no/dino", task=task)
 
 
 def test_oks_of_several_people() -> None:

@@ -231,7 +231,9 @@ def test_the_check_reads_the_table(tmp_path: Path):
         assert (problems == []) == by_table(composed.choices), (method, control, problems)
 
 
-BY_PICTURE = ("blend", "clip", "compressibility", "incompressibility", "pickscore", "toy")
+BY_PICTURE = (
+    "blend", "clip", "compressibility", "hps", "image_reward", "incompressibility", "pickscore", "toy", "vlm_bertscore",
+)  # fmt: skip
 CONTROLLED = ["method=ddpo", "task=pose", "control=controlnet", "tune=control", "data=toy"]
 
 
@@ -252,7 +254,7 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("data", "toy_pairs"): ["method=lrm"],
         ("data", "toy_prompts"): ["method=lpo"],
         **{("reward", name): ["method=spo"] for name in BY_PICTURE},
-        **{("reward", name): CONTROLLED for name in ("consistency", "oks")},
+        **{("reward", name): CONTROLLED for name in ("consistency", "keypoint_cosine", "oks", "skeleton_dino")},
         **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
         ("debug", "smoke_online"): ["method=lpo"],
         ("reward", "lrm"): ["method=lpo"],

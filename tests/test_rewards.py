@@ -6,20 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import toy_rewards
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel, CLIPProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BertModel,
+    CLIPModel,
+    CLIPProcessor,
+)
 
 from lpo_platform.config import UserError, diagnose, shipped
 from lpo_platform.rewards.aesthetic import Aesthetic
+from lpo_platform.rewards.bertscore import TokenEmbeddings, recall
 from lpo_platform.rewards.clip import Clip
+from lpo_platform.rewards.hps import Hps
+from lpo_platform.rewards.image_reward import MEAN, STD, ImageReward
 from lpo_platform.rewards.pickscore import PickScore
 from lpo_platform.rewards.pretrained import Pretrained
 from lpo_platform.rewards.reward import Asked, checked
+from lpo_platform.rewards.vlm_bertscore import VlmBertscore
 from lpo_platform.rewards.vqa import Vqa
 
 PROMPTS = ["a red cat", "a blue dog on a red cat", "a red cat", "no dog, " * 30]
@@ -34,6 +47,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llava": toy_rewards.llava(root / "llava"),
         "plain": toy_rewards.llava(root / "plain", chat=False),
         "blip2": toy_rewards.blip2(root / "blip2"),
+        "bert": toy_rewards.bert(root / "bert"),
+        "hps": toy_rewards.hps(root / "hps"),
+        "image_reward": toy_rewards.image_reward(root),
         "predictor": root / "sac+logos+ava1-l14-linearMSE.pth",
     }
 
@@ -46,11 +62,14 @@ def rewards(folders: dict[str, Path]) -> dict[str, Pretrained]:
         "pickscore": PickScore(clip, clip),
         "aesthetic": Aesthetic(str(folders["predictor"]), clip),
         "vqa": Vqa(str(folders["llava"])),
+        "hps": Hps(str(folders["hps"]), "toy-hps"),
+        "image_reward": ImageReward(str(folders["image_reward"]), str(folders["bert"])),
+        "vlm_bertscore": VlmBertscore(str(folders["llava"]), encoder=str(folders["bert"]), layer=2),
     }
 
 
 SOMETHING = Asked(torch.zeros(1, 1), torch.zeros(1, 3, 8, 8), torch.zeros(4, dtype=torch.long))
-NAMES = ("clip", "pickscore", "aesthetic", "vqa")
+NAMES = ("clip", "pickscore", "aesthetic", "vqa", "hps", "image_reward", "vlm_bertscore")
 
 
 def pictures(num: int = 4, height: int = 300, width: int = 400) -> tuple[Tensor, list[Image.Image]]:
@@ -161,6 +180,116 @@ def test_vqa_of_an_encoder_and_decoder(folders: dict) -> None:
     torch.testing.assert_close(Vqa(str(folders["blip2"]))(images, PROMPTS), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_hps_is_the_cosine_of_open_clips_own_pipeline(rewards: dict, folders: dict) -> None:
+    """Its preprocessing of Pillow pictures, its forward, its tokenizer."""
+    images, files = pictures()
+    model, _, preprocess = open_clip.create_model_and_transforms("toy-hps", load_weights=False)
+    model.load_state_dict(torch.load(folders["hps"], weights_only=True)["state_dict"])
+    with torch.no_grad():
+        pixels, tokens = torch.stack([preprocess(file) for file in files]), open_clip.get_tokenizer("ViT-H-14")(PROMPTS)
+        picture, text, _ = model.eval()(pixels, tokens)
+    expected = (picture * text).sum(1)
+    assert expected.std() > 0.02
+    torch.testing.assert_close(
+        rewards["hps"](images, PROMPTS), expected, rtol=0, atol=2e-3
+    )  # pixels differ by rounding
+
+
+def blip(state: dict[str, Tensor], pixels: Tensor, ids: Tensor, there: Tensor) -> Tensor:
+    """ImageReward's number before its mean and deviation, (1,): timm's ViT, then BLIP's text encoder written out."""
+    visual = VisionTransformer(32, 16, num_classes=0, embed_dim=128, depth=2, num_heads=2, mlp_ratio=2).eval()
+    prefix = "blip.visual_encoder."
+    visual.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    seen = visual.forward_features(pixels)
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ state[f"blip.text_encoder.{name}.weight"].T + state[f"blip.text_encoder.{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-12).sqrt()
+        return x * state[f"blip.text_encoder.{name}.weight"] + state[f"blip.text_encoder.{name}.bias"]
+
+    def attend(name: str, x: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (linear(f"{name}.self.{part}", of) for part, of in (("query", x), ("key", other), ("value", other)))
+        scores = q @ k.mT / 64**0.5  # one head of 64
+        weights = scores.masked_fill(~mask.bool(), -1e30).softmax(-1)
+        return norm(f"{name}.output.LayerNorm", linear(f"{name}.output.dense", weights @ v) + x)
+
+    words = state["blip.text_encoder.embeddings.word_embeddings.weight"][ids]
+    places = state["blip.text_encoder.embeddings.position_embeddings.weight"][: ids.shape[1]]
+    x = norm("embeddings.LayerNorm", words + places)
+    for layer in ("encoder.layer.0", "encoder.layer.1"):
+        x = attend(f"{layer}.attention", x, x, there)
+        x = attend(f"{layer}.crossattention", x, seen, torch.ones(seen.shape[1]))
+        inner = torch.nn.functional.gelu(linear(f"{layer}.intermediate.dense", x))
+        x = norm(f"{layer}.output.LayerNorm", linear(f"{layer}.output.dense", inner) + x)
+    x = x[:, 0]
+    for layer in (0, 2, 4, 6, 7):
+        x = x @ state[f"mlp.layers.{layer}.weight"].T + state[f"mlp.layers.{layer}.bias"]
+    return x[:, 0]
+
+
+def test_image_reward_is_blip_written_out(rewards: dict, folders: dict) -> None:
+    images, _ = pictures()
+    reward, state = rewards["image_reward"], torch.load(folders["image_reward"], weights_only=True)
+    pixels = reward.processor(images=list((images * 255).round().byte()), return_tensors="pt").pixel_values
+    expected = []
+    for picture, prompt in zip(pixels, PROMPTS, strict=True):
+        words = [*toy_rewards.SPECIAL, *toy_rewards.WORDS]
+        ids = [words.index(word) if word in words else 0 for word in re.findall(r"\w+|,", prompt)][:33]
+        ids = torch.tensor([[2, *ids, 3, *[1] * (33 - len(ids))]])
+        expected.append((blip(state, picture[None], ids, ids != 1) - MEAN) / STD)
+    expected = torch.cat(expected)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(reward(images, PROMPTS), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_recall_is_the_mean_over_the_captions_tokens_of_their_best_match(folders: dict) -> None:
+    """One pair at a time, without padding, by loops over tokens; start and end can be matched but do not count."""
+    embed = TokenEmbeddings(str(folders["bert"]), 2)
+    model, tokenizer = BertModel.from_pretrained(folders["bert"]).eval(), AutoTokenizer.from_pretrained(folders["bert"])
+    pairs = [("a red cat", "a red cat"), ("blue dog , no", "a red cat on a dog ."), ("dog", "yes"), ("", "red")]
+
+    def tokens(text: str) -> np.ndarray:
+        with torch.no_grad():
+            found = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[2][0]
+        return (found / found.norm(dim=1, keepdim=True)).numpy()
+
+    with torch.no_grad():
+        found = recall(embed([said for said, _ in pairs]), embed([wanted for _, wanted in pairs])).tolist()
+    for (said, wanted), value in zip(pairs[:3], found[:3], strict=True):
+        candidate, reference = tokens(said), tokens(wanted)[1:-1]
+        assert value == pytest.approx(np.mean([max(a @ b for b in candidate) for a in reference]), abs=1e-5)
+    assert found[0] == pytest.approx(1, abs=1e-5) and found[1] < 0.95 and found[3] == 0
+    with pytest.raises(UserError, match=r"layer=4: encoder=.* has layers 1 to 3"):
+        TokenEmbeddings(str(folders["bert"]), 4)
+
+
+def test_the_answer_is_what_the_model_says_greedily(rewards: dict, folders: dict) -> None:
+    """Token after token of one picture, by whole forwards; of a decoder and of an encoder with a decoder."""
+    images, files = pictures()
+    levels, words = (images * 255).round().byte(), [*toy_rewards.SPECIAL, *toy_rewards.WORDS]
+    of_t5 = VlmBertscore(str(folders["blip2"]), "show a cat", 4, str(folders["bert"]), 2)
+    for reward, folder, text in (
+        (rewards["vlm_bertscore"], "llava", f"USER : <image> {rewards['vlm_bertscore'].question} ASSISTANT :"),
+        (of_t5, "blip2", "show a cat"),
+    ):
+        model = AutoModelForImageTextToText.from_pretrained(folders[folder]).eval()
+        inputs = AutoProcessor.from_pretrained(folders[folder])(images=files[1], text=text, return_tensors="pt")
+        written = [] if folder == "llava" else [1]
+        while len(written) < reward.max_new_tokens + (folder == "blip2") and written[-1:] != [3]:
+            more = torch.tensor([written], dtype=torch.long)
+            if folder == "llava":
+                ids = torch.cat([inputs["input_ids"], more], 1)
+                step = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            else:
+                step = {**inputs, "decoder_input_ids": more}
+            with torch.no_grad():
+                written.append(model(**step).logits[0, -1].argmax().item())
+        said = " ".join(words[number] for number in written if number > 3).lower()
+        assert reward.answers(levels)[1] == said and len(said.split()) > 1
+
+
 def test_a_prompt_cannot_ask_for_a_second_picture(rewards: dict) -> None:
     images, _ = pictures(1)
     written, without = rewards["vqa"](images, ["a <image> cat"]), rewards["vqa"](images, ["a cat"])
@@ -253,6 +382,13 @@ def pickled(path: Path) -> str:
         (lambda f, t: Vqa(str(f["llava"]), question="Is it?"), "question='Is it?': must contain {{caption}}"),
         (lambda f, t: Vqa(str(f["llava"]), answer="yes no"), "answer=yes no: 2 tokens in {llava}"),
         (lambda f, t: Aesthetic("/no/file.pth"), "weights=/no/file.pth: no such file; give the file sac+logos"),
+        (lambda f, t: Hps("/no/file.pt"), "weights=/no/file.pt: no such file; download it"),
+        (lambda f, t: Hps(touch(t / "p.pt"), "toy-hps"), "weights={t}/p.pt: not a toy-hps of open_clip"),
+        (lambda f, t: Hps(str(f["hps"]), "ViT-H-15"), "architecture=ViT-H-15: open_clip has none; did you mean"),
+        (lambda f, t: ImageReward(str(f["hps"]), str(f["bert"])), "weights={hps}: not ImageReward's"),
+        (lambda f, t: ImageReward(str(f["image_reward"]), "/no/bert"), "tokenizer=/no/bert: no such folder"),
+        (lambda f, t: VlmBertscore(str(f["llava"]), reference="x"), "reference='x': must contain {{caption}}"),
+        (lambda f, t: VlmBertscore(str(f["llava"]), encoder="/no/bert"), "encoder=/no/bert: no such folder"),
         (lambda f, t: Aesthetic(touch(t / "p.pth")), "weights={t}/p.pth: not the aesthetic predictor"),
         (lambda f, t: Aesthetic(touch(t / "p.safetensors")), "weights={t}/p.safetensors: not the aesthetic predictor"),
         (lambda f, t: Aesthetic(pickled(t / "q.pth")), "weights={t}/q.pth: not the aesthetic predictor"),

@@ -1,12 +1,18 @@
 """The models behind the rewards as real classes at toy size with random weights, saved as the published ones are."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import open_clip
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from timm.models.vision_transformer import VisionTransformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertModel,
+    BitImageProcessor,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
@@ -16,6 +22,8 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -75,10 +83,75 @@ def blip2(folder: Path) -> Path:
     return _save(_loud(Blip2ForConditionalGeneration(config)), processor, folder)
 
 
-def predictor(*, seed: int = 3) -> dict[str, torch.Tensor]:
+def bert(folder: Path) -> Path:
+    """A BERT of three layers, whose texts begin with <s> and end with </s>."""
+    torch.manual_seed(4)
+    tokenizer = _tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    tokenizer.cls_token, tokenizer.sep_token = "<s>", "</s>"
+    sizes = LAYERS | {"num_hidden_layers": 3, "vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 24}
+    return _save(_loud(BertModel(BertConfig(**sizes, pad_token_id=1))), tokenizer, folder)
+
+
+def dino(folder: Path) -> Path:
+    """A DINOv2 of 28 px pictures in patches of 14."""
+    torch.manual_seed(5)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "image_size": 28, "patch_size": 14}
+    processor = BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return _save(_loud(Dinov2Model(Dinov2Config(**sizes))), processor, folder)
+
+
+HPS = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def hps(folder: Path) -> Path:
+    """Weights of an open_clip "toy-hps", in a file as HPSv2 has it."""
+    folder.mkdir()
+    (folder / "toy-hps.json").write_text(json.dumps(HPS))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(6)
+    state = _loud(open_clip.create_model("toy-hps", load_weights=False)).state_dict()
+    torch.save({"epoch": 1, "state_dict": state}, folder / "HPS_v2.1_compressed.pt")
+    return folder / "HPS_v2.1_compressed.pt"
+
+
+def image_reward(folder: Path, *, vision: int = 128, text: int = 64) -> Path:
+    """ImageReward.pt: weights of BLIP under its own names, with heads that nothing reads; 32 px in patches of 16."""
+    torch.manual_seed(7)
+    visual = VisionTransformer(32, 16, num_classes=0, embed_dim=vision, depth=2, num_heads=vision // 64, mlp_ratio=2)
+    state = {f"blip.visual_encoder.{name}": weight for name, weight in visual.state_dict().items()}
+    shapes = {"embeddings.word_embeddings": (len(SPECIAL) + len(WORDS), text)}
+    shapes |= {"embeddings.position_embeddings": (40, text), "embeddings.LayerNorm": (text,)}
+    for layer in range(2):
+        for attention, width in (("attention", text), ("crossattention", vision)):
+            at = f"encoder.layer.{layer}.{attention}"
+            shapes |= {f"{at}.self.query": (text, text), f"{at}.self.key": (text, width)}
+            shapes |= {f"{at}.self.value": (text, width), f"{at}.output.dense": (text, text)}
+            shapes |= {f"{at}.output.LayerNorm": (text,)}
+        at = f"encoder.layer.{layer}"
+        shapes |= {f"{at}.intermediate.dense": (2 * text, text), f"{at}.output.dense": (text, 2 * text)}
+        shapes |= {f"{at}.output.LayerNorm": (text,)}
+    for name, shape in shapes.items():
+        state[f"blip.text_encoder.{name}.weight"] = torch.randn(shape) * 0.2 + (len(shape) == 1)
+        if not name.endswith("_embeddings"):
+            state[f"blip.text_encoder.{name}.bias"] = torch.randn(shape[0]) * 0.2
+    state |= {"blip.text_encoder.embeddings.position_ids": torch.arange(40)[None], "blip.temp": torch.ones(())}
+    state |= {"blip.vision_proj.weight": torch.randn(8, vision), "blip.text_proj.bias": torch.randn(8)}
+    state |= {f"mlp.{name}": weight for name, weight in predictor(width=text).items()}
+    torch.save(state, folder / "ImageReward.pt")
+    return folder / "ImageReward.pt"
+
+
+def predictor(*, seed: int = 3, width: int = 768) -> dict[str, torch.Tensor]:
     """State of an aesthetic predictor, in the names of the published file."""
     torch.manual_seed(seed)
-    sizes = {0: (768, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
+    sizes = {0: (width, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
     state = {f"layers.{i}.weight": torch.randn(b, a) / a**0.5 for i, (a, b) in sizes.items()}
     return state | {f"layers.{i}.bias": torch.randn(b) for i, (_, b) in sizes.items()}
 
@@ -104,7 +177,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, additional_special_tokens=SPECIAL[4:], **names)
 
 
-def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> Path:
+def _save(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerFast, folder: Path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -19,12 +19,12 @@ WIDTH = 768  # of the image embedding of CLIP ViT-L/14
 
 
 class Predictor(nn.Module):
-    """(B, 768) embeddings of length 1 -> (B,); linear throughout, in the layout of the published weight files."""
+    """(B, width) embeddings -> (B,); linear throughout, in the layout of the published weight files."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(WIDTH, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2),
+            nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2),
             nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1),
         )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Aesthetic(Pretrained):
         if width != WIDTH:
             raise UserError(f"clip={clip}: its embeddings are {width} wide; the predictor reads {WIDTH}, of ViT-L/14")
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
         pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
         embeddings = self.model.get_image_features(pixel_values=pixels.to(self.device, self.model.dtype)).pooler_output
         return self.predictor(F.normalize(embeddings.float(), dim=-1))

@@ -30,19 +30,13 @@ class Clip(Pretrained):
         setting = "weights" if processor is None else "processor"
         self.processor = load(CLIPProcessor.from_pretrained, processor or weights, setting=setting)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.cosine(images, prompts)
+    def encode(self, prompts: list[str]) -> Tensor:
+        chunks = (prompts[start : start + self.batch] for start in range(0, len(prompts), self.batch))
+        return torch.cat([self.model.get_text_features(**self._tokens(chunk)).pooler_output for chunk in chunks])
 
-    def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """(b, 3, H, W) uint8 and b prompts -> (b,) float32."""
-        return self.against(self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output, prompts)
-
-    def against(self, picture: Tensor, prompts: list[str]) -> Tensor:
-        """Cosine of picture embeddings (b, d) and prompts, (b,) float32."""
-        different = list(dict.fromkeys(prompts))  # pairs and groups share their prompt
-        rows = torch.tensor([different.index(prompt) for prompt in prompts], device=self.device)
-        text = self.model.get_text_features(**self._tokens(different)).pooler_output
-        return F.cosine_similarity(picture.float(), text.float()[rows], eps=0)
+    def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
+        picture = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output
+        return F.cosine_similarity(picture.float(), text.float(), eps=0)
 
     def _pixels(self, images: Tensor) -> Tensor:
         pixels = self.processor.image_processor(images=list(images), return_tensors="pt").pixel_values

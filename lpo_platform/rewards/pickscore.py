@@ -25,5 +25,5 @@ class PickScore(Clip):
     ) -> None:
         super().__init__(weights, processor, batch, dtype)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.model.logit_scale.float().exp() * self.cosine(images, prompts)
+    def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
+        return self.model.logit_scale.float().exp() * super().score(images, prompts, text)

@@ -26,9 +26,19 @@ class Pretrained(nn.Module):
             raise UserError(f"reward {self.name}: batch={batch}: must be at least 1 picture")
         self.batch = batch
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """(b, 3, H, W) uint8 on this reward's device and b prompts -> (b,); b is at most `batch`."""
+    def encode(self, prompts: list[str]) -> Tensor:
+        """What is the same for all pictures of a prompt: (P, ...); nothing, unless a reward has such a thing."""
+        return torch.zeros(len(prompts), 0, device=self.device)
+
+    def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
+        """(b, 3, H, W) uint8 on this reward's device, b prompts and what encode() made of them -> (b,); b is at most
+        `batch`."""
         raise NotImplementedError
+
+    def encoded(self, prompts: list[str]) -> Tensor:
+        """encode() of every different prompt once: (B, ...)."""
+        place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        return self.encode(list(place))[[place[prompt] for prompt in prompts]]
 
     def train(self, mode: bool = True) -> "Pretrained":
         return super().train(False)
@@ -46,13 +56,15 @@ class Pretrained(nn.Module):
         """
         if len(prompts) != len(images):
             raise ValueError(f"reward {self.name}: {len(images)} pictures, but {len(prompts)} prompts")
-        starts = range(0, len(images), self.batch)
-        scores = [torch.zeros(0, device=self.device)]
+        if len(images) == 0:
+            return images.new_zeros(0)
+        scores = []
         with torch.autocast(self.device.type, enabled=False):
-            for start in starts:
+            text = self.encoded(prompts)
+            for start in range(0, len(images), self.batch):
                 part = slice(start, start + self.batch)
                 pictures = eight_bit(images[part].to(self.device), self.name)
-                scores.append(checked(self.name, self.score(pictures, prompts[part]), len(pictures)))
+                scores.append(checked(self.name, self.score(pictures, prompts[part], text[part]), len(pictures)))
         return torch.cat(scores).to(images.device)
 
 

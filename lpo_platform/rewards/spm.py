@@ -22,7 +22,7 @@ from lpo_platform.config import UserError
 from lpo_platform.rewards.clip import VIT_H
 from lpo_platform.rewards.pickscore import PickScore
 from lpo_platform.rewards.pretrained import Dtype
-from lpo_platform.rewards.reward import checked
+from lpo_platform.rewards.reward import Asked, checked
 
 FREQUENCIES = 256
 NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -51,7 +51,7 @@ class SPM(PickScore):
         if weights is not None:
             read(self.model, weights)
 
-    def forward(self, images: Tensor, prompts: list[str], condition: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
         """Finished pictures: t = 0."""
         return self.at(images, prompts, torch.zeros(len(images), device=images.device))
 
@@ -60,10 +60,12 @@ class SPM(PickScore):
         """(B, 3, H, W) in [0, 1], B prompts and timesteps (B,) -> (B,) float32, in the precision of the weights."""
         scores = [torch.zeros(0, device=self.device)]
         with torch.autocast(self.device.type, enabled=False):
+            text = self.encoded(prompts) if prompts else None
             for start in range(0, len(images), self.batch):
                 part = slice(start, start + self.batch)
                 picture = embed(self.model, self._resized(images[part]), t[part].to(self.device))
-                scores.append(self.model.logit_scale.float().exp() * self.against(picture, prompts[part]))
+                cosine = F.cosine_similarity(picture.float(), text[part].float(), eps=0)
+                scores.append(self.model.logit_scale.float().exp() * cosine)
         return checked(self.name, torch.cat(scores), len(images)).to(images.device)
 
     def _resized(self, images: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""BERTScore recall, arXiv 1904.09675: how much of a reference text a candidate says, token by token."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from lpo_platform.config import UserError
+from lpo_platform.models.weights import load
+from lpo_platform.rewards.pretrained import whole
+
+
+class TokenEmbeddings(nn.Module):
+    """T texts -> (T, L, d + 1) float32: unit vectors of their tokens by an encoder's layer, 0 for padding, and in the
+    last column whether a token counts: the tokens that mark start and end do not, as in the published code.
+
+    weights: folder or hub id of an encoder of transformers with layers in `encoder.layer` (BERT, RoBERTa, DeBERTa).
+    """
+
+    def __init__(self, weights: str, layer: int, *, setting: str = "encoder") -> None:
+        super().__init__()
+        self.model = whole(AutoModel.from_pretrained, weights, setting=setting, dtype=torch.float32)
+        self.tokenizer = load(AutoTokenizer.from_pretrained, weights, setting=setting)
+        most = self.model.config.num_hidden_layers
+        if not 1 <= layer <= most:
+            raise UserError(f"layer={layer}: {setting}={weights} has layers 1 to {most}")
+        self.model.encoder.layer = self.model.encoder.layer[:layer]
+
+    def forward(self, texts: list[str]) -> Tensor:
+        longest = self.model.config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = tokens.to(next(self.parameters()).device)
+        ids, there = tokens.input_ids, tokens.attention_mask
+        hidden = self.model(input_ids=ids, attention_mask=there).last_hidden_state
+        counts = there * (ids != self.tokenizer.cls_token_id) * (ids != self.tokenizer.sep_token_id)
+        return torch.cat([F.normalize(hidden, dim=-1) * there[..., None], counts[..., None].to(hidden.dtype)], -1)
+
+
+def recall(candidate: Tensor, reference: Tensor) -> Tensor:
+    """Embeddings (B, L, d + 1) and (B, K, d + 1) -> (B,): the mean over the reference's tokens that count of the
+    greatest cosine with any token of the candidate; 0 where either has no token that counts."""
+    closest = (reference[..., :-1] @ candidate[..., :-1].mT).amax(2)
+    counts = reference[..., -1] * candidate[..., -1].amax(1, keepdim=True)
+    return (closest * counts).sum(1) / counts.sum(1).clamp_min(1)

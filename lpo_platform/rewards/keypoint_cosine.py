@@ -1,0 +1,60 @@
+"""The keypoint reward of pose RL as its authors computed it (specs/pose_ddpo.md 2.2), kept for reproduction.
+
+It hardly sees a pose: a person at half the size scores 1, arms up instead of down 0.975. `oks` sees both.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lpo_platform.rewards.of_condition import OfCondition
+from lpo_platform.rewards.oks import people_of
+from lpo_platform.tasks.skeleton import COCO_OF, SHOULDERS
+
+FRAME = 1024  # pixels: the side of the pictures on which the original measured
+
+
+class KeypointCosine(OfCondition):
+    """Cosine between the coordinates of OpenPose's 18 joints, in [-1, 1]; 0 unless both pictures show one person.
+
+    half: rounds it to half precision as the original does.
+    """
+
+    name: ClassVar[str] = "keypoint_cosine"
+
+    def __init__(self, half: bool = False, **shared: object) -> None:
+        super().__init__(**shared)
+        self.half = half
+
+    def compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+        scale = FRAME / self.task.resolution
+        scores = []
+        for found, wanted in zip(people_of(maps), people_of(reference), strict=True):
+            if len(found) != 1 or len(wanted) != 1:
+                scores.append(maps.new_zeros(()))
+                continue
+            scores.append(similarity([body(found[0], scale)], [body(wanted[0], scale)], half=self.half))
+        return torch.stack(scores)
+
+
+def body(person: Tensor, scale: float) -> Tensor:
+    """(17, 3) of COCO -> (18, 2) in OpenPose's order, whole pixels, -1, -1 for a joint that is not seen."""
+    neck = torch.cat([person[list(SHOULDERS), :2].mean(0), person[list(SHOULDERS), 2:].amin(0)])
+    joints = torch.stack([neck if number is None else person[number] for number in COCO_OF])
+    return torch.where(joints[:, 2:] > 0, (joints[:, :2] * scale).trunc(), -1.0)
+
+
+def similarity(found: list[Tensor | None], wanted: list[Tensor | None], *, half: bool = False) -> Tensor:
+    """The mean cosine over parts (body, hands, face) of (K, 2) coordinates, None for a part that was not detected.
+
+    A part that neither has is left out; one that only one has is compared with -1, -1, ... for the other.
+    """
+    cosines = []
+    for p, q in zip(found, wanted, strict=True):
+        if p is None and q is None:
+            continue
+        p, q = (torch.full_like(q, -1) if p is None else p), (torch.full_like(p, -1) if q is None else q)
+        cosine = torch.cosine_similarity(p.flatten().double(), q.flatten().double(), 0)
+        cosines.append(cosine.half().double() if half else cosine)
+    return torch.stack(cosines).mean().float()

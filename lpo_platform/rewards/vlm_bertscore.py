@@ -1,0 +1,56 @@
+"""The text reward of DDPO and pose RL: a vision-language model says what a picture shows, BERTScore what the caption
+finds of itself in that (specs/pose_ddpo.md 1.7 and 2.2)."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from lpo_platform.config import UserError
+from lpo_platform.rewards.bertscore import TokenEmbeddings, recall
+from lpo_platform.rewards.pretrained import Dtype
+from lpo_platform.rewards.vision_language import VisionLanguage
+
+
+class VlmBertscore(VisionLanguage):
+    """BERTScore recall of `reference` by the model's answer in lower case, without idf or rescaling; mostly 0.3 to 0.8.
+
+    weights: folder or hub id of an image-text-to-text model. question: put to it with every picture; max_new_tokens: of
+    its greedy answer. encoder, layer: what BERTScore compares with. reference: `{caption}` stands for the prompt; DDPO
+    has "The image contains {caption}".
+    """
+
+    name: ClassVar[str] = "vlm_bertscore"
+
+    def __init__(
+        self,
+        weights: str = "llava-hf/llava-v1.6-mistral-7b-hf",
+        question: str = "What is shown in this image?",
+        max_new_tokens: int = 23,
+        encoder: str = "google-bert/bert-base-uncased",
+        layer: int = 9,
+        reference: str = "{caption}",
+        batch: int = 8,
+        dtype: Dtype = "auto",
+    ) -> None:
+        if "{caption}" not in reference:
+            raise UserError(f"reference={reference!r}: must contain {{caption}}, which stands for the prompt")
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens}: an answer has at least 1")
+        super().__init__(weights, batch, dtype)
+        self.question, self.max_new_tokens, self.reference = question, max_new_tokens, reference
+        self.embed = TokenEmbeddings(encoder, layer)
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        return self.embed([self.reference.replace("{caption}", prompt) for prompt in prompts])
+
+    def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
+        return recall(self.embed(self.answers(images)), text)
+
+    def answers(self, images: Tensor) -> list[str]:
+        """What the model says of (b, 3, H, W) uint8."""
+        inputs = self.inputs(images, [self.question] * len(images))
+        written = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
+        if self.start is None:  # the reply stands behind the question
+            written = written[:, inputs["input_ids"].shape[1] :]
+        said = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [answer.strip().lower() for answer in said]
