@@ -29,6 +29,7 @@ from lpo_platform.data import aligned_pairs, condition_pairs, preference_rows
 from lpo_platform.data.aligned_pairs import AlignedPairs
 from lpo_platform.data.cache import Cache
 from lpo_platform.data.condition_pairs import ConditionPairs
+from lpo_platform.data.export_pairs import export_pairs
 from lpo_platform.data.generated_pairs import GeneratedPairs
 from lpo_platform.data.preference_rows import PreferenceRows
 from lpo_platform.data.rollouts import Rollouts
@@ -349,12 +350,20 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
 
 
 def prepare(cfg: DictConfig, folder: Path) -> None:
-    """Computes everything frozen of the training samples, losing conditions included, into the cache."""
-    rows = assemble(cfg).rows(force=cfg.force)
+    """Computes everything frozen of the training samples, losing conditions included, into the cache.
+
+    With `export` also into a folder that others can read.
+    """
+    job = assemble(cfg)
+    rows = job.rows(force=cfg.force)
+    if cfg.export is not None:
+        if not isinstance(rows, ConditionPairs):
+            raise UserError(f"export={cfg.export}: method={title(cfg)} has no pairs of conditions; use method=cpo")
+        export_pairs(job.data.train, rows, Path(cfg.export).expanduser())
     if rows is None:
         say(f"method={title(cfg)} makes its samples while it trains: there is nothing to prepare")
     else:
-        say(f"{len(rows)} training samples are ready in {rows.cache.folder}")
+        say(f"{len(rows)} training samples are ready in {cfg.export or rows.cache.folder}")
 
 
 def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:

@@ -1,5 +1,6 @@
 """FLUX against stock diffusers at toy size: text, halves, ControlNet, pictures; sizes of the published model."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,16 @@ from diffusers import FluxControlNetModel, FluxControlNetPipeline, FluxPipeline,
 from lpo_platform import noise
 from lpo_platform.config import UserError
 from lpo_platform.evaluation.generate import Sampling, sample_latents
+from lpo_platform.methods.cpo import CPO
+from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Condition
-from lpo_platform.models.export import export
+from lpo_platform.models.export import export, restore
 from lpo_platform.models.flux import Flux
 from lpo_platform.models.flux_transformer import patches, picture
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.shared_encoder import decode, encode, features_of
 from lpo_platform.models.stable_diffusion_xl import pack, unpack
-from lpo_platform.models.tuning import Control, Full
+from lpo_platform.models.tuning import Control, Full, Lora
 from lpo_platform.sharding import parts
 
 PROMPTS = ["a red circle", "two small blue squares on a green ground"]
@@ -131,6 +134,37 @@ def test_a_controlnet_adds_what_stock_diffusers_adds(folder: Path) -> None:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+def test_cpo_compares_flow_matching_errors(folder: Path) -> None:
+    """The loss from stock forwards, one for each of winner and loser, policy and reference; every t counts."""
+    flux = toy.load(folder)
+    policy = Policy(flux, Control(), branch(flux))
+    step = CPO(policy=policy, optim=AdamW(), seed=0, steps=1, batch=2, beta=500.0, margin=0.06, share_timestep=True)
+    before = copy.deepcopy(policy.control)
+    with torch.no_grad():
+        for weight in policy.trainable().values():
+            weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+    images = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    text, moments = flux.embed(flux.tokenize(PROMPTS)).detach(), flux.encode_moments(images[0])
+    batch = {"position": torch.arange(2), "moments": moments, "text": text, "control": images[1], "loser": images[2]}
+    z, e, t = step.latents(batch), step.normal(batch, "pair"), step.times(batch, "pair")
+    s = (t / 1000).view(-1, 1, 1, 1)
+    given, errors = stock_inputs(flux, (1 - s) * z + s * e, t, text), []
+    for control in (policy.control, before):
+        for image in images[1:]:
+            condition = features_of(control, image, flux)
+            double, single = control(controlnet_cond=FluxPipeline._pack_latents(condition, *condition.shape), **given)
+            residuals = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
+            v = picture(flux.unet(**given, **residuals)[0], 8, 8)
+            errors.append((v - (e - z)).square().mean((1, 2, 3)))
+    winner, loser, reference_winner, reference_loser = errors
+    d = winner - loser
+    weight = torch.sigmoid(250 * (d - (reference_winner - reference_loser))).detach()
+    expected = (weight * (d + 0.06).clamp_min(0)).mean() + 0.3 * winner.mean()
+    step.pretrain_weight = 0.3
+    torch.testing.assert_close(step.loss(batch)[0], expected, atol=1e-5, rtol=1e-4)
+    assert t.dtype == torch.float32 and (d.abs() > 1e-5).all()
+
+
 def test_a_new_controlnet_changes_nothing(flux: Flux) -> None:
     control = flux.load_control("", "unet")
     state = flux.unet.state_dict()
@@ -166,6 +200,31 @@ def test_the_stock_pipeline_repeats_our_sampling_from_the_export(folder: Path, t
         Policy(other, Control(), branch(other)), condition, ["one"], Sampling(4), seed=0, stream="test"
     )
     assert (told - ours).abs().max() > 1e-3
+
+
+def test_stock_diffusers_reads_the_exported_adapters(folder: Path, stock: FluxPipeline, tmp_path: Path) -> None:
+    """FluxPipeline.load_lora_weights gives the trained policy's output; so do restore() and model.lora."""
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([900.0, 3.25])
+    policy = Policy(toy.load(folder), Lora(rank=2, alpha=4.0))
+    policy.freeze_reference()
+    condition = Condition(policy.adapter.embed(policy.adapter.tokenize(PROMPTS)).detach())
+    with torch.no_grad():
+        for weight in policy.trainable().values():
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+        expected = policy.predict(x, t, condition)
+        with policy.reference():
+            assert (policy.predict(x, t, condition) - expected).abs().max() > 1e-3
+        (written,) = export(policy, tmp_path)
+        again = Policy(toy.load(folder), Lora(rank=2, alpha=4.0))
+        restore(again, tmp_path)
+        merged = Policy(toy.load(folder, lora=str(written)), Full())
+        for found in (again, merged):
+            torch.testing.assert_close(found.predict(x, t, condition), expected, atol=1e-5, rtol=1e-4)
+        stock.load_lora_weights(written)
+        given = stock_inputs(policy.adapter, x, t, condition.text)
+        tokens = stock.transformer(**given)[0]
+        stock.unload_lora_weights()
+    torch.testing.assert_close(picture(tokens, 8, 8), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_parts_that_learn_are_exported_under_the_pipelines_names(folder: Path, tmp_path: Path) -> None:

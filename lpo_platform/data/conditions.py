@@ -35,12 +35,12 @@ def truth_of(samples: list[Sample], task: Task, images: Tensor) -> tuple[Tensor,
         except ValueError:
             return task.detect(images), control
     maps = _labels(samples, images)
-    if task.categorical:
-        labelled = maps > 0
-        agreement = float((task.parse(control) == maps)[labelled].float().mean()) if labelled.any() else 1.0
-        if agreement < AGREEMENT:
+    if task.categorical and (labelled := maps[:, 0] > 0).any():
+        # road and skyscraper, one grey in published pictures, are a level apart here
+        agree = (task.render(maps) - control).abs().amax(1) < 2 / 255
+        if (share := float(agree[labelled].float().mean())) < AGREEMENT:
             raise UserError(
-                f"data.labels: {agreement:.0%} of the labelled pixels have the colour that task {task.name} gives "
+                f"data.labels: {share:.0%} of the labelled pixels have the colour that task {task.name} gives "
                 "their number; set data.label_offset to what its numbers lack, or data.labels=null to read the colours"
             )
     return maps, control
