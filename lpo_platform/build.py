@@ -464,3 +464,4 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="`FluxPosEmbed` is deprecated")  # diffusers warns of its own import

@@ -191,7 +191,6 @@ UNET_ONLY: dict[tuple[str, str], str] = {
     ("method", "control_reward"): "its share of rewarded timesteps is DDIM's; use method=control or method=cpo",
     ("reward", "lrm"): "a latent reward model reads a UNet's latents; use a reward of pictures",
     ("control", "controlnet_dino"): "DINO is added to a UNet's ControlNet; use control=controlnet",
-    ("tune", "lora"): "adapters are exported for UNets only; use tune=full or tune=control",
 }
 
 # What hardware=fsdp on several processes does not go with: (option or argument, value) -> why, and what to do. What

@@ -38,7 +38,7 @@ def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
             written.append(target)
         else:
             adapter = folder / f"lora{suffix}"
-            lora.write(lora.extract(module), adapter)
+            lora.write(lora.extract(module), adapter, folders[name])
             written.append(adapter)
             if policy.tune.merged:
                 lora.merged(module).save_pretrained(target)
@@ -69,7 +69,8 @@ def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
         if not source.is_dir():
             raise UserError(f"{source}: no such export; the run has not finished training (lpo-train resume=<run>)")
         if adapter:
-            lora.insert(module, lora.read(str(source), setting="run"), setting=f"run={folder.parent}")
+            factors = lora.read(str(source), setting="run", part=folders[name])
+            lora.insert(module, factors, setting=f"run={folder.parent}")
         elif isinstance(module, LatentReward):
             module.load_state_dict(load_reward(policy.adapter, str(source)).state_dict())
         else:

@@ -23,7 +23,7 @@ class Flux(StableDiffusion):
     text_encoder is T5, the pipeline's text_encoder_2, for it is what can learn; `clip` pools. guidance: that of
     classifier-free guidance, 1 for none; distilled_guidance: the number that the model is told, in training as in
     sampling. max_tokens: of T5. control_layers: double and single blocks of a new ControlNet. transformer, vae,
-    text_encoder (CLIP), tokenizer: the part from elsewhere, as "<folder or hub id>[::<subfolder>]".
+    text_encoder (CLIP), tokenizer: the part from elsewhere, as "<folder or hub id>[::<subfolder>]". lora: as there.
     """
 
     branch: ClassVar[type[nn.Module]] = FluxControlNetModel
@@ -45,12 +45,13 @@ class Flux(StableDiffusion):
         vae: str | None = None,
         text_encoder: str | None = None,
         tokenizer: str | None = None,
+        lora: str | None = None,
     ) -> None:
         self.distilled_guidance, self.max_tokens, self.control_layers = distilled_guidance, max_tokens, control_layers
         self.elsewhere = {"transformer": transformer, "text_encoder": text_encoder, "tokenizer": tokenizer}
         super().__init__(
             name=name, weights=weights, resolution=resolution, guidance=guidance,
-            num_inference_steps=num_inference_steps, controls=controls, vae=vae,
+            num_inference_steps=num_inference_steps, controls=controls, vae=vae, lora=lora,
         )  # fmt: skip
 
     def _load_denoiser(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
@@ -69,10 +69,10 @@ def merge(unet: nn.Module, factors: Factors, *, setting: str) -> None:
         module.weight = nn.Parameter(weight + delta.to(weight), requires_grad=weight.requires_grad)
 
 
-def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A plain UNet with the adapters merged; it shares every other weight with the one given, which stays as it is."""
+def merged(unet: ModelMixin) -> ModelMixin:
+    """A plain one with the adapters merged; it shares every other weight with the one given, which stays as it is."""
     with torch.device("meta"):
-        plain = UNet2DConditionModel.from_config(unet.config)
+        plain = type(unet).from_config(unet.config)
     state = {name.replace(".base_layer.", "."): w for name, w in unet.state_dict().items() if ".lora_" not in name}
     plain.load_state_dict(state, assign=True)
     device = unet.device
@@ -80,16 +80,16 @@ def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return plain
 
 
-def write(factors: Factors, folder: Path) -> None:
-    """The published layout, at folder/pytorch_lora_weights.safetensors."""
+def write(factors: Factors, folder: Path, part: str = "unet") -> None:
+    """The published layout, at folder/pytorch_lora_weights.safetensors; of a `transformer` the one of FluxPipeline."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {}
+    state, (first, second) = {}, ("lora.down", "lora.up") if part == "unet" else ("lora_A", "lora_B")
     for name, (down, up) in factors.items():
-        state[f"unet.{name}.lora.down.weight"], state[f"unet.{name}.lora.up.weight"] = down, up.contiguous()
+        state[f"{part}.{name}.{first}.weight"], state[f"{part}.{name}.{second}.weight"] = down, up.contiguous()
     save_file(state, folder / FILES[0], metadata={"format": "pt"})
 
 
-def read(place: str, *, setting: str) -> Factors:
+def read(place: str, *, setting: str, part: str = "unet") -> Factors:
     """From "<file, folder or hub id>[::<file or subfolder>]"; UserError, which names `setting`, where that fails."""
     path = _find(place, setting)
     settings: dict[str, Any] = {}
@@ -111,25 +111,27 @@ def read(place: str, *, setting: str) -> Factors:
         raise UserError(f"{setting}={place}: {path.name} is not a readable file of weights: {_first(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise UserError(f"{setting}={place}: {path.name} is not a state dict")
-    return parse(state, settings, setting=f"{setting}={place}")
+    return parse(state, settings, setting=f"{setting}={place}", part=part)
 
 
-def parse(state: Mapping[str, Tensor], settings: Mapping[str, Any], *, setting: str) -> Factors:
+def parse(state: Mapping[str, Tensor], settings: Mapping[str, Any], *, setting: str, part: str = "unet") -> Factors:
     """Factors of a state dict in any of the layouts above; settings: a LoraConfig as a dict, its keys may have `unet.`.
 
-    UserError for adapters of a text encoder, for DoRA and for whatever else is not W + up @ down.
+    part: what the denoiser is called, unet or transformer. UserError for adapters of another part, for DoRA and for
+    whatever else is not W + up @ down.
     """
-    foreign = sorted({name.split(".")[0] for name in state if re.match(r"text_encoder|transformer\b|lora_", name)})
+    parts_found = {name.split(".")[0] for name in state if re.match(r"text_encoder|(unet|transformer)\b|lora_", name)}
+    foreign = sorted(parts_found - {part})
     if foreign:
-        raise UserError(f"{setting}: holds adapters of {', '.join(foreign)}; only those of the UNet can be merged")
-    plain = {name.removeprefix("base_model.model.").removeprefix("unet."): w for name, w in state.items()}
+        raise UserError(f"{setting}: holds adapters of {', '.join(foreign)}; only those of the {part} can be merged")
+    plain = {name.removeprefix("base_model.model.").removeprefix(f"{part}."): w for name, w in state.items()}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, weight in convert_unet_state_dict_to_peft(plain).items():
         found = re.fullmatch(r"(.+)\.(lora_A|lora_B|alpha)(?:\.default)?(?:\.weight)?", name)
         if found is None:
             raise UserError(f"{setting}: {name} is no part of a LoRA in diffusers' or PEFT's layout")
         parts.setdefault(found[1], {})[found[2]] = weight
-    settings = {name.removeprefix("unet."): value for name, value in settings.items()}
+    settings = {name.removeprefix(f"{part}."): value for name, value in settings.items()}
     if settings.get("use_dora"):
         raise UserError(
             f"{setting}: holds a DoRA, which is more than W + up @ down; merge it elsewhere, see model.unet"

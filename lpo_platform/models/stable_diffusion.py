@@ -49,7 +49,8 @@ class StableDiffusion:
         self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
         self._load_denoiser()
         if lora:
-            merge(self.unet, read(lora, setting="model.lora"), setting=f"model.lora={lora}")
+            factors = read(lora, setting="model.lora", part=self.folders["unet"])
+            merge(self.unet, factors, setting=f"model.lora={lora}")
         self.vae = self._load(AutoencoderKL, "vae", torch_dtype=torch.float32)
         self._load_text()
         self._finish()
