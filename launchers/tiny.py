@@ -29,6 +29,7 @@ log = logging.getLogger("tiny")
 Figures = dict[str, float]
 RUNS = Path("outputs/tiny")
 TINY = Path(__file__).parents[1] / "lpo_platform" / "assets" / "tiny"
+TINY_FLUX = TINY.with_name("tiny_flux")
 TASKS = ("canny", "hed", "lineart", "depth", "seg_ade20k", "seg_coco", "pose")
 TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"))
 
@@ -45,8 +46,8 @@ CONTROL = (
 )  # fmt: skip
 FLUX = (
     "model=tiny_flux", "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=4096",
-    "method.steps=1400", "method.batch=32", "optim.lr=2e-3", "optim.warmup_steps=50", "optim.schedule=cosine",
-    "callbacks.ema_decay=0.99", "callbacks.every=200", "callbacks.log_every=10",
+    "method.steps=1200", "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=50", "optim.schedule=cosine",
+    "callbacks.ema_decay=0.99", "callbacks.every=100", "callbacks.log_every=10",
 )  # fmt: skip
 
 
@@ -125,7 +126,14 @@ def make_flux() -> Figures:
     tiny_flux.build()
     run = _train("flux", FLUX)
     for part in ("transformer", "text_encoder_2"):
-        _keep(run / "export" / f"{part}_ema", tiny_flux.FOLDER / part)
+        _keep(run / "export" / f"{part}_ema", TINY_FLUX / part)
+    return _result(run)
+
+
+def make_flux_control(task: str) -> Figures:
+    """The tiny FLUX's ControlNet of a task."""
+    run = _train(f"flux_{task}", ("model=tiny_flux", f"task={task}", *CONTROL, "method.batch=16"))
+    _keep(run / "export" / "controlnet_ema", TINY_FLUX / f"controlnet_{task}")
     return _result(run)
 
 
@@ -156,6 +164,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "lrm": make_lrm,
     **{task: partial(make_control, task) for task in TASKS},
     "flux": make_flux,
+    "flux_lineart": partial(make_flux_control, "lineart"),
 }
 
 
@@ -228,18 +237,14 @@ def _train(name: str, options: tuple[str, ...], *, method: str = "control") -> P
 
 def _keep(trained: Path, place: Path) -> None:
     """Stores an exported network among the assets, in half precision."""
-    from diffusers import ControlNetModel, FluxTransformer2DModel, UNet2DConditionModel
-    from transformers import CLIPTextModel, T5EncoderModel
+    import diffusers
+    import transformers
 
     from lpo_platform.models.tiny import save_half
 
-    kinds = {
-        "unet": UNet2DConditionModel,
-        "text_encoder": CLIPTextModel,
-        "transformer": FluxTransformer2DModel,
-        "text_encoder_2": T5EncoderModel,
-    }
-    save_half(kinds.get(place.name, ControlNetModel).from_pretrained(trained), place)
+    config = json.loads((trained / "config.json").read_text())
+    name = config.get("_class_name") or config["architectures"][0]
+    save_half(getattr(diffusers if "_class_name" in config else transformers, name).from_pretrained(trained), place)
 
 
 def _result(run: Path) -> Figures:
