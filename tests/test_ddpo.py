@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import lightning as L
 import pytest
@@ -21,7 +22,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lpo_platform.callbacks.checkpoint import Checkpoint, newest
-from lpo_platform.config import UserError
+from lpo_platform.compose import compose
+from lpo_platform.config import CONF, UserError
 from lpo_platform.data.rollouts import Items, Rollouts
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion.ddim import DDIM
@@ -214,7 +216,79 @@ def test_equal_rewards_leave_nothing_to_train_and_are_named(caplog: pytest.LogCa
     assert said == ["round 0: reward/score is 0.1 for all 6 pictures"]
 
 
+def test_captions_that_a_tokenizer_cannot_tell_apart_are_groups_of_their_own() -> None:
+    """Their keys are made of the text, not of its tokens: capitals, and what follows the last token that is read."""
+    step = method()
+    long = "a cat " * 80
+    captions = ["a cat", "A cat", long + "on a mat", long + "on a dog"]
+    step.policy.adapter.tokenize = lambda texts: [text.lower()[:99] for text in texts]
+    rows = step.collect(captions, range(4))
+    assert len(rows["key"].unique()) == 4 and len(set(step.policy.adapter.tokenize(captions))) == 2
+
+
+def test_integer_rewards_are_not_truncated() -> None:
+    """The third of probe 6, through a round."""
+
+    class Count:
+        def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
+            return torch.tensor([1, 2, 4])
+
+    step = method(reward=Count(), prompts=1)
+    play(step, numbers=(0,))
+    assert step.samples["advantage"].tolist() == pytest.approx([-1.069044, -0.267261, 1.336305], abs=2e-4)
+
+
+class Uneven:
+    """Two parts of which one is a thousand times as large as the other, and counts half."""
+
+    part_weights: ClassVar[dict[str, float]] = {"large": 0.5}
+
+    def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
+        return {"large": 1000 * images[:, 0].mean((1, 2)), "small": -images[:, 1].mean((1, 2))}
+
+
+@pytest.mark.parametrize("baseline", ["group", "round", "history"])
+def test_parts_of_a_reward_may_have_advantages_of_their_own(baseline: str) -> None:
+    """Their sum with the weights, whatever their scales; each has a history of its own."""
+    options = {"baseline": baseline, "history": 4, "history_minimum": 2, "reward": Uneven(), "advantage_clip": 50.0}
+    whole, parted = method(**options), method(normalise="parts", **options)
+    play(whole, numbers=(3, 1)), play(parted, numbers=(3, 1))
+    large, small = (parted.samples[f"reward/{name}"].double() for name in ("large", "small"))
+    dim, keep = (None, False) if baseline == "round" else (1, True)
+
+    def scaled(values: Tensor) -> Tensor:
+        return (values - values.mean(dim, keepdim=keep)) / values.std(dim, correction=0, keepdim=keep)
+
+    expected = (0.5 * scaled(large) + scaled(small)).flatten().float()
+    torch.testing.assert_close(parted.samples["advantage"], expected, rtol=1e-2, atol=1e-3)
+    together = scaled(0.5 * large + small).flatten().float()
+    torch.testing.assert_close(whole.samples["advantage"], together, rtol=1e-2, atol=1e-3)
+    assert (together - expected).abs().max() > 0.3
+    assert baseline != "history" or len(parted.tracker.history) == 4
+
+
 # The order of transitions.
+
+
+@pytest.mark.parametrize(
+    ("sample_batch", "batches", "train_batch", "accumulation", "world", "samples", "effective", "updates"),
+    [
+        (8, 4, 4, 2, 8, 256, 64, 4),
+        (8, 4, 4, 4, 8, 256, 128, 2),
+        (8, 6, 4, 6, 6, 288, 144, 2),
+        (6, 4, 3, 1, 1, 24, 3, 8),
+    ],
+)
+def test_probe_10_geometry(
+    sample_batch: int, batches: int, train_batch: int, accumulation: int, world: int, samples: int, effective: int,
+    updates: int,
+) -> None:  # fmt: skip
+    """DDPO's settings in ours: prompts x group is what all processes sample, batch the transitions of a step."""
+    assert samples == sample_batch * batches * world and effective == train_batch * accumulation * world
+    step = method(prompts=samples, group=1, batch=effective * SMALL["num_steps"])
+    order = arrange(samples, step.num_steps, step.trained, "samples", seed=0, stream="a")
+    cut = step.cut({"sample": order // step.num_steps}, torch.arange(len(order)), step.batch)
+    assert [len(update["sample"].unique()) for update in cut] == [effective] * updates
 
 
 def test_updates_hold_what_the_order_says() -> None:
@@ -452,6 +526,42 @@ def test_what_happened_is_reported_by_step() -> None:
     assert report["ddpo/kl_k3"] == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 12, abs=1e-5)
     at_last = [abs(ratio - 1) for k, ratio, _ in rows if k == 2]
     assert report["ddpo/t001/change"] == pytest.approx(sum(at_last) / len(at_last), abs=1e-4)
+
+
+def test_the_papers_counting_of_steps() -> None:
+    """experiment=pose_ddpo_paper: 25 steps of one timestep of each of 8 pictures a round, so that its checkpoint k has
+    step 25 (k + 1) after 8 (k + 1) pictures (section 2.5 and probe 10)."""
+    values = compose("train", ["experiment=pose_ddpo_paper", "data.path=m.jsonl"], [], CONF).values
+    settings = {name: value for name, value in values["method"].items() if not name.startswith("_")}
+    step = method(Control(), **settings)
+    step.predict = lambda x, *_: x  # what is drawn has no part in what is counted
+    rounds = Rollouts(Pictures(), step, micro_batch=8, seed=0)
+    updates = [rows_of(batch) for batch in step.play(0, Items(Pictures(), rounds.numbers(0)), settings["batch"])]
+    pictures, steps = len(step.samples["latents"]), len(updates)
+    assert (pictures, steps) == (8, 25)
+    for update in updates:
+        assert sorted(sample for sample, _ in update) == list(range(8)), "every picture once"
+        assert len({k for _, k in update}) > 1, "at timesteps of their own"
+    assert len({row for update in updates for row in update}) == 200
+    assert [steps * (k + 1) for k in (400, 750, 900)] == [10025, 18775, 22525]
+    assert [pictures * (k + 1) for k in (400, 750, 900)] == [3208, 6008, 7208] and settings["rounds"] == 901
+
+
+def test_why_latents_are_float32() -> None:
+    """Section 6.2: rounding the stored latent moves the ratio of an unchanged policy, in bf16 by 3.3e-3 at t = 1 and
+    8.9e-4 at t = 21, beyond the clip of 1e-4 at about 5 of 50 steps; 65,536 elements, latents of variance 1."""
+    process, generator, changes = DDIM(), torch.Generator().manual_seed(0), {}
+    t = process.times(50)
+    for std in process.sigma(t, t - 20, 1.0).split(1):
+        gaussian = Gaussian(torch.randn(1, 65536, 1, 1, generator=generator), std)
+        following = gaussian.sample(torch.randn(1, 65536, 1, 1, generator=generator))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            change = gaussian.log_prob(following.to(dtype).float()) - gaussian.log_prob(following)
+            changes.setdefault(dtype, []).append(change.expm1().item())
+    assert max(map(abs, changes[torch.float32])) < 1e-8 and max(map(abs, changes[torch.float16])) < 1e-4
+    rounded = changes[torch.bfloat16]
+    assert rounded[-2:] == pytest.approx([-8.9e-4, -3.3e-3], rel=0.2)
+    assert 4 <= sum(abs(change) > 1e-4 for change in rounded) <= 6
 
 
 def _rank(rank: int, size: int, port: int, results) -> None:
