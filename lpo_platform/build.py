@@ -333,7 +333,12 @@ def fit(
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict:
-    """Evaluates a finished run again, its start against its result, by its own protocol or the one given here."""
+    """Evaluates a finished run again, its start against its result, by its own protocol or the one given here.
+
+    Or, with `what`, something else that is there.
+    """
+    if cfg.get("what"):
+        return measure(cfg, folder)
     started = time.monotonic()
     run = Path(cfg.run)
     of_run = OmegaConf.load(run / "resolved.yaml")
@@ -347,6 +352,21 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     load_trained(job.policy, run, create(of_run.callbacks))
     after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
     return conclude(job, evaluator, before, after, folder, run / "export", time.monotonic() - started)
+
+
+def measure(cfg: DictConfig, folder: Path) -> dict:
+    """Measures folders; writes report.json and prints the means."""
+    quiet()
+    with located("what"):
+        result = create(cfg.what)(folder)
+    for name, metric in result["metrics"].items():
+        low, high = metric["ci95"]
+        say(f"{name:20}{metric['mean']:9.4f} [{low:.4f}, {high:.4f}]  of {metric['count']}")
+    for reason, names in result["left_out"].items():
+        if names:
+            say(f"{len(names)} {reason}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    say(f"report  {folder / 'report.json'}")
+    return result
 
 
 def prepare(cfg: DictConfig, folder: Path) -> None:

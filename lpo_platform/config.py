@@ -67,6 +67,7 @@ class Prepare(Train):
 class Eval:
     """Root of `lpo-eval`."""
 
+    what: Any = None
     hardware: Any = None
     metrics: Any = None
     run: str = "???"
@@ -110,6 +111,7 @@ PATHS = {
     "lpo_platform.data.folder.Folder": {"path": "folder"},
     "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
     "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
+    "lpo_platform.evaluation.folders.Oks": {"original": "file or folder", "target": "file or folder"},
 }
 
 NOT_NONE = "!none"
@@ -371,7 +373,7 @@ def _root_problems(composed: Composed) -> list[str]:
         if parameter is None:
             names = [item.name for item in known.parameters]
             problems.append(f"{key}{composed.where(key)}: no such key or group{hint(key, names)}")
-        elif value == "???":
+        elif value == "???" or (key == "run" and value is None and composed.choices.get("what") == "run"):
             problems.append(f"{key}: required; add {key}=<value>")
         else:
             problems += _value_problems(composed, key, value, parameter)

@@ -366,7 +366,7 @@ def test_eval_and_prepare(tmp_path: Path):
     assert diagnose("eval", []) == ["run: required; add run=<value>"]
     assert diagnose("eval", [f"run={tmp_path}/none"]) == [f"run={tmp_path}/none: no such folder"]
     assert diagnose("eval", [f"run={tmp_path}", "task=canny"]) == [
-        "task: no such key or group; options: hardware, metrics, run",
+        "task: no such key or group; options: hardware, metrics, run, what",
         f"run={tmp_path}: not a run folder (neither it nor its 'latest' holds resolved.yaml)",
     ]
     (tmp_path / "latest").mkdir()

@@ -25,17 +25,23 @@ def extent(people: Tensor) -> Tensor:
     return (high - low).prod(1) + 1e-8
 
 
-def oks(prediction: Tensor, target: Tensor) -> Tensor:
+def shown_extent(people: Tensor) -> Tensor:
+    """Area of the box around the visible joints, (G, 17, 3) -> (G,), 0 without any."""
+    shown = people[..., 2] > 0
+    far = torch.tensor(math.inf, dtype=people.dtype, device=people.device)
+    xy, seen = people[..., :2], shown[..., None]
+    low, high = torch.where(seen, xy, far).amin(1), torch.where(seen, xy, -far).amax(1)
+    return torch.where(shown.any(1), (high - low).prod(1), 0)
+
+
+def oks(prediction: Tensor, target: Tensor, area: Tensor | None = None) -> Tensor:
     """(P, 17, 3) and (G, 17, 3) -> (G, P): the mean closeness over the joints that the target shows.
 
-    COCO's definition with the box around the visible joints for the annotated area; a joint that the prediction lacks
-    counts 0.
+    COCO's definition; area (G,) is that of the target's people, by default of the box around their visible joints. A
+    joint that the prediction lacks counts 0.
     """
     shown, found = target[..., 2] > 0, prediction[..., 2] > 0
-    far = torch.tensor(math.inf, dtype=target.dtype, device=target.device)
-    xy, seen = target[..., :2], shown[..., None]
-    low, high = torch.where(seen, xy, far).amin(1), torch.where(seen, xy, -far).amax(1)
-    area = torch.where(shown.any(1), (high - low).prod(1), 0) + 1e-8
+    area = (shown_extent(target) if area is None else area) + 1e-8
     close = closeness(prediction, target, area) * (shown[:, None] & found)
     return close.sum(2) / shown.sum(1)[:, None].clamp_min(1)
 
