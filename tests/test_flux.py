@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import toy_flux as toy
 from diffusers import FluxControlNetModel, FluxControlNetPipeline, FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file
 
 from lpo_platform import noise
 from lpo_platform.config import UserError
@@ -21,7 +23,7 @@ from lpo_platform.models.policy import Policy
 from lpo_platform.models.shared_encoder import decode, encode, features_of
 from lpo_platform.models.stable_diffusion_xl import pack, unpack
 from lpo_platform.models.tuning import Control, Full, Lora
-from lpo_platform.sharding import parts
+from lpo_platform.sharding import parts, shard, whole
 
 PROMPTS = ["a red circle", "two small blue squares on a green ground"]
 
@@ -199,7 +201,7 @@ def test_the_stock_pipeline_repeats_our_sampling_from_the_export(folder: Path, t
     told = sample_latents(
         Policy(other, Control(), branch(other)), condition, ["one"], Sampling(4), seed=0, stream="test"
     )
-    assert (told - ours).abs().max() > 1e-3
+    assert (told - ours).abs().max() > 1e-3 and other.fingerprint != flux.fingerprint
 
 
 def test_stock_diffusers_reads_the_exported_adapters(folder: Path, stock: FluxPipeline, tmp_path: Path) -> None:
@@ -244,6 +246,33 @@ def test_a_part_from_elsewhere_and_what_cannot_be(flux: Flux, folder: Path, tmp_
     union.save_pretrained(tmp_path / "union")
     with pytest.raises(UserError, match=r"^control\.weights=.*union: a union or X-Labs ControlNet"):
         flux.load_control("", str(tmp_path / "union"))
+
+
+def test_sharded_parts_compute_and_export_what_whole_ones_do(folder: Path, tmp_path: Path) -> None:
+    """hardware=fsdp on one process: prediction, gradient, reference, export."""
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([900.0, 3.25])
+    image, found = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), []
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for sharded in (False, True):
+            flux = toy.load(folder)
+            policy = Policy(flux, Control(), branch(flux))
+            policy.freeze_reference()
+            if sharded:
+                shard(policy, "cpu")
+            condition = Condition(flux.embed(flux.tokenize(PROMPTS)).detach(), image)
+            output = policy.predict(x, t, condition)
+            output.square().mean().backward()
+            with policy.reference():
+                reference = policy.predict(x, t, condition)
+            (written,) = export(policy, tmp_path, "_sharded" if sharded else "")
+            kept = load_file(written / "diffusion_pytorch_model.safetensors")
+            gradients = [whole(weight.grad) for weight in policy.trainable().values()]
+            found.append([output, reference, *gradients, *kept.values()])
+    finally:
+        dist.destroy_process_group()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

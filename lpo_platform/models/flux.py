@@ -3,6 +3,8 @@
 Its text is packed into one tensor as that of SDXL is: T5's states, and CLIP's pooled vector as the last row.
 """
 
+import hashlib
+import json
 from typing import ClassVar
 
 import torch
@@ -77,6 +79,12 @@ class Flux(StableDiffusion):
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]:
         return self.text_encoder, self.clip
+
+    @property
+    def fingerprint(self) -> str:
+        """With what the text and the losing conditions of a cache depend on, too."""
+        settings = [super().fingerprint, self.max_tokens, self.distilled_guidance]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Token ids of T5 and then of CLIP: (B, L5 + L) int64 on the CPU."""
