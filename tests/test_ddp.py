@@ -19,6 +19,8 @@ JOBS = {
     "lpo": Job("lpo", "lora", options={"moved": 0.0}),
     "cpo": Job("cpo", "control", options={"pretrain_weight": 1.0}),
     "cpo, dino": Job("cpo", "dino", options={"pretrain_weight": 1.0}),
+    # some processes have no sample that is rewarded
+    "control_reward": Job("control_reward", "control", options={"max_timestep": 400, "reward_weight": 10.0}),
     "control": Job("control", "full"),
     "control, in micro-batches of 1": Job("control", "lora", micro_batch=1),
     "ddpo": Job("ddpo", "full", options={"guidance": 1.0, "fraction": 0.5}),

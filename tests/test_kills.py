@@ -24,6 +24,8 @@ PAIRS = ["data.prompts.num_train=8", "data.prompts.num_test=3", "data.num_valida
 JOBS: dict[str, list[str]] = {
     "control": [*PICTURES, *OFFLINE, "task=canny"],
     "cpo": [*PICTURES, *OFFLINE],
+    "control_reward": [*PICTURES, *OFFLINE],
+    "dpo_control": [*PICTURES, *OFFLINE, "method.group=2"],
     "lrm": [*PAIRS, *OFFLINE, "metrics.timesteps=[1,501]"],
     "diffusion_dpo": [*PAIRS, *OFFLINE, "metrics.num_samples=3"],
     "lpo": [*PICTURES, *ONLINE, "method.candidates=2", "method.threshold=[0,0]", "method.refresh_reward=1",

@@ -13,12 +13,14 @@ import test_policy
 import torch
 import torch.distributed as dist
 import toy_lpo
+import toy_shapes
 import toy_size
 import toy_stable_diffusion
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lpo_platform.benchmark.random_model import RandomStableDiffusion
 from lpo_platform.build import quiet
 from lpo_platform.callbacks.checkpoint import Checkpoint, newest
 from lpo_platform.callbacks.ema import EMA
@@ -26,6 +28,7 @@ from lpo_platform.data.rollouts import Rollouts
 from lpo_platform.data.rounds import Rounds
 from lpo_platform.hardware import Hardware
 from lpo_platform.methods.control import Control as Supervised
+from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.cpo import CPO
 from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.lrm import LRM
@@ -37,6 +40,7 @@ from lpo_platform.models.policy import Policy
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.tuning import Control, Full, Lora, Reward
 from lpo_platform.sharding import whole
+from lpo_platform.tasks.hed import Hed
 
 BATCH = 4
 BRANCHES = {"control": toy_size.controlnet, "dino": toy_size.controlnet_dino}
@@ -75,6 +79,7 @@ class Rows(torch.utils.data.Dataset):
             "text": draw(6, 32),
             "control": draw(3, 4 * size[0], 4 * size[1]).sigmoid(),
             "loser": draw(3, 4 * size[0], 4 * size[1]).sigmoid(),
+            "target": draw(1, 4 * size[0], 4 * size[1]).sigmoid(),
         }
         if weighted:
             self.columns["tokens"] = adapter.tokenize([f"a {'red ' * (i % 3)}circle" for i in range(10)])
@@ -106,9 +111,12 @@ def method(job: Job) -> Method:
     if job.method == "ddpo":
         shared |= {"clip": 0.1, "group": 2, "rounds": job.steps}
         return test_ddpo.method(tune, **shared | job.options)
-    parts = test_policy.adapter()
+    pictures = job.method == "control_reward"
+    parts = RandomStableDiffusion(toy_shapes.TOY) if pictures else test_policy.adapter()
     control = BRANCHES[job.tune](parts.unet) if job.tune in BRANCHES else None
-    policy, kind = Policy(parts, tune, control), {"cpo": CPO, "control": Supervised}[job.method]
+    shared |= {"task": Hed(toy=True)} if pictures else {}
+    policy = Policy(parts, tune, control)
+    kind = {"cpo": CPO, "control": Supervised, "control_reward": ControlReward}[job.method]
     return kind(policy=policy, seed=0, steps=job.steps, **shared | job.options)
 
 

@@ -30,7 +30,10 @@ class ControlReward(Method):
     def __init__(self, *, task: Task, reward_weight: float = 1.0, max_timestep: int = 200, **shared: Any) -> None:
         super().__init__(**shared)
         if not task.differentiable:
-            raise UserError(f"method=control_reward: task={task.name}, as it is set, has no gradient in the picture")
+            raise UserError(
+                f"method=control_reward: task={task.name}, as it is set, has no gradient in the picture; leave its "
+                "settings as they are, or use method=cpo"
+            )
         self.task, self.reward_weight, self.max_timestep = task, reward_weight, max_timestep
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
