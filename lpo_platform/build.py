@@ -31,6 +31,7 @@ from lpo_platform.data.cache import Cache
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.export_pairs import export_pairs
 from lpo_platform.data.generated_pairs import GeneratedPairs
+from lpo_platform.data.pose_extraction import extract
 from lpo_platform.data.preference_rows import PreferenceRows
 from lpo_platform.data.rollouts import Rollouts
 from lpo_platform.data.rounds import Rounds
@@ -375,6 +376,8 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
     With `export` also into a folder that others can read.
     """
     job = assemble(cfg)
+    if cfg.pose is not None:
+        return extract_poses(cfg)
     rows = job.rows(force=cfg.force)
     if cfg.export is not None:
         if not isinstance(rows, ConditionPairs):
@@ -387,6 +390,16 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
 
 
 def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:
+def extract_poses(cfg: DictConfig) -> None:
+    """Keypoints, skeletons and lines of photographs; toy scenes are those that task.detector=toy asks for."""
+    quiet()
+    hardware: Hardware = create(cfg.hardware)
+    hardware.join()
+    task: Pose = create(cfg.task, resolution=cfg.model.resolution, toy=False)
+    found = extract(cfg.pose, Path(cfg.export).expanduser(), task, hardware.device)
+    say(" | ".join(filter(None, [f"{cfg.export}: train.jsonl, test.jsonl for data=jsonl", found.line()])))
+
+
     """The policy as it is now; read from the file if an interrupted run has measured it already."""
     if agree(file.exists()):
         return Evaluation.load(file)

@@ -61,6 +61,7 @@ class Prepare(Train):
 
     force: bool = False
     export: str | None = None
+    pose: str | None = None
 
 
 @dataclass
@@ -493,6 +494,11 @@ def _path_problems(composed: Composed) -> list[str]:
     resume = composed.values.get("resume")
     if isinstance(resume, str) and resume != "auto":
         problems += path_problem("resume", resume)
+    pose = composed.values.get("pose")
+    if isinstance(pose, str):
+        problems += path_problem("pose", pose)
+        if composed.values.get("export") is None or composed.choices.get("task") != "pose":
+            problems.append(f"pose={pose}: add task=pose export=<the folder that gets keypoints, skeletons and lines>")
     run = composed.values.get("run")
     if isinstance(run, str) and run != "???":
         problems += run_problem(run)

@@ -51,18 +51,18 @@ class Pictures:
     """One split of a folder."""
 
     def __init__(self, pictures: list[Picture], *, crop: str, resolution: int) -> None:
-        self._pictures = pictures
+        self.pictures = pictures
         self._crop = crop
         self._resolution = resolution
         rows = [[picture.id, picture.look.file, picture.caption] for picture in pictures]
         self.fingerprint = fingerprint("folder", VERSION, Image.__version__, crop, resolution, rows)
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self.pictures)
 
     def __getitem__(self, i: int) -> Sample:
         """Picture i, (3, R, R) float32 in [0, 1]. Raises UserError when its file is gone or broken since."""
-        picture = self._pictures[i]
+        picture = self.pictures[i]
         try:
             pixels = resize(open_rgb(picture.path, side=self._resolution)[0], self._crop, self._resolution)
         except Exception as error:  # decoders raise many types, and the answer to all of them is the same
@@ -74,7 +74,7 @@ class Pictures:
         return Sample(id=picture.id, image=image, caption=picture.caption)
 
     def caption(self, i: int) -> str:
-        return self._pictures[i].caption
+        return self.pictures[i].caption
 
 
 class Folder:

@@ -84,13 +84,13 @@ def read(file: Path) -> dict[str, People]:
     return {name: people(rows, tuple(size) if size else None)}
 
 
-def write(file: Path, found: People) -> None:
+def write(file: Path, found: People, **more: object) -> None:
     """Our own form: {"size": [width, height], "people": [{"keypoints": [[x, y, visibility], ...], "score": ...}]}."""
     rows = []
     for i in range(len(found.keypoints)):
         row = {"keypoints": found.keypoints[i].round(2).tolist(), "score": round(float(found.scores[i]), 4)}
         rows.append(row | {name: part[i].round(2).tolist() for name, part in found.parts.items()})
-    write_text(file, json.dumps({"size": found.size, "people": rows}) + "\n")
+    write_text(file, json.dumps({"size": found.size, "people": rows} | more) + "\n")
 
 
 def _openpose(row: dict) -> dict:

@@ -196,10 +196,14 @@ class Pose(Task):
         thresholds = (self.person_threshold, self.joint_threshold)
         return json.dumps([self.name, self.detector.identity, *thresholds, self.resolution])
 
+    def find(self, images: Tensor) -> Tensor:
+        """(B, P, 17, 3): x, y in pixels of the images, and the detector's score."""
+        found = self.detector(images)
+        return _of_toy(found.joints, images) if self.toy else found
+
     @torch.no_grad()
     def detect(self, images: Tensor) -> Tensor:
-        found = self.detector(images)
-        people = _of_toy(found.joints, images) if self.toy else found
+        people = self.find(images)
         scale = people.new_tensor([self.resolution / side for side in images.shape[:1:-1]])
         visible = (people[..., 2:] > self.joint_threshold).float()
         return torch.cat([people[..., :2] * scale, torch.ones_like(visible)], 3) * visible
