@@ -107,7 +107,7 @@ class Trajectories(Online):
             )
         )
         kept, finished = trajectory[self.window], trajectory[-1].following
-        pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, prompt, asked).items()} | {
+        pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, asked).items()} | {
             "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
             "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
         }
@@ -125,9 +125,9 @@ class Trajectories(Online):
         distinct, row = prompt.unique(return_inverse=True)
         return self.policy.features(from_uint8(rows["control"][distinct]))[row]
 
-    def judge(self, latents: Tensor, captions: list[str], prompt: Tensor, asked: Asked | None) -> dict[str, Tensor]:
-        """The reward of finished latents (N, C, h, w) of these prompts: `score` and its named parts, (N,) each."""
-        captions = [captions[row] for row in prompt.tolist()]
+    def judge(self, latents: Tensor, captions: list[str], asked: Asked | None) -> dict[str, Tensor]:
+        """The reward of finished latents (P G, C, h, w) of P captions: `score` and its named parts, (P G,) each."""
+        captions = [caption for caption in captions for _ in range(self.group)]
         if isinstance(self.reward, StepReward):
             return {"score": reward_of(self.reward, latents, captions)}
         images = torch.cat([self.policy.adapter.decode(part) for part in latents.split(self.group)])
