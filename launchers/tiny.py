@@ -44,6 +44,7 @@ CONTROL = (
     "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.99",
     "callbacks.every=100", "callbacks.log_every=10",
 )  # fmt: skip
+FROM_CANNY = ("control.weights=tiny/controlnet_canny", "method.steps=200")  # what edges are, the others need not learn
 FLUX = (
     "model=tiny_flux", "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=4096",
     "method.steps=1200", "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=50", "optim.schedule=cosine",
@@ -100,6 +101,19 @@ def make_detector() -> Figures:
     return measure_detector()
 
 
+def make_second_detector() -> Figures:
+    """Judges poses that the first detector has rewarded: of another size, seed and scenes."""
+    import torch
+
+    from lpo_platform.tasks.toy_detector import SECOND, ToyDetector, train_detector
+
+    torch.manual_seed(2)
+    detector = ToyDetector((24, 32, 48))
+    train_detector(detector, steps=800, num_scenes=3072, seed=31)
+    detector.save(SECOND)
+    return measure_detector(SECOND)
+
+
 def make_vae() -> Figures:
     import torch
 
@@ -138,9 +152,10 @@ def make_flux_control(task: str) -> Figures:
 
 
 def make_control(task: str) -> Figures:
-    """The ControlNet of a task."""
+    """The ControlNet of a task, the others' started from canny's."""
+    start = () if task == "canny" else FROM_CANNY
     people = ("data.people=1",) if task == "pose" else ()
-    run = _train(task, (f"task={task}", *CONTROL, *people))
+    run = _train(task, (f"task={task}", *CONTROL, *start, *people))
     _keep(run / "export" / "controlnet_ema", TINY / f"controlnet_{task}")
     return _result(run)
 
@@ -159,6 +174,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "judge": make_judge,
     "labeller": make_labeller,
     "detector": make_detector,
+    "second_detector": make_second_detector,
     "vae": make_vae,
     "base": make_base,
     "lrm": make_lrm,
@@ -168,20 +184,23 @@ PARTS: dict[str, Callable[[], Figures]] = {
 }
 
 
-def measure_detector() -> Figures:
-    """What the detector finds in 200 held-out scenes, read from the committed half-precision weights."""
+def measure_detector(folder: Path | None = None) -> Figures:
+    """What a detector finds in 200 held-out scenes, read from the committed half-precision weights."""
     import torch
 
     from lpo_platform.data.toy import Toy
+    from lpo_platform.tasks.detector import Embedded
     from lpo_platform.tasks.oks import oks
     from lpo_platform.tasks.pose import Pose
-    from lpo_platform.tasks.toy_detector import edges_of, lines_of, toy_detector
+    from lpo_platform.tasks.toy_detector import FOLDER, edges_of, lines_of
 
     split = Toy(0, 200).test
     scenes = [split.scene(i) for i in range(len(split))]
     images = torch.stack([scene.image for scene in scenes]).float() / 255
     parts, depth, joints = (torch.stack([getattr(s, name) for s in scenes]) for name in ("parts", "depth", "keypoints"))
-    found, people = toy_detector()(images), Pose(toy=True, resolution=64).detect(images)
+    pose = Pose(toy=True, resolution=64)
+    pose.detector = Embedded(folder or FOLDER)
+    found, people = pose.detector(images), pose.detect(images)
     shown = joints.flatten(1).any(1)
     similar = [oks(a, b[None]).item() for a, b in zip(people[shown], joints[shown], strict=True)]
     return {

@@ -612,3 +612,14 @@ def test_a_fingerprint_changes_with_the_weights(tmp_path: Path) -> None:
         torch.save(LineNetwork().state_dict(), tmp_path / f"{seed}.pth")
         fingerprints.add(Lineart("published", str(tmp_path / f"{seed}.pth")).fingerprint)
     assert len(fingerprints) == 2
+
+
+def test_a_second_detector_judges_poses_in_its_own_words() -> None:
+    """Of toy pictures, by a network of another size; published detectors have a second one where it is named."""
+    task, split = Pose(toy=True, resolution=64), Toy(0, 12, people=1.0).test
+    scenes = [split.scene(i) for i in range(len(split))]
+    images, truth = (torch.stack([s.image for s in scenes]).float() / 255, torch.stack([s.keypoints for s in scenes]))
+    judged = task.judge(images, truth[:, None])["pose/oks_judge"]
+    assert judged.min() > 0.9 and task.judge(images.flip(3), truth[:, None])["pose/oks_judge"].mean() < 0.7
+    assert not torch.equal(judged, task.score(task.detect(images), truth[:, None])["pose/oks"])
+    assert Pose("published", pretrained=False, resolution=64).judge(images, truth[:, None]) == {}

@@ -148,7 +148,7 @@ class Evaluator:
     ) -> Evaluation:
         adapter, drawn = policy.adapter, self.draw(policy, samples, task, number)
         captions, images = [s.caption for s in samples], drawn.images.cpu()
-        scores = {} if task is None else task.score(drawn.maps, drawn.target)
+        scores = {} if task is None else task.score(drawn.maps, drawn.target) | task.judge(drawn.images, drawn.target)
         counts = None if task is None else task.counts(drawn.maps, drawn.target)
         alignment = data.alignment(images, captions)
         if alignment is not None:

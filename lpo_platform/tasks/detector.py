@@ -16,7 +16,7 @@ from lpo_platform.config import UserError
 from lpo_platform.models.weights import digest, load, locate, split
 from lpo_platform.rewards.pretrained import whole
 from lpo_platform.tasks.task import unmixed
-from lpo_platform.tasks.toy_detector import Found, fingerprint, toy_detector
+from lpo_platform.tasks.toy_detector import FOLDER, Found, fingerprint, toy_detector
 
 Choice = Literal["auto", "toy", "published"]
 SETTING = "task.weights"
@@ -46,10 +46,10 @@ class Detector:
 
 
 class Embedded(Detector):
-    """The detector of toy pictures."""
+    """A detector of toy pictures."""
 
-    def __init__(self) -> None:
-        super().__init__(toy_detector(), json.dumps(["toy", fingerprint()]))
+    def __init__(self, folder: Path = FOLDER) -> None:
+        super().__init__(toy_detector(folder), json.dumps(["toy", fingerprint(folder)]))
 
     def __call__(self, images: Tensor) -> Found:
         return super().__call__(images)

@@ -1,6 +1,7 @@
 """Human poses: 17 keypoints of each person, by ViTPose (arXiv 2204.12484) in the boxes of a person detector."""
 
 import json
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from lpo_platform.tasks.detector import (
 from lpo_platform.tasks.oks import oks, reported_ap
 from lpo_platform.tasks.skeleton import draw, read
 from lpo_platform.tasks.task import Task
+from lpo_platform.tasks.toy_detector import SECOND
 
 PUBLISHED = "usyd-community/vitpose-base-simple"
 PEOPLE = "PekingU/rtdetr_r50vd_coco_o365"
@@ -164,7 +166,8 @@ class Pose(Task):
     Rows without a visible joint are nobody. detector: toy, published, or auto (config: toy where model or data are the
     embedded ones). weights: folder or hub id of a ViTPose; people: of a detector of persons, null looks at the whole
     picture. pretrained: false builds the pose network at random and looks at whole pictures. person_threshold,
-    joint_threshold: scores from which a person is looked at and a joint is visible.
+    joint_threshold: scores from which a person is looked at and a joint is visible. judge: folder or hub id of another
+    pose network, by which pose/oks_judge is measured; toy pictures have one.
     """
 
     name: ClassVar[str] = "pose"
@@ -178,32 +181,39 @@ class Pose(Task):
         pretrained: bool = True,
         person_threshold: float = 0.3,
         joint_threshold: float = 0.3,
+        judge: str | None = None,
         *,
         resolution: int = 512,
         toy: bool = False,
     ) -> None:
         self.toy, self.resolution = wants_toy(detector, toy), resolution
         self.person_threshold, self.joint_threshold = person_threshold, joint_threshold
-        if self.toy:
-            self.detector = Embedded()
-        else:
-            identity = [identity_of(weights, pretrained), people and identity_of(people, pretrained)]
-            network = PoseNetwork(weights, people, pretrained, person_threshold)
-            self.detector = Detector(network, json.dumps(identity))
+        published = partial(_published, people=people, pretrained=pretrained, threshold=person_threshold)
+        self.detector = Embedded() if self.toy else published(weights)
+        self.second = Embedded(SECOND) if self.toy else judge and published(judge)
 
     @property
     def fingerprint(self) -> str:
         thresholds = (self.person_threshold, self.joint_threshold)
         return json.dumps([self.name, self.detector.identity, *thresholds, self.resolution])
 
-    def find(self, images: Tensor) -> Tensor:
+    def find(self, images: Tensor, detector: Detector | None = None) -> Tensor:
         """(B, P, 17, 3): x, y in pixels of the images, and the detector's score."""
-        found = self.detector(images)
+        found = (detector or self.detector)(images)
         return _of_toy(found.joints, images) if self.toy else found
 
-    @torch.no_grad()
     def detect(self, images: Tensor) -> Tensor:
-        people = self.find(images)
+        return self._people(images, self.detector)
+
+    def judge(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """pose/oks_judge: what pose/oks is to the second detector."""
+        if self.second is None:
+            return {}
+        return {"pose/oks_judge": self.score(self._people(images, self.second), target)["pose/oks"]}
+
+    @torch.no_grad()
+    def _people(self, images: Tensor, detector: Detector) -> Tensor:
+        people = self.find(images, detector)
         scale = people.new_tensor([self.resolution / side for side in images.shape[:1:-1]])
         visible = (people[..., 2:] > self.joint_threshold).float()
         return torch.cat([people[..., :2] * scale, torch.ones_like(visible)], 3) * visible
@@ -230,6 +240,11 @@ class Pose(Task):
             "pose/oks": torch.stack([_oks(found, wanted) if len(wanted) else nobody for found, wanted in pairs]),
             "pose/ap": torch.stack([reported_ap(found, wanted) if len(wanted) else nobody for found, wanted in pairs]),
         }
+
+
+def _published(weights: str, *, people: str | None, pretrained: bool, threshold: float) -> Detector:
+    identity = [identity_of(weights, pretrained), people and identity_of(people, pretrained)]
+    return Detector(PoseNetwork(weights, people, pretrained, threshold), json.dumps(identity))
 
 
 def _pairs(maps: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:

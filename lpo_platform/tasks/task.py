@@ -63,6 +63,10 @@ class Task(ABC):
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The reported metrics by name ("canny/f1"), each (B,), nan where an item has none."""
 
+    def judge(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Metrics by a second detector, through which no reward and no loss looks; {} where a task has none."""
+        return {}
+
     def counts(self, maps: Tensor, target: Tensor) -> Tensor | None:
         """What each item adds to the pooled metrics, with a first axis B; None where there are none."""
         return None

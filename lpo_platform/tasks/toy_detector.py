@@ -20,6 +20,7 @@ from tqdm import trange
 from lpo_platform.data.toy import KEYPOINTS, PARTS, Scene, ToySplit
 
 FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "detector"
+SECOND = FOLDER.with_name("second_detector")  # which judges what the first one has rewarded
 RESOLUTION = 64
 SPREAD = 1.5  # pixels: standard deviation of a joint's mark in its heat map
 HEADS = {"parts": len(PARTS), "depth": 1, "edges": 1, "lines": 1, "joints": len(KEYPOINTS)}
@@ -100,16 +101,16 @@ class ToyDetector(nn.Module):
 
 
 @cache
-def toy_detector() -> ToyDetector:
+def toy_detector(folder: Path = FOLDER) -> ToyDetector:
     """The one that all tasks of a process share."""
-    return ToyDetector.load()
+    return ToyDetector.load(folder)
 
 
-def fingerprint() -> str:
+def fingerprint(folder: Path = FOLDER) -> str:
     """Identifies the weights."""
     from lpo_platform.models.weights import digest
 
-    return digest(str(FOLDER))
+    return digest(str(folder))
 
 
 def _resized(maps: Tensor, size: tuple[int, int] = (RESOLUTION, RESOLUTION)) -> Tensor:
