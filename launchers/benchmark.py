@@ -13,6 +13,8 @@ What is measured (--what), each in a file of lpo_platform/benchmark that also sa
     lpo-update      loss and gradient of LPO on a batch of preference pairs (lpo.py)
     lpo-rollout     trajectories of a batch of prompts with the scores of all candidates
     lpo-iteration   a rollout and updates on an assumed share of its pairs (--valid)
+    ddpo-update     gradient of DDPO on a ControlNet over all transitions of a batch of pictures (ddpo.py)
+    ddpo-round      their trajectories, then that gradient
 
 A step works on inputs that lie on the device. The optimiser's step is left out; it is the same for all. Variants run
 interleaved in one process. FLOPs (2 per multiply-add, forward and backward) are counted on meta tensors. On CUDA
@@ -35,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from lpo_platform.benchmark import lpo
+from lpo_platform.benchmark import ddpo, lpo
 from lpo_platform.benchmark.bench import Bench
 from lpo_platform.benchmark.control_reward import ControlRewardStep
 from lpo_platform.benchmark.cpo import CPOStep
@@ -55,9 +57,11 @@ STEPS: dict[str, type[Bench]] = {
     "lpo-update": lpo.Update,
     "lpo-rollout": lpo.Rollout,
     "lpo-iteration": lpo.Iteration,
+    "ddpo-update": ddpo.Update,
+    "ddpo-round": ddpo.Round,
 }
 MODELS = {"tiny": lambda: tiny(), "sd15": lambda: SD15, "sd21": lambda: SD21, "sdxl": lambda: SDXL}
-OPTIONS = ("form", "candidates", "steps", "valid")
+OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,8 +73,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resolution", type=int, help="pixels; the model's own unless given")
     p.add_argument("--form", choices=("soft", "hard"), help="of the loss (cpo: soft; cpo-dino: hard)")
     p.add_argument("--candidates", type=int, help="lpo rollouts: K (4)")
-    p.add_argument("--steps", type=int, help="of a trajectory of lpo, of a loser of cpo-dino (20)")
+    p.add_argument("--steps", type=int, help="of a trajectory of lpo (20) or ddpo (10), of a loser of cpo-dino (20)")
     p.add_argument("--valid", type=float, help="lpo-iteration: share of (prompt, step) that give a pair (0.35)")
+    p.add_argument("--micro", type=int, help="ddpo: transitions in a micro-batch of ours (16)")
+    p.add_argument("--train_batch", type=int, help="ddpo: samples in a micro-batch of the original (1)")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--warmup", type=int, default=1)
     p.add_argument("--variants", help="comma-separated; all unless given")
