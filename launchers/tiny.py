@@ -154,8 +154,7 @@ def make_flux_control(task: str) -> Figures:
 def make_control(task: str) -> Figures:
     """The ControlNet of a task, the others' started from canny's."""
     start = () if task == "canny" else FROM_CANNY
-    people = ("data.people=1",) if task == "pose" else ()
-    run = _train(task, (f"task={task}", *CONTROL, *start, *people))
+    run = _train(task, (f"task={task}", *CONTROL, *start))
     _keep(run / "export" / "controlnet_ema", TINY / f"controlnet_{task}")
     return _result(run)
 

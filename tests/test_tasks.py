@@ -197,6 +197,8 @@ def test_toy_data_may_hold_people_only() -> None:
     only, usual = Toy(8, 8, people=1), Toy(8, 8)
     assert all(split.scene(i).keypoints.any() for split in (only.train, only.test) for i in range(8))
     assert usual.train.fingerprint == Toy(8, 8, people=0.4).train.fingerprint != only.train.fingerprint
+    assert Toy(8, 8, task=Pose(toy=True, resolution=64)).test.fingerprint == only.test.fingerprint
+    assert Toy(8, 8, task=Canny()).test.fingerprint == usual.test.fingerprint
 
 
 # --- HED and lineart ------------------------------------------------------------------------------------------------

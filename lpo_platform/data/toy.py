@@ -23,6 +23,7 @@ from lpo_platform.data.source import Sample
 
 if TYPE_CHECKING:
     from lpo_platform.evaluation.judge import Judge
+    from lpo_platform.tasks.task import Task
 
 COLOURS = {
     "red": (214, 44, 44),
@@ -380,18 +381,27 @@ class ToySplit:
 class Toy:
     """The embedded data: endless scenes, about a tenth of the captions held out for the test split.
 
-    people: share of the scenes with a person; 1 for task=pose, which scores nothing else. Raises ValueError for a
-    resolution at which faces and limbs cannot be drawn.
+    people: share of the scenes with a person; null is 0.4, and 1 for task=pose, which scores nothing else. Raises
+    ValueError for a resolution at which faces and limbs cannot be drawn.
     """
 
     def __init__(
-        self, num_train: int = 600, num_test: int = 200, seed: int = 0, people: float = PEOPLE, *, resolution: int = 64
+        self,
+        num_train: int = 600,
+        num_test: int = 200,
+        seed: int = 0,
+        people: float | None = None,
+        *,
+        resolution: int = 64,
+        task: Task | None = None,
     ) -> None:
         if resolution < 32 or resolution % 8:
             raise ValueError(
                 f"data=toy draws pictures whose side is a multiple of 8, at least 32, not {resolution}: "
                 "choose a model with such a resolution (model=tiny has 64) or other data (data=folder)"
             )
+        if people is None:
+            people = 1.0 if task is not None and task.name == "pose" else PEOPLE
         self.train = ToySplit("train", num_train, seed, resolution=resolution, people=people)
         self.test = ToySplit("test", num_test, seed, resolution=resolution, people=people)
 
