@@ -47,8 +47,8 @@ CONTROL = (
 FROM_CANNY = ("control.weights=tiny/controlnet_canny", "method.steps=200")  # what edges are, the others need not learn
 FLUX = (
     "model=tiny_flux", "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=4096",
-    "method.steps=1200", "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=50", "optim.schedule=cosine",
-    "callbacks.ema_decay=0.99", "callbacks.every=100", "callbacks.log_every=10",
+    "method.steps=3000", "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=50", "optim.schedule=cosine",
+    "callbacks.ema_decay=0.99", "callbacks.every=200", "callbacks.log_every=10",
 )  # fmt: skip
 
 
@@ -144,13 +144,6 @@ def make_flux() -> Figures:
     return _result(run)
 
 
-def make_flux_control(task: str) -> Figures:
-    """The tiny FLUX's ControlNet of a task."""
-    run = _train(f"flux_{task}", ("model=tiny_flux", f"task={task}", *CONTROL, "method.batch=16"))
-    _keep(run / "export" / "controlnet_ema", TINY_FLUX / f"controlnet_{task}")
-    return _result(run)
-
-
 def make_control(task: str) -> Figures:
     """The ControlNet of a task, the others' started from canny's."""
     start = () if task == "canny" else FROM_CANNY
@@ -179,7 +172,6 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "lrm": make_lrm,
     **{task: partial(make_control, task) for task in TASKS},
     "flux": make_flux,
-    "flux_lineart": partial(make_flux_control, "lineart"),
 }
 
 
