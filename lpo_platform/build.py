@@ -358,8 +358,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
 def measure(cfg: DictConfig, folder: Path) -> dict:
     """Measures folders; writes report.json and prints the means."""
     quiet()
+    hardware: Hardware = create(cfg.hardware)
     with located("what"):
-        result = create(cfg.what)(folder)
+        result = create(cfg.what)(folder, hardware.device)
     for name, metric in result["metrics"].items():
         low, high = metric["ci95"]
         say(f"{name:20}{metric['mean']:9.4f} [{low:.4f}, {high:.4f}]  of {metric['count']}")

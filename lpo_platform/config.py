@@ -113,6 +113,8 @@ PATHS = {
     "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
     "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
     "lpo_platform.evaluation.folders.Oks": {"original": "file or folder", "target": "file or folder"},
+    "lpo_platform.evaluation.picture_folders.ClipScore": {"images": "folder", "texts": "file or folder"},
+    "lpo_platform.evaluation.picture_folders.Lpips": {"originals": "folder", "generated": "folder", "weights": "file"},
 }
 
 NOT_NONE = "!none"

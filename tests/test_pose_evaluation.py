@@ -8,14 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import toy_rewards
+from PIL import Image
+from torchvision.models import alexnet
+from transformers import CLIPModel, CLIPProcessor
 
 from lpo_platform import cli
 from lpo_platform.config import UserError
 from lpo_platform.data.keypoint_files import OF_OPENPOSE, People, people, read, read_folder, write
+from lpo_platform.evaluation import picture_folders
 from lpo_platform.evaluation.folders import Oks
 from lpo_platform.evaluation.keypoints import area_of, coco_ap, matched, measure
+from lpo_platform.evaluation.picture_folders import BROKEN, ClipScore, Lpips
 from lpo_platform.tasks.oks import SIGMAS
 
+CPU = torch.device("cpu")
 GT = np.stack([100 + 10 * np.arange(17), 50 + 20 * np.arange(17), np.full(17, 2)], 1).astype(float)
 SHIFTED = GT + np.array([5, 0, 0])
 
@@ -187,3 +195,58 @@ def test_the_average_precision_is_cocos() -> None:
     precision = 51 / 101  # of one person in two, found first: precision 1 up to recall 0.5
     assert found["ap"] == pytest.approx(passed + (1 - passed) * precision, abs=1e-6)
     assert found["ap50"] == pytest.approx(1) and found["ar"] == pytest.approx((1 + passed) / 2)
+
+
+# Pictures.
+
+
+def fill(folder: Path, number: int, seed: int = 0) -> Path:
+    folder.mkdir()
+    for i in range(number):
+        pixels = np.random.default_rng(seed + i).integers(0, 256, (70, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_clip_scores_are_the_logits_of_transformers(tmp_path: Path) -> None:
+    weights = toy_rewards.clip(tmp_path / "clip")
+    images, texts = fill(tmp_path / "images", 3), tmp_path / "texts"
+    texts.mkdir()
+    said = ["a red circle", "a blue square " * 60]
+    for i, text in enumerate(said):
+        (texts / f"{i}.txt").write_text(f"{text}\n")
+    (images / "0.txt").write_text("no picture")
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:900])
+    result = ClipScore(str(images), str(texts), str(weights))(tmp_path, CPU)
+    assert result["left_out"] == {"missing in texts": ["2"], "missing in images": [], BROKEN: ["1"]}
+    model, processor = CLIPModel.from_pretrained(weights).eval(), CLIPProcessor.from_pretrained(weights)
+    inputs = processor(text=said[:1], images=Image.open(images / "0.png"), return_tensors="pt")
+    with torch.no_grad():
+        wanted = model(**inputs).logits_per_image.item()
+    assert result["items"] == [{"name": "0", "clip": pytest.approx(wanted, rel=1e-4), "cut": 0.0}]
+    one = ClipScore(str(images), str(texts / "1.txt"), str(weights))(tmp_path, CPU)
+    assert [item["name"] for item in one["items"]] == ["0", "2"] and one["metrics"]["cut"]["mean"] == 1
+
+
+def test_lpips_by_its_definition(tmp_path: Path) -> None:
+    """Written out on torchvision's AlexNet at random, with the heads that torchmetrics brings."""
+    torch.manual_seed(0)
+    backbone = alexnet().eval()
+    torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
+    originals, generated = fill(tmp_path / "a", 2), fill(tmp_path / "b", 1, seed=5)
+    result = Lpips(str(originals), str(generated), str(tmp_path / "alexnet.pth"))(tmp_path, CPU)
+    shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
+    pair = [torch.from_numpy(np.array(Image.open(f / "0.png"))).permute(2, 0, 1)[None] for f in (originals, generated)]
+    features = [(p / 127.5 - 1 - shift) / scale for p in pair]
+    total, heads = 0.0, [lin.model[-1].weight for lin in picture_folders.lpips(tmp_path / "alexnet.pth").lins]
+    with torch.no_grad():
+        for number, layer in enumerate(backbone.features[:12]):
+            features = [layer(f) for f in features]
+            if number in (1, 4, 7, 9, 11):
+                a, b = (f / f.norm(dim=1, keepdim=True).clamp_min(1e-10) for f in features)
+                total += ((a - b).square() * heads.pop(0)).sum(1).mean().item()
+    assert result["items"] == [{"name": "0", "lpips": pytest.approx(total, rel=1e-3)}]
+    assert result["left_out"]["missing in generated"] == ["1"]
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="no file of torchvision's AlexNet"):
+        picture_folders.lpips(str(tmp_path / "other.pth"))

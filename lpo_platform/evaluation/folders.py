@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lpo_platform.config import UserError
 from lpo_platform.data.keypoint_files import read_folder
 from lpo_platform.evaluation.keypoints import Area, coco_ap, measure
@@ -40,7 +42,7 @@ class Oks:
     def __init__(self, original: str, target: str, area: Area | float = "keypoints") -> None:
         self.original, self.target, self.area = original, target, area
 
-    def __call__(self, folder: Path) -> dict[str, Any]:
+    def __call__(self, folder: Path, device: torch.device | None = None) -> dict[str, Any]:
         original = read_folder("what.original", self.original)
         target = read_folder("what.target", self.target)
         pairs = {name: (target[name], original[name]) for name in sorted(original) if name in target}
