@@ -85,10 +85,15 @@ COMBINATIONS = [
         ["hardware.micro_batch=5 does not divide method.batch=16; these do: 1, 2, 4, 8, 16"],
     ),
     (["resume=/no/such/run"], ["resume=/no/such/run: no such folder"]),
-    (["method=ddpo", "reward=oks"], ["reward=oks needs task=pose, not task=none"]),
-    (["method=ddpo", "reward=consistency"], [f"reward=consistency needs a task, but task=none; add {A_TASK}"]),
+    (["experiment=ddpo_toy", "reward=oks"], ["reward=oks needs task=pose, not task=none"]),
+    (["experiment=ddpo_toy", "reward=consistency"], [f"reward=consistency needs a task, but task=none; add {A_TASK}"]),
     (
-        ["method=ddpo", "reward=blend", "+reward@reward.rewards.keypoints=oks", "reward.rewards.keypoints.bach=2"],
+        [
+            "experiment=ddpo_toy",
+            "reward=blend",
+            "+reward@reward.rewards.keypoints=oks",
+            "reward.rewards.keypoints.bach=2",
+        ],
         [
             "reward.rewards.keypoints.bach: Oks has no such option; did you mean 'batch'? Options: batch",
             "reward.rewards.keypoints needs task=pose, not task=none",
@@ -194,7 +199,7 @@ def test_what_needs_a_unet_is_refused_on_flux(model: str):
     for choice, reason in shown.items():
         assert f"{choice} with model={model}: {reason}" in diagnose("train", [f"model={model}", choice, "data=toy"])
         assert not any(reason in line for line in diagnose("train", [choice]))
-    for recipe in (["method=cpo", "task=lineart", "data=toy"], ["method=ddpo", "data=toy_prompts"]):
+    for recipe in (["method=cpo", "task=lineart", "data=toy"], ["experiment=ddpo_toy", "data=toy_prompts"]):
         assert diagnose("train", [f"model={model}", *recipe]) == []
 
 
@@ -210,7 +215,9 @@ def paths(folder: Path) -> dict[str, list[str]]:
 
 
 def needed(experiment: str, folder: Path) -> list[str]:
-    """What an experiment's data and reward need on the command line."""
+    """What an experiment's data and reward need on the command line; embedded ones need nothing."""
+    if experiment.endswith("_toy"):
+        return []
     kind = {"lpo": "prompts", "spo": "prompts"}.get(experiment.split("_")[0], "folder")
     weights = {"spo": "reward.weights=w", "cpo": "control.weights=w", "controlnetpp": "control.weights=w"}
     return [*paths(folder)[kind], *(given for name, given in weights.items() if experiment.split("_")[0] == name)]

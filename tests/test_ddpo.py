@@ -610,7 +610,7 @@ TRAIN = Path(__file__).parents[1] / "launchers" / "train.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("branch", [[], ["task=canny", "control=controlnet", "tune=control", "data=toy"]])
+@pytest.mark.parametrize("branch", [["experiment=ddpo_toy"], ["task=canny", "reward=toy"]])
 def test_a_killed_run_resumes_bit_for_bit(branch: list[str], tmp_path: Path) -> None:
     """Through the command line: SIGKILL after the first checkpoint; weights and history of the undisturbed run."""
     settings = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ddpo_raises_the_alignment_that_it_does_not_see(seed: int, tmp_path: Path) -> None:
-    options = ["method=ddpo", f"seed={seed}", "logger=none", f"hydra.run.dir={tmp_path}/run"]
+    options = ["experiment=ddpo_toy", f"seed={seed}", "logger=none", f"hydra.run.dir={tmp_path}/run"]
     done = subprocess.run([sys.executable, str(TRAIN), *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
