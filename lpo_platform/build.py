@@ -50,6 +50,7 @@ from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
 from lpo_platform.rewards.reward import Reward, StepReward
 from lpo_platform.signature import signature
+from lpo_platform.tasks.pose import Pose
 from lpo_platform.tasks.task import Task
 from lpo_platform.tracking import report, wandb
 from lpo_platform.tracking.files import Files, Resume
@@ -374,11 +375,11 @@ def measure(cfg: DictConfig, folder: Path) -> dict:
 def prepare(cfg: DictConfig, folder: Path) -> None:
     """Computes everything frozen of the training samples, losing conditions included, into the cache.
 
-    With `export` also into a folder that others can read.
+    With `export` also into a folder that others can read. With `pose`, instead, the poses of a folder of pictures.
     """
-    job = assemble(cfg)
     if cfg.pose is not None:
         return extract_poses(cfg)
+    job = assemble(cfg)
     rows = job.rows(force=cfg.force)
     if cfg.export is not None:
         if not isinstance(rows, ConditionPairs):
@@ -390,7 +391,6 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
         say(f"{len(rows)} training samples are ready in {cfg.export or rows.cache.folder}")
 
 
-def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:
 def extract_poses(cfg: DictConfig) -> None:
     """Keypoints, skeletons and lines of photographs; toy scenes are those that task.detector=toy asks for."""
     quiet()
@@ -401,6 +401,7 @@ def extract_poses(cfg: DictConfig) -> None:
     say(" | ".join(filter(None, [f"{cfg.export}: train.jsonl, test.jsonl for data=jsonl", found.line()])))
 
 
+def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:
     """The policy as it is now; read from the file if an interrupted run has measured it already."""
     if agree(file.exists()):
         return Evaluation.load(file)

@@ -71,7 +71,7 @@ class Eval:
     what: Any = None
     hardware: Any = None
     metrics: Any = None
-    run: str = "???"
+    run: str | None = None
 
 
 @dataclass
