@@ -15,10 +15,10 @@ TRAIN = Path(__file__).parents[1] / "launchers" / "train.py"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def metrics(folder: Path, *options: str) -> dict[str, dict]:
+def metrics(folder: Path, *options: str, task: str = "canny") -> dict[str, dict]:
     """The metrics of a run with the demo's settings."""
     run = folder / "run"
-    command = [sys.executable, str(TRAIN), "task=canny", "logger=none", f"hydra.run.dir={run}", *options]
+    command = [sys.executable, str(TRAIN), f"task={task}", "logger=none", f"hydra.run.dir={run}", *options]
     done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((run / "result.json").read_text())["metrics"]
@@ -64,3 +64,22 @@ def test_cpo_learns_with_dino(folder: Path) -> None:
         none = torch.zeros(2, 32, 16, 16)
         says, said = (control.dino(image, none, "nearest") for control in (trained, before))
     assert said.std() > 0.01 and (says - said).std() > 0.1 * said.std()
+
+
+OWN = {
+    "hed": "hed/ms_ssim",
+    "lineart": "lineart/ms_ssim",
+    "depth": "depth/rmse",
+    "seg_ade20k": "seg_ade20k/miou",
+    "seg_coco": "seg_coco/miou",
+    "pose": "pose/oks_judge",
+}
+
+
+@pytest.mark.parametrize(("task", "name"), OWN.items())
+def test_cpo_improves_every_task(folder: Path, task: str, name: str) -> None:
+    (folder / task).mkdir()
+    result = metrics(folder / task, "method=cpo", task=task)
+    better = [bound if result[name]["higher_is_better"] else -bound for bound in result[name]["ci95"]]
+    assert min(better) > 0
+    assert result["text/alignment"]["difference"] > -0.05
