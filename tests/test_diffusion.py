@@ -48,6 +48,19 @@ def test_p4_half_precision_tables_would_lose_the_noise() -> None:
     assert noised.dtype == torch.float32 and (noised > 0.02).all()
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_the_published_half_precision_schedule_is_an_option(half: torch.dtype) -> None:
+    """What diffusers' scheduler does to latents and noise of half precision."""
+    process, theirs = DDIM.from_config(CONFIG, half=half), DDPMScheduler.from_config(CONFIG)
+    x0, e = torch.randn(2, 6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = at(0, 1, 2, 200, 500, 999)
+    expected = theirs.add_noise(x0.to(half), e.to(half), t)
+    noised = process.add_noise(x0, e, t)
+    assert expected.dtype == half and noised.dtype == torch.float32 and torch.equal(noised, expected.float())
+    assert torch.equal(process.target(x0, e, t), e.to(half).float())
+    assert torch.equal(noised[0], x0[0].to(half).float()) is (half == torch.bfloat16), "sigma is 0 at t = 0 in bf16"
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_noise_and_target_agree_with_diffusers(prediction: str) -> None:
     config = CONFIG | {"prediction_type": prediction}

@@ -14,8 +14,8 @@ PREDICTIONS = ("epsilon", "v_prediction")
 class DDIM:
     """The process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, in float32 whatever the model runs in.
 
-    The original CPO noises latents in half precision, which makes sigma exactly 0 at t = 0 and 1 in bf16
-    (specs/cpo.md W9); here every table and every sum is float32.
+    half: noises in this precision instead, as CPO was trained, which makes sigma exactly 0 at t = 0 and 1 in bfloat16
+    (specs/cpo.md W9).
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class DDIM:
         prediction: str = "epsilon",
         steps_offset: int = 1,
         final_alpha_is_one: bool = False,
+        half: torch.dtype | None = None,
     ) -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction={prediction!r}: DDIM knows {', '.join(PREDICTIONS)}")
@@ -34,9 +35,10 @@ class DDIM:
         self.alphas_cumprod = torch.cumprod(1 - roots**2, 0).float()
         self.final = torch.ones(()) if final_alpha_is_one else self.alphas_cumprod[0].clone()
         self.num_train_steps, self.prediction, self.steps_offset = num_train_steps, prediction, steps_offset
+        self.half = half
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> "DDIM":
+    def from_config(cls, config: Mapping[str, object], *, half: torch.dtype | None = None) -> "DDIM":
         """From a diffusers scheduler_config.json; raises ValueError on a schedule other than scaled_linear."""
         schedule = config.get("beta_schedule", "linear")
         if schedule != "scaled_linear":
@@ -48,6 +50,7 @@ class DDIM:
             prediction=str(config.get("prediction_type", "epsilon")),
             steps_offset=int(config.get("steps_offset", 0)),
             final_alpha_is_one=bool(config.get("set_alpha_to_one", True)),
+            half=half,
         )
 
     def to(self, device: torch.device | str) -> "DDIM":
@@ -78,13 +81,13 @@ class DDIM:
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t for x0, noise (B, C, H, W) and t (B,)."""
-        abar = self._abar(t)
-        return abar.sqrt() * x0.float() + (1 - abar).sqrt() * noise.float()
+        abar, x0, noise = (part.to(self.half or torch.float32) for part in (self._abar(t), x0, noise))
+        return (abar.sqrt() * x0 + (1 - abar).sqrt() * noise).float()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the model is trained to output: the noise, or v = sqrt(abar) e - sqrt(1 - abar) x0."""
         if self.prediction == "epsilon":
-            return noise.float()
+            return noise.to(self.half or torch.float32).float()
         abar = self._abar(t)
         return abar.sqrt() * noise.float() - (1 - abar).sqrt() * x0.float()
 

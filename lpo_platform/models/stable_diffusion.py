@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -15,6 +15,8 @@ from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.lora import merge, read
 from lpo_platform.models.weights import digest, load, split
 
+HALF = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 class StableDiffusion:
     """Loads a StableDiffusionPipeline folder or hub id and owns its parts; every part frozen until a `tune` says else.
@@ -22,7 +24,8 @@ class StableDiffusion:
     controls: the starting ControlNet of each task. unet, vae: the part from elsewhere. All of them are
     "<folder or hub id>[::<subfolder>]". lora: an adapter merged into the UNet (models/lora.py says which files); what
     is trained then starts at the merged weights, and an exported adapter is relative to them. reward: a latent reward
-    model for these latents, what reward.weights=auto means.
+    model for these latents, what reward.weights=auto means. half_schedule: noises latents in fp16 or bf16, as the
+    authors of CPO did; everything else here does it in float32.
     """
 
     branch: ClassVar[type[nn.Module]] = ControlNetModel
@@ -42,10 +45,11 @@ class StableDiffusion:
         vae: str | None = None,
         lora: str | None = None,
         reward: str | None = None,
+        half_schedule: Literal["fp16", "bf16"] | None = None,
     ) -> None:
         self.name, self.weights, self.resolution = name, weights, resolution
         self.guidance, self.num_inference_steps = guidance, num_inference_steps
-        self.controls, self.reward = dict(controls or {}), reward
+        self.controls, self.reward, self.half_schedule = dict(controls or {}), reward, half_schedule
         self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
         self._load_denoiser()
         if lora:
@@ -68,7 +72,7 @@ class StableDiffusion:
         self.unet = self._load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
 
     def _load_process(self) -> None:
-        self.process = DDIM.from_config(self._load(DDIMScheduler, "scheduler").config)
+        self.process = DDIM.from_config(self._load(DDIMScheduler, "scheduler").config, half=HALF[self.half_schedule])
 
     def _load_text(self) -> None:
         self.text_encoder = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
