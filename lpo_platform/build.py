@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from lpo_platform.methods.online import Online
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.weights import digest
 from lpo_platform.rewards.reward import Reward, StepReward
 from lpo_platform.signature import signature
 from lpo_platform.tasks.pose import Pose
@@ -171,17 +172,20 @@ def assemble(cfg: DictConfig) -> Job:
     L.seed_everything(cfg.seed, verbose=False)
     hardware: Hardware = create(cfg.hardware)
     hardware.join()
-    adapter = create(cfg.model)
-    task = task_of(cfg)
-    control, control_digest = None, None
-    if cfg.get("control"):
-        branch = create(cfg.control)
-        control, control_digest = branch.load(adapter, task.name), branch.digest(adapter, task.name)
-    policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
-    policy = hardware.prepare(policy)
+    task, (policy, control_digest) = task_of(cfg), policy_of(cfg, hardware)
     known, live = signature(cfg.data._target_), {"resolution": cfg.model.resolution, "task": task}
     data = create(cfg.data, **{name: value for name, value in live.items() if not known or known[name]})
-    return Job(cfg, hardware, policy, task, data, reward_of(cfg, adapter, task), control_digest)
+    return Job(cfg, hardware, policy, task, data, reward_of(cfg, policy.adapter, task), control_digest)
+
+
+def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:
+    """The model with what learns in it, on its device, and what identifies the ControlNet that it starts from."""
+    adapter, control, control_digest = create(cfg.model), None, None
+    if cfg.get("control"):
+        branch, task = create(cfg.control), get_class(cfg.task._target_).name
+        control, control_digest = branch.load(adapter, task), branch.digest(adapter, task)
+    policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
+    return hardware.prepare(policy), control_digest
 
 
 def task_of(cfg: DictConfig) -> Task | None:
@@ -342,9 +346,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     if cfg.get("what"):
         return measure(cfg, folder)
     started = time.monotonic()
-    run = Path(cfg.run)
-    of_run = OmegaConf.load(run / "resolved.yaml")
-    of_run.hardware = cfg.hardware
+    run, of_run = Path(cfg.run), run_config(cfg)
     if cfg.metrics != OmegaConf.load(CONF / "metrics" / "default.yaml"):  # else by the run's own protocol
         of_run.metrics = cfg.metrics
     if lead():
@@ -356,12 +358,40 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     return conclude(job, evaluator, before, after, folder, run / "export", time.monotonic() - started)
 
 
+def run_config(cfg: DictConfig) -> DictConfig:
+    """The configuration of a run, on the hardware asked for now."""
+    of_run = OmegaConf.load(Path(cfg.run) / "resolved.yaml")
+    of_run.hardware = cfg.hardware
+    return of_run
+
+
+def load_run(cfg: DictConfig, hardware: Hardware, weights: str, resolution: int | None) -> tuple[Policy, str]:
+    """The model of a run at a resolution (None: its own), and what identifies its weights.
+
+    weights: trained, start (those that the run started from) or the place of another ControlNet.
+    """
+    of_run = run_config(cfg)
+    if not of_run.get("control"):
+        raise UserError(f"run={cfg.run}: without a ControlNet; what works: a run with control=controlnet")
+    of_run.model.resolution = resolution or of_run.model.resolution
+    if weights not in ("trained", "start"):
+        of_run.control.weights, of_run.control.subfolder = weights, None
+    policy, identity = policy_of(of_run, hardware)
+    if weights == "trained":
+        load_trained(policy, Path(cfg.run), create(of_run.callbacks))
+        identity = digest(f"{cfg.run}/export")
+    return policy, identity
+
+
 def measure(cfg: DictConfig, folder: Path) -> dict:
-    """Measures folders; writes report.json and prints the means."""
+    """Measures folders, or draws with the model of a run; writes report.json and prints the means."""
     quiet()
     hardware: Hardware = create(cfg.hardware)
-    with located("what"):
-        result = create(cfg.what)(folder, hardware.device)
+    hardware.join()
+    asked = signature(cfg.what._target_)
+    live = {"load": partial(load_run, cfg, hardware)} if asked and asked["load"] else {}
+    with located("what"), hardware.autocast() if live else nullcontext():
+        result = create(cfg.what, **live)(folder, hardware.device)
     for name, metric in result["metrics"].items():
         low, high = metric["ci95"]
         say(f"{name:20}{metric['mean']:9.4f} [{low:.4f}, {high:.4f}]  of {metric['count']}")

@@ -113,10 +113,12 @@ PATHS = {
     "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
     "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
     "lpo_platform.evaluation.folders.Oks": {"original": "file or folder", "target": "file or folder"},
+    "lpo_platform.evaluation.generation.Generate": {"csv": "file", "conditions": "folder"},
     "lpo_platform.evaluation.picture_folders.ClipScore": {"images": "folder", "texts": "file or folder"},
     "lpo_platform.evaluation.picture_folders.Lpips": {"originals": "folder", "generated": "folder", "weights": "file"},
 }
 
+OF_A_RUN = ("generate", "run")  # options of what
 NOT_NONE = "!none"
 PICTURES = (
     "captioned", "captioned_ade20k", "captioned_cocopose", "captioned_cocostuff", "cpo_pairs",
@@ -376,8 +378,11 @@ def _root_problems(composed: Composed) -> list[str]:
         if parameter is None:
             names = [item.name for item in known.parameters]
             problems.append(f"{key}{composed.where(key)}: no such key or group{hint(key, names)}")
-        elif value == "???" or (key == "run" and value is None and composed.choices.get("what") == "run"):
+        elif value == "???":
             problems.append(f"{key}: required; add {key}=<value>")
+        elif key == "run" and value is None and composed.choices.get("what") in OF_A_RUN:
+            others = ", ".join(f"what={name}" for name in shipped("what") if name not in OF_A_RUN)
+            problems.append(f"run: required by {_chosen(composed, 'what')}; add run=<value> ({others} need none)")
         else:
             problems += _value_problems(composed, key, value, parameter)
     return problems

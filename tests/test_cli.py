@@ -97,7 +97,9 @@ def test_the_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.
     from lpo_platform.config import diagnose
 
     monkeypatch.chdir(tmp_path)
-    Path("pics").mkdir()
+    for folder in ("pics", "photos", "a", "b"):
+        Path(folder).mkdir()
+    Path("rows.csv").touch()
     run = Path("outputs/cpo-tiny-canny/latest")
     (run / ".hydra").mkdir(parents=True)
     (run / "resolved.yaml").touch()

@@ -371,7 +371,9 @@ def test_what_the_platform_passes_cannot_be_set_and_what_is_needed_must_be():
 
 
 def test_eval_and_prepare(tmp_path: Path):
-    assert diagnose("eval", []) == ["run: required; add run=<value>"]
+    others = "(what=clip, what=lpips, what=oks need none)"
+    assert diagnose("eval", []) == [f"run: required by what=run; add run=<value> {others}"]
+    assert diagnose("eval", ["what=generate"])[0] == f"run: required by what=generate; add run=<value> {others}"
     assert diagnose("eval", [f"run={tmp_path}/none"]) == [f"run={tmp_path}/none: no such folder"]
     assert diagnose("eval", [f"run={tmp_path}", "task=canny"]) == [
         "task: no such key or group; options: hardware, metrics, run, what",

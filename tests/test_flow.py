@@ -97,6 +97,16 @@ def test_noisy_steps_are_flow_grpos(a: float) -> None:
     assert (gaussian.std > 0).all()
 
 
+def test_the_numbers_of_flow_grpos_function() -> None:
+    """specs/pose_ddpo.md section 7, "Extra": executed from its published code at s = 0.6, next 0.5, a = 0.7."""
+    row = lambda *values: torch.tensor(values).view(1, -1, 1, 1)  # noqa: E731
+    x, v, following = row(0.5, -1, 0.25, 2), row(0.1, -0.2, 0.3, 0.4), row(0.48, -0.95, 0.2, 1.9)
+    gaussian = Flow().step(v, torch.tensor([600.0]), torch.tensor([500.0]), x, eta=0.7)
+    assert gaussian.std.item() == pytest.approx(0.8573215 * math.sqrt(0.1), abs=1e-5)
+    torch.testing.assert_close(gaussian.mean, row(0.456925, -0.91385, 0.1973375, 1.8277), atol=1e-5, rtol=0)
+    assert gaussian.log_prob(following).item() == pytest.approx(0.3742664, abs=1e-5)
+
+
 def test_derivative_of_a_step_is_what_weighting_reads() -> None:
     flow = Flow(shift=1.6)
     t, slope, std = steps(flow, 8, 0.7)

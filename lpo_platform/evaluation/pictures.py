@@ -1,11 +1,13 @@
 """Pictures as files: single ones for the report, grids for people."""
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lpo_platform.data.cache import write_atomically
 from lpo_platform.evaluation.evaluate import Evaluation
 
 
@@ -38,5 +40,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Tensor, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(image).save(file)
+    """Whole or not at all: what resumes takes a picture that is there for done."""
+    content = BytesIO()
+    to_pil(image).save(content, "PNG")
+    write_atomically(file, content.getvalue())
