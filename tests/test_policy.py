@@ -20,6 +20,7 @@ def adapter() -> SimpleNamespace:
     """The parts of an adapter that a training step on cached samples touches."""
     unet = toy_size.unet().requires_grad_(False)
     return SimpleNamespace(
+        folders={"unet": "unet", "text_encoder": "text_encoder"},
         unet=unet,
         process=DDIM(),
         latent_shape=(4, 8, 8),

@@ -55,14 +55,14 @@ def made(reward: Redness | None = None, **options: object) -> SPO:
 def forwards(method: SPO) -> tuple[list[Tensor], list[Tensor]]:
     """Fills with every latent that is denoised and its t."""
     read: tuple[list[Tensor], list[Tensor]] = ([], [])
-    denoise = method.policy.predict
+    denoise = method.policy.encode_guided
 
     def watched(x: Tensor, t: Tensor, *arguments: object, **options: object) -> Tensor:
         read[0].extend(x)
         read[1].extend(t)
         return denoise(x, t, *arguments, **options)
 
-    method.policy.predict = watched
+    method.policy.encode_guided = watched
     return read
 
 

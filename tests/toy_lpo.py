@@ -19,6 +19,7 @@ SHAPE = (4, 8, 8)
 def adapter(*, prediction: str = "epsilon", dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     """The parts of an adapter that LPO touches; "tokens" are the captions themselves."""
     return SimpleNamespace(
+        folders={"unet": "unet", "text_encoder": "text_encoder"},
         unet=toy_size.unet().requires_grad_(False).to(dtype),
         process=DDIM(prediction=prediction),
         latent_shape=SHAPE,

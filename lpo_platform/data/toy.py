@@ -401,7 +401,7 @@ class Toy:
                 "choose a model with such a resolution (model=tiny has 64) or other data (data=folder)"
             )
         if people is None:
-            people = 1.0 if task is not None and task.name == "pose" else PEOPLE
+            people = 1 if task is not None and task.name == "pose" else PEOPLE
         self.train = ToySplit("train", num_train, seed, resolution=resolution, people=people)
         self.test = ToySplit("test", num_test, seed, resolution=resolution, people=people)
 
