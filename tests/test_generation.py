@@ -87,6 +87,7 @@ def test_pictures_are_those_of_diffusers_and_drawn_once(command: Command, capsys
     assert command("what.save=out", "what.guidance=2.0", "what.batch=1") == 0
     assert abs(drawn("out")["0"] - first["0"]).max() <= 1
     assert times == {file: file.stat().st_mtime_ns for file in times}
+    assert command("what.save=conditions") == 2  # pictures that it has not drawn
     assert command("what.save=out", "what.guidance=3.0") == 2
     assert "what: save=out: holds pictures drawn otherwise" in capsys.readouterr().err
     assert json.loads(Path("out/manifest.json").read_text())["settings"]["guidance"] == 2.0

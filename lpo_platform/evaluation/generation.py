@@ -101,9 +101,12 @@ class Generate:
         if note.is_file():
             known = json.loads(note.read_text())
             other = any(prompts.get(image, prompt) != prompt for image, prompt in known["prompts"].items())
-            if other or known["settings"] != settings:
-                raise UserError(f"save={self.save}: holds pictures drawn otherwise; what works: another folder")
+            foreign = other or known["settings"] != settings
             prompts |= known["prompts"]
+        else:
+            foreign = any(self._picture(row).exists() for row in rows)
+        if foreign:
+            raise UserError(f"save={self.save}: holds pictures drawn otherwise; what works: another folder")
         if lead():
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, {"settings": settings, "prompts": prompts})
