@@ -44,7 +44,7 @@ def test_a_step_leaves_a_gradient_on_the_control_branch_alone() -> None:
 def test_what_the_update_saves() -> None:
     """Per transition: the condition looked at twice with guidance instead of once in a micro-batch, and what precedes
     the first cross attention; of a UNet whose weights want a gradient, more than a third of the work."""
-    bench = Update.build(TOY_XL, batch=2, device="meta", steps=8, micro=8)
+    bench = Update.build(TOY_XL, batch=1, device="meta", steps=4, micro=4)
     count, parts = step_flops(bench, Update.variants), part_flops(bench)
     once = 3 * parts["condition alone"]  # a forward, and a backward of twice the work less the picture's gradient
     saved = (count["plain"] - count["exact"]) / bench.units
