@@ -520,8 +520,10 @@ def say(text: str) -> None:
 def quiet() -> None:
     """Libraries speak up when something is wrong, not to introduce themselves."""
     import diffusers
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.logging.set_verbosity_error()  # it tells of every retry; the last one ends in our one message
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     diffusers.logging.set_verbosity_error()
