@@ -2,15 +2,40 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from lpo_platform.benchmark.random_model import Shape
+from lpo_platform.benchmark.random_model import RandomStableDiffusion, Shape, random_model
+from lpo_platform.config import UserError
 from lpo_platform.hardware import Hardware
+from lpo_platform.methods.method import Method
+from lpo_platform.models.policy import Policy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a step of any kind is built from, as Bench.build() has it."""
+
+    shape: Shape
+    batch: int
+    resolution: int | None
+    device: str
+    hardware: Hardware | None
+    seed: int
+
+    def model(self) -> RandomStableDiffusion:
+        return random_model(self.shape, resolution=self.resolution, device=self.device)
+
+    def place(self, policy: Policy) -> Policy:
+        return policy.place(self.hardware.device, self.hardware.frozen_dtype) if self.hardware else policy
+
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager]:
+        return self.hardware.autocast if self.hardware else nullcontext
 
 
 @dataclass(frozen=True)
@@ -21,6 +46,7 @@ class Bench(ABC):
     variants: names of the forms, those of the authors begin with "plain". unit: what a step does `units` of, and costs
     are counted per. options: what build() takes beyond a shape and a size, with the published value. published: FLOPs
     that a specification names, in GFLOP per unit, by model and what is counted; the resolution is the model's own.
+    without_sdxl: the method's name where its authors do not train SDXL.
     """
 
     variants: ClassVar[tuple[str, ...]]
@@ -28,12 +54,13 @@ class Bench(ABC):
     options: ClassVar[dict[str, Any]] = {}
     published: ClassVar[dict[str, dict[str, float]]]
     source: ClassVar[str]
+    without_sdxl: ClassVar[str | None] = None
 
     units: int
     autocast: Callable[[], AbstractContextManager]
+    method: Method
 
     @classmethod
-    @abstractmethod
     def build(
         cls,
         shape: Shape,
@@ -44,12 +71,24 @@ class Bench(ABC):
         hardware: Hardware | None = None,
         seed: int = 0,
         **options: Any,
-    ) -> "Bench":
-        """device may be "meta", where a step is counted, not computed; hardware says device and precision."""
+    ) -> Self:
+        """device may be "meta", where a step is counted, not computed; hardware says device and precision.
+
+        Raises UserError for SDXL where the original has none.
+        """
+        if cls.without_sdxl and shape.text_encoder_2 is not None:
+            raise UserError(f"--model {shape.name}: the original of {cls.without_sdxl} has no SDXL; use --model sd15")
+        torch.manual_seed(seed)
+        return cls.made(Setting(shape, batch, resolution, device, hardware, seed), **cls.options | options)
+
+    @classmethod
+    @abstractmethod
+    def made(cls, setting: Setting, **options: Any) -> Self:
+        """Draws model and inputs from torch's generator; `options` are the kind's own."""
 
     @property
-    @abstractmethod
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        return self.method.policy.adapter.device
 
     @abstractmethod
     def step(self, variant: str) -> Tensor:

@@ -6,19 +6,15 @@ same mathematics; exact-ckpt: the same with gradient checkpointing, for memory l
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.bench import Bench, Setting
 from lpo_platform.benchmark.plain.control_reward import plain_loss
 from lpo_platform.benchmark.plain.cpo import Parts
-from lpo_platform.benchmark.random_model import RandomStableDiffusion, Shape
-from lpo_platform.config import UserError
-from lpo_platform.hardware import Hardware
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -36,6 +32,7 @@ class ControlRewardStep(Bench):
     variants: ClassVar[tuple[str, ...]] = ("plain-ckpt", "plain", "exact", "exact-ckpt")
     unit: ClassVar[str] = "image"
     source: ClassVar[str] = "specs/cpo.md"
+    without_sdxl: ClassVar[str] = "ControlNet++"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,
@@ -53,28 +50,13 @@ class ControlRewardStep(Bench):
     batch: dict[str, Tensor]
 
     @classmethod
-    def build(
-        cls,
-        shape: Shape,
-        *,
-        batch: int,
-        resolution: int | None = None,
-        device: str = "cpu",
-        hardware: Hardware | None = None,
-        seed: int = 0,
-    ) -> "ControlRewardStep":
-        """Pictures are noise. Raises UserError for SDXL, which ControlNet++'s authors do not train."""
-        if shape.text_encoder_2 is not None:
-            raise UserError(f"--model {shape.name}: the original of ControlNet++ has no SDXL; use --model sd15")
-        torch.manual_seed(seed)
-        model, units = RandomStableDiffusion(shape, resolution=resolution, device=device), ONE_IN * batch
-        policy = Policy(model, Control(), model.new_control())
-        if hardware:
-            policy.place(hardware.device, hardware.frozen_dtype)
-        shared = {"policy": policy, "optim": AdamW(), "seed": seed, "steps": 1, "batch": units}
+    def made(cls, setting: Setting) -> "ControlRewardStep":
+        """Pictures are noise."""
+        model, units, autocast = setting.model(), ONE_IN * setting.batch, setting.autocast
+        policy = setting.place(Policy(model, Control(), model.new_control()))
+        shared = {"policy": policy, "optim": AdamW(), "seed": setting.seed, "steps": 1, "batch": units}
         method = ControlReward(task=Canny(), **shared, **SETTINGS).to(model.device)
         plain = Parts(model.unet, model.vae, model.text_encoder, policy.control, policy.control)
-        autocast = hardware.autocast if hardware else nullcontext
 
         picture, text = (units, 3, model.resolution, model.resolution), model.text_encoder.config
         columns = {name: torch.rand(picture, device=model.device) for name in ("pixels", "control")}
@@ -83,12 +65,8 @@ class ControlRewardStep(Bench):
             columns["moments"] = model.encode_moments(columns["pixels"])
             columns["text"] = model.embed(columns["tokens"])
             columns["target"] = method.task.target(columns["pixels"], columns["control"]).half()
-        columns["position"] = positions(method, batch)
+        columns["position"] = positions(method, setting.batch)
         return cls(units, autocast, method, plain, columns)
-
-    @property
-    def device(self) -> torch.device:
-        return self.method.policy.adapter.device
 
     def step(self, variant: str) -> Tensor:
         """Leaves the gradient on the ControlNet; returns the loss."""

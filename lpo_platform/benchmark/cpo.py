@@ -7,7 +7,6 @@ shared: share_timestep=true, L_pre on the pair's (t, e), another estimator of th
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,11 +14,9 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.bench import Bench, Setting
 from lpo_platform.benchmark.plain.cpo import Draws, Parts, plain_losses
-from lpo_platform.benchmark.random_model import RandomStableDiffusion, Shape
-from lpo_platform.config import UserError
-from lpo_platform.hardware import Hardware
+from lpo_platform.benchmark.random_model import RandomStableDiffusion
 from lpo_platform.methods.cpo import CPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -41,6 +38,7 @@ class CPOStep(Bench):
     # products each), and checkpointing recomputes less than all (diffusers checkpoints blocks, and torch stops at the
     # last tensor that the backward needs).
     source: ClassVar[str] = "specs/cpo.md"
+    without_sdxl: ClassVar[str] = "CPO"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,
@@ -61,31 +59,15 @@ class CPOStep(Bench):
     batch: dict[str, Tensor]
 
     @classmethod
-    def build(
-        cls,
-        shape: Shape,
-        *,
-        batch: int,
-        resolution: int | None = None,
-        device: str = "cpu",
-        hardware: Hardware | None = None,
-        seed: int = 0,
-        form: str = "soft",
-    ) -> "CPOStep":
-        """Pictures are noise. Raises UserError for SDXL, which CPO's authors do not train."""
-        if shape.text_encoder_2 is not None:
-            raise UserError(f"--model {shape.name}: the original of CPO has no SDXL; use --model sd15")
-        torch.manual_seed(seed)
-        model = RandomStableDiffusion(shape, resolution=resolution, device=device)
-        policy = Policy(model, Control(), cls.new_control(model))
-        if hardware:
-            policy.place(hardware.device, hardware.frozen_dtype)
-        shared = {"policy": policy, "optim": AdamW(), "seed": seed, "steps": 1, "batch": batch}
+    def made(cls, setting: Setting, *, form: str) -> "CPOStep":
+        """Pictures are noise."""
+        model, batch, autocast = setting.model(), setting.batch, setting.autocast
+        policy = setting.place(Policy(model, Control(), cls.new_control(model)))
+        shared = {"policy": policy, "optim": AdamW(), "seed": setting.seed, "steps": 1, "batch": batch}
         method = CPO(**shared, form=form, **SETTINGS).to(model.device)
         with policy.reference():
             reference = policy.control
         plain = Parts(model.unet, model.vae, model.text_encoder, policy.control, reference)
-        autocast = hardware.autocast if hardware else nullcontext
 
         picture = (batch, 3, model.resolution, model.resolution)
         text = model.text_encoder.config
@@ -100,10 +82,6 @@ class CPOStep(Bench):
     @classmethod
     def new_control(cls, model: RandomStableDiffusion) -> ControlNetModel:
         return model.new_control()
-
-    @property
-    def device(self) -> torch.device:
-        return self.method.policy.adapter.device
 
     def step(self, variant: str) -> Tensor:
         """Leaves the gradient on the ControlNet; returns the loss."""

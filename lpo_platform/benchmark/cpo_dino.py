@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lpo_platform.benchmark.bench import Setting
 from lpo_platform.benchmark.cpo import CPOStep
 from lpo_platform.benchmark.plain.cpo_dino import plain_losers
-from lpo_platform.benchmark.random_model import RandomStableDiffusion, Shape
+from lpo_platform.benchmark.random_model import RandomStableDiffusion
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.tasks.canny import Canny
 
@@ -40,8 +41,8 @@ class CPODinoStep(CPOStep):
     }
 
     @classmethod
-    def build(cls, shape: Shape, *, steps: int = 20, form: str = "hard", **options: Any) -> "CPODinoStep":
-        bench = super().build(shape, form=form, **options)
+    def made(cls, setting: Setting, *, form: str, steps: int) -> "CPODinoStep":
+        bench = super().made(setting, form=form)
         policy, batch = bench.method.policy, bench.batch
         policy.adapter.guidance, policy.adapter.num_inference_steps = GUIDANCE, steps
         bench.method.task = Canny(0.15, 0.3, "magnitude")

@@ -7,22 +7,19 @@ uses. -ckpt: with gradient checkpointing.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.bench import Bench, Setting
 from lpo_platform.benchmark.lrm import PROMPT
 from lpo_platform.benchmark.plain import ddpo as plain
-from lpo_platform.benchmark.random_model import Shape, random_model
 from lpo_platform.data.condition_pairs import from_uint8
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.distributed import Rows
-from lpo_platform.hardware import Hardware
 from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.methods.ratios import Ratios
@@ -73,36 +70,18 @@ class DDPOBench(Bench):
     train_batch: int
 
     @classmethod
-    def build(
-        cls,
-        shape: Shape,
-        *,
-        batch: int,
-        resolution: int | None = None,
-        device: str = "cpu",
-        hardware: Hardware | None = None,
-        seed: int = 0,
-        steps: int = 10,
-        micro: int = 16,
-        train_batch: int = 1,
-    ) -> "DDPOBench":
-        torch.manual_seed(seed)
-        model = random_model(shape, resolution=resolution, device=device)
-        policy = Policy(model, Control(), model.new_control())
-        if hardware:
-            policy.place(hardware.device, hardware.frozen_dtype)
-        place, model.process = (
-            model.device,
-            DDIM(),
-        )  # a method looks at its timesteps, of which the meta device has no values
+    def made(cls, setting: Setting, *, steps: int, micro: int, train_batch: int) -> "DDPOBench":
+        model, batch, autocast = setting.model(), setting.batch, setting.autocast
+        policy = setting.place(Policy(model, Control(), model.new_control()))
+        place = model.device
+        model.process = DDIM()  # a method looks at its timesteps, of which the meta device has no values
         method = Counted(
-            policy=policy, optim=AdamW(), seed=seed, reward=brightness, task=Given(), group=1, num_steps=steps,
+            policy=policy, optim=AdamW(), seed=setting.seed, reward=brightness, task=Given(), group=1, num_steps=steps,
             guidance=5.0, rounds=1, prompts=batch, batch=batch * steps,
         ).to(place)  # fmt: skip
         model.process.to(place)
         method.place(0)
         method.ratios = Ratios(method.t, method.clip)
-        autocast = hardware.autocast if hardware else nullcontext
         captions = [PROMPT.format(i) for i in range(batch)]
         pictures = torch.rand(batch, 3, model.resolution, model.resolution, device=model.device)
         items = [Sample(str(i), picture, captions[i]) for i, picture in enumerate(pictures)]
@@ -115,10 +94,6 @@ class DDPOBench(Bench):
         samples = plain.Samples(*two(model.unet, text), from_uint8(control), **drawn)
         method.samples = drawn | {"text": text, "control": control}
         return cls(batch * steps, autocast, method, parts, samples, items, min(micro, batch * steps), train_batch)
-
-    @property
-    def device(self) -> torch.device:
-        return self.method.policy.adapter.device
 
     def step(self, variant: str) -> Tensor:
         self.plain.checkpoint(variant.endswith("-ckpt"))

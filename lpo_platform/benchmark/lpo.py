@@ -6,7 +6,6 @@ batches, each prompt encoded once. -ckpt: with gradient checkpointing of the pol
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,12 +13,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.bench import Bench, Setting
 from lpo_platform.benchmark.lrm import PROMPT, towers
 from lpo_platform.benchmark.plain import lpo as plain
 from lpo_platform.benchmark.plain.lrm import encode_text, encoder_half
-from lpo_platform.benchmark.random_model import Shape, random_model
-from lpo_platform.hardware import Hardware
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Adapter
@@ -61,36 +58,20 @@ class LPOBench(Bench):
     pairs: list[dict[str, Tensor]]
 
     @classmethod
-    def build(
-        cls,
-        shape: Shape,
-        *,
-        batch: int,
-        resolution: int | None = None,
-        device: str = "cpu",
-        hardware: Hardware | None = None,
-        seed: int = 0,
-        candidates: int = 4,
-        steps: int = 20,
-        valid: float = 0.35,
-    ) -> "LPOBench":
-        torch.manual_seed(seed)
-        model = random_model(shape, resolution=resolution, device=device)
+    def made(cls, setting: Setting, *, candidates: int = 4, steps: int = 20, valid: float = 0.35) -> "LPOBench":
+        model, batch, autocast = setting.model(), setting.batch, setting.autocast
         reward = RandomLRM(model)
-        policy = Policy(model, Lora())
-        if hardware:
-            policy.place(hardware.device, hardware.frozen_dtype)
-            reward.model.to(hardware.device, hardware.frozen_dtype)
+        policy = setting.place(Policy(model, Lora()))
+        reward.model.to(model.device, model.vae.dtype)
         settings = plain.Settings(candidates, steps)
-        shared = {"policy": policy, "optim": AdamW(), "seed": seed, "rounds": 1, "prompts": batch, "batch": batch}
+        shared = {"policy": policy, "optim": AdamW(), "seed": setting.seed, "reward": reward}
+        counts = {"candidates": candidates, "num_steps": steps, "rounds": 1, "prompts": batch, "batch": batch}
         loss = {"guidance": settings.guidance, "beta": settings.beta, "clip": settings.clip}
-        method = LPO(reward=reward, candidates=candidates, num_steps=steps, **loss, **shared).to(model.device)
-        reward.model.to(model.device)
+        method = LPO(**shared, **counts, **loss).to(model.device)
         parts = plain.Parts(
             model.unet, without_lora(model.unet), model.text_encoders, towers(reward.model),
             model.tokenize([""]).to(model.device),
         )  # fmt: skip
-        autocast = hardware.autocast if hardware else nullcontext
         captions = [PROMPT.format(i) for i in range(batch)]
         with torch.no_grad(), autocast():
             text = method.embed(captions)
@@ -106,10 +87,6 @@ class LPOBench(Bench):
     @classmethod
     def units_of(cls, batch: int, pairs: list[int]) -> int:
         return batch
-
-    @property
-    def device(self) -> torch.device:
-        return self.method.policy.adapter.device
 
     def step(self, variant: str) -> Tensor:
         self.plain.checkpoint(variant.endswith("-ckpt"))

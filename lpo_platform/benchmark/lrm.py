@@ -5,17 +5,14 @@ VAE moments, the empty prompt once, what comes before the first cross attention 
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.bench import Bench, Setting
 from lpo_platform.benchmark.plain import lrm as plain
-from lpo_platform.benchmark.random_model import Shape, random_model
-from lpo_platform.hardware import Hardware
 from lpo_platform.methods.lrm import LRM
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.latent_reward import LatentReward
@@ -39,27 +36,12 @@ class LRMStep(Bench):
     batch: dict[str, Tensor]
 
     @classmethod
-    def build(
-        cls,
-        shape: Shape,
-        *,
-        batch: int,
-        resolution: int | None = None,
-        device: str = "cpu",
-        hardware: Hardware | None = None,
-        seed: int = 0,
-    ) -> "LRMStep":
+    def made(cls, setting: Setting) -> "LRMStep":
         """Pictures are noise; the first is the better one in half of the pairs."""
-        torch.manual_seed(seed)
-        model = random_model(shape, resolution=resolution, device=device)
-        policy = Policy(model, Reward()).to(model.device)
+        model, batch, autocast = setting.model(), setting.batch, setting.autocast
+        policy = setting.place(Policy(model, Reward()))
         model.unet.to("meta")  # the reward model has its own copy of the half that it needs
-        if hardware:
-            for part in (model.vae, *model.text_encoders, policy):
-                part.to(hardware.device, dtype=None if part is policy else hardware.frozen_dtype)
-            model.process.to(hardware.device)
-        method = LRM(policy=policy, optim=AdamW(), seed=seed, steps=1, batch=batch).to(model.device)
-        autocast = hardware.autocast if hardware else nullcontext
+        method = LRM(policy=policy, optim=AdamW(), seed=setting.seed, steps=1, batch=batch).to(model.device)
 
         pictures = torch.rand(batch, 2, 3, model.resolution, model.resolution, device=model.device)
         first = torch.arange(batch, device=model.device) % 2
@@ -71,10 +53,6 @@ class LRMStep(Bench):
         weight = torch.full((batch,), 1 / batch, device=model.device)
         columns = {"pictures": pictures, "moments": moments, "tokens": tokens, "labels": labels, "weight": weight}
         return cls(batch, autocast, method, columns | {"position": torch.arange(batch)})
-
-    @property
-    def device(self) -> torch.device:
-        return self.method.policy.adapter.device
 
     @property
     def towers(self) -> plain.Towers:
