@@ -57,3 +57,9 @@ def test_sdxls_parts_cost_what_the_specification_says() -> None:
     for name in ("ControlNet", "UNet"):
         assert counted[name] / 1e9 == pytest.approx(Update.published["sdxl"][name], rel=0.015), name
     assert counted["condition alone"] / 1e9 == pytest.approx(59, rel=0.02)
+
+
+def test_a_round_is_counted_without_values() -> None:
+    count = step_flops(Round.build(TOY, batch=1, device="meta", steps=2, micro=2), ("plain", "exact"))
+    update = step_flops(Update.build(TOY, batch=1, device="meta", steps=2, micro=2), ("plain", "exact"))
+    assert all(count[variant] > update[variant] for variant in count) and count["exact"] < count["plain"]
