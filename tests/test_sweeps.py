@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -334,10 +333,7 @@ def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_pat
         build.tell(guest, {"canny/f1": metric(0.4, 0.5, 0.0, 0.2)}, folder)
         groups.add(guest.experiment.group)
         identifiers.add(guest.experiment.id)
-        summary, patience = guest.experiment.summary, time.monotonic() + 30
-        while summary["eval/canny/f1"] != 0.5 and time.monotonic() < patience:
-            time.sleep(0.1)  # another process of W&B's keeps it
-        assert summary["eval/canny/f1"] == 0.5  # what launchers/wandb_sweep.yaml steers by
+        assert guest.experiment.summary["eval/canny/f1"] == 0.5  # what launchers/wandb_sweep.yaml steers by
         wandb.finish(guest)
     assert groups == {"mine"} and len(identifiers) == 2
 

@@ -155,7 +155,6 @@ def _define_axes(run: Any) -> None:
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     run.define_metric("reward/mean", step_metric=STEP, summary="max")
-    run.define_metric("eval/*", step_metric=STEP, summary="last")
 
 
 def _netrc_has(file: Path, host: str) -> bool:
