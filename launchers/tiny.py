@@ -33,7 +33,7 @@ TINY_FLUX = TINY.with_name("tiny_flux")
 TASKS = ("canny", "hed", "lineart", "depth", "seg_ade20k", "seg_coco", "pose")
 TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"))
 
-# How the platform trains the last two parts; the moving average of the weights is what is kept.
+# How the platform trains denoisers and ControlNets; the moving average of the weights is what is kept.
 BASE = (
     "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=8192", "method.steps=2400",
     "method.batch=32", "method.drop_text=0.1", "optim.lr=1.5e-3", "optim.warmup_steps=100", "optim.schedule=cosine",
@@ -300,8 +300,9 @@ pipeline_tag: text-to-image
 latent channels, a UNet of about 1 million weights, a two-layer CLIP text encoder with a tokenizer, and ControlNets.
 Beside them `judge/`, a small network that reads parts, colours and poses from a picture and compares them with the
 caption; `labeller/`, another of its kind that labels training pairs; `detector/`, a third network that finds the
-condition of every task but canny; and `lrm/`, a latent reward model. `tiny_flux/` is a FLUX of the same size on the
-same latents: a transformer and a T5, with CLIP and autoencoder read from here.
+condition of every task but canny; `second_detector/`, which judges poses that the first one has rewarded; and `lrm/`,
+a latent reward model. `tiny_flux/` is a FLUX of the same size on the same latents: a transformer and a T5, with CLIP
+and autoencoder read from here.
 
 They exist so that every method of the platform runs, and measurably improves something, within minutes on two CPU
 cores. UNet and ControlNets are mediocre on purpose: a method needs something left to improve. They are good for
