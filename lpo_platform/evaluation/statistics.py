@@ -122,9 +122,37 @@ def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov
     singular covariances (fewer items than features) need no offset on the diagonal, unlike in the reference
     implementation.
     """
-    mean_a, mean_b = np.asarray(mean_a, dtype=np.float64), np.asarray(mean_b, dtype=np.float64)
-    cov_b = np.asarray(cov_b, dtype=np.float64)
-    return _distance(mean_a, np.asarray(cov_a, dtype=np.float64), _root(np.asarray(cov_a)), mean_b, cov_b)
+    mean_a, cov_a, mean_b, cov_b = (np.asarray(x, dtype=np.float64) for x in (mean_a, cov_a, mean_b, cov_b))
+    root = _root(cov_a)
+    middle = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
+    distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * middle
+    return float(max(distance, 0.0))
+
+
+class Frechet:
+    """Frechet distances of (B, D) features to one Gaussian of mean (D,) and covariance (D, D).
+
+    The root of its covariance A is taken once. With Y = the centred features times A^(1/2), the trace of the middle
+    root is the sum of Y's singular values over (B - 1)^(1/2), found in whichever of (B, B) and (D, D) is smaller.
+    """
+
+    def __init__(self, mean: ArrayLike, cov: ArrayLike) -> None:
+        self.mean, cov = np.asarray(mean, dtype=np.float64), np.atleast_2d(np.asarray(cov, dtype=np.float64))
+        self.trace, self.root = np.trace(cov), _root(cov)
+
+    def along(self, features: ArrayLike) -> NDArray[np.float64]:
+        """(B, D) -> (B, 2 D): the features and what they are times the root, so that resampled rows need no product."""
+        features = np.asarray(features, dtype=np.float64)
+        return np.concatenate([features, features @ self.root], 1)
+
+    def __call__(self, rows: NDArray[np.float64]) -> float:
+        """Of rows of along()."""
+        mean = rows.mean(0)
+        own, turned = np.split((rows - mean) / math.sqrt(max(len(rows) - 1, 1)), 2, axis=1)
+        gram = turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned
+        middle = np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()
+        shift = np.square(mean[: len(self.mean)] - self.mean).sum()
+        return float(max(shift + self.trace + np.square(own).sum() - 2 * middle, 0.0))
 
 
 def compare_frechet(
@@ -137,16 +165,12 @@ def compare_frechet(
     real, before, after = (np.asarray(x, dtype=np.float64) for x in (real, before, after))
     if before.shape != after.shape or before.shape[1:] != real.shape[1:]:
         raise ValueError(f"features do not match: {real.shape}, {before.shape}, {after.shape}")
-    mean, cov = moments(real)
-    root = _root(cov)
-
-    def distance(features: NDArray[np.float64]) -> float:
-        return _distance(mean, cov, root, *moments(features))
-
+    distance = Frechet(*moments(real))
+    sides = [distance.along(side) for side in (before, after)]
     interval = statistic_interval(
-        lambda i: distance(after[i]) - distance(before[i]), len(before), resamples=resamples, seed=seed
+        lambda i: distance(sides[1][i]) - distance(sides[0][i]), len(before), resamples=resamples, seed=seed
     )
-    return entry(distance(before), distance(after), interval, higher_is_better=False)
+    return entry(*map(distance, sides), interval, higher_is_better=False)
 
 
 def compare_pooled(
@@ -274,9 +298,3 @@ def _mean(values: NDArray[np.float64]) -> float:
 def _root(cov: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(np.atleast_2d(cov))
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-
-
-def _distance(mean_a, cov_a, root_a, mean_b, cov_b) -> float:
-    middle = np.linalg.eigvalsh(root_a @ cov_b @ root_a).clip(min=0)
-    distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(middle).sum()
-    return float(max(distance, 0.0))
