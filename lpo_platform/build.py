@@ -365,14 +365,18 @@ def run_config(cfg: DictConfig) -> DictConfig:
     return of_run
 
 
-def load_run(cfg: DictConfig, hardware: Hardware, weights: str, resolution: int | None) -> tuple[Policy, str]:
+def load_run(
+    cfg: DictConfig, hardware: Hardware, weights: str, resolution: int | None, *, control: bool = True
+) -> tuple[Policy, str]:
     """The model of a run at a resolution (None: its own), and what identifies its weights.
 
-    weights: trained, start (those that the run started from) or the place of another ControlNet.
+    weights: trained, start (those that the run started from) or the place of another ControlNet. control: whether the
+    run has to have a ControlNet, or has to have none.
     """
     of_run = run_config(cfg)
-    if not of_run.get("control"):
-        raise UserError(f"run={cfg.run}: without a ControlNet; what works: a run with control=controlnet")
+    if bool(of_run.get("control")) != control:
+        has, works = ("without", "controlnet") if control else ("with", "none")
+        raise UserError(f"run={cfg.run}: {has} a ControlNet; what works: a run with control={works}")
     of_run.model.resolution = resolution or of_run.model.resolution
     if weights not in ("trained", "start"):
         of_run.control.weights, of_run.control.subfolder = weights, None
