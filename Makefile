@@ -23,8 +23,8 @@ install: $(STAMP)  ## install the pinned packages and this one into .venv
 demo: $(STAMP)  ## CPO on canny with the embedded model and data: a table, a report, a trained ControlNet (SEED=0 DEVICE=auto ARGS=)
 	$(BIN)/lpo-train method=cpo task=canny resume=auto seed=$(SEED) hardware=$(DEVICE) $(ARGS)
 
-test: $(STAMP)  ## the tests, about 10 minutes on two cores (ARGS= goes to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## the tests, one process for each core, minutes on two (ARGS= goes to pytest)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)  ## the long tests: learning on several seeds, the wheel, kill and resume
 	$(BIN)/python -m pytest -m slow $(ARGS)
