@@ -63,18 +63,21 @@ def finish(
     seconds: float,
     paths: Mapping[str, Any],
     seed: int | None,
+    deviations: Sequence[str] = (),
 ) -> None:
     """Marks a run as finished.
 
     `metrics` is what `evaluation.statistics.compare` returns, `samples` the number of held-out items behind
-    it. Raises ValueError if a metric does not have exactly the keys of DESIGN section 7.
+    it, `deviations` how it departs from the protocol that it was asked for. Raises ValueError if a metric lacks one of
+    the keys of DESIGN section 7.
     """
     for name, metric in metrics.items():
-        if set(metric) != METRIC_KEYS or len(metric["ci95"]) != 2:
-            raise ValueError(f"metric {name}: needs exactly {sorted(METRIC_KEYS)}, ci95 of two, got {dict(metric)}")
+        if not set(metric) >= METRIC_KEYS or len(metric["ci95"]) != 2:
+            raise ValueError(f"metric {name}: needs {sorted(METRIC_KEYS)}, ci95 of two, got {dict(metric)}")
     result = _result("finished", command=_command(folder), seed=seed, seconds=seconds, samples=samples)
     result["metrics"] = {name: dict(metric) for name, metric in metrics.items()}
     result["paths"] = {name: str(path) for name, path in paths.items()}
+    result |= {"deviations": list(deviations)} if deviations else {}
     write_json(Path(folder) / "result.json", result)
 
 

@@ -6,12 +6,17 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 
+from lpo_platform.evaluation.significance import holm, sign_flip
 from lpo_platform.evaluation.statistics import (
+    alone,
     compare,
     compare_frechet,
+    compare_pooled,
     entry,
     frechet_distance,
+    many,
     mean_interval,
     moments,
     number,
@@ -57,7 +62,7 @@ def test_same_seed_same_interval_and_memory_is_bounded_by_chunks(monkeypatch: py
     values = np.random.default_rng(4).normal(size=50)
     whole = mean_interval(values, seed=5)
     assert whole == mean_interval(values, seed=5) != mean_interval(values, seed=6)
-    monkeypatch.setattr("lpo_platform.evaluation.statistics._CHUNK", 1000)
+    monkeypatch.setattr("lpo_platform.evaluation.significance.CHUNK", 1000)
     assert mean_interval(values, seed=5) == whole
 
 
@@ -85,7 +90,7 @@ def test_compare_has_the_form_of_result_json() -> None:
     result = compare(before, after, {"x/up": True, "x/rmse": False})
     assert list(result) == ["x/up", "x/rmse"]
     for value in result.values():
-        assert list(value) == ["before", "after", "difference", "ci95", "higher_is_better"]
+        assert list(value) == ["before", "after", "difference", "ci95", "higher_is_better", "p", "wins"]
         assert value["difference"] == pytest.approx(value["after"] - value["before"])
         assert value["ci95"][0] <= value["difference"] <= value["ci95"][1]
     assert result["x/up"]["difference"] == pytest.approx(1.0)
@@ -161,3 +166,57 @@ def test_table_is_aligned_and_ascii_where_the_terminal_is() -> None:
 def test_numbers_for_people() -> None:
     assert number(-0.00001, 3, sign=True) == "0.000" and number(None, 2) == "n/a" and number(math.inf, 2) == "n/a"
     assert number(1.2345, 2, sign=True) == "+1.23"
+
+
+def test_sign_flips_agree_with_every_sign_and_with_scipy() -> None:
+    """Of n differences that all point one way, 2 of 2^n signs are as extreme."""
+    assert sign_flip([1.0, 2.0, 0.5, 3.0, 1.5], resamples=200_000) == pytest.approx(2 / 32, abs=0.002)
+    for shift in (0.0, 0.3):
+        values = np.random.default_rng(11).normal(shift, 1, 40)
+        expected = scipy.stats.permutation_test(
+            (values,), np.mean, permutation_type="samples", n_resamples=50_000, rng=np.random.default_rng(1)
+        ).pvalue
+        assert sign_flip(values, resamples=50_000) == pytest.approx(expected, abs=0.01)
+    assert sign_flip(np.full(50, 0.1)) == pytest.approx(1 / 10_001) and math.isnan(sign_flip([1.0]))
+    assert sign_flip(np.zeros(9)) == 1
+
+
+def test_holm_by_hand() -> None:
+    """k = 4: .01 x 4, .03 x 3, then .04 x 2, which may not be below .09, and .05 x 1 likewise."""
+    found = holm({"a": 0.03, "b": 0.01, "none": math.nan, "c": 0.05, "d": 0.04})
+    assert [found[n] for n in "bacd"] == pytest.approx([0.04, 0.09, 0.09, 0.09]) and math.isnan(found["none"])
+    assert holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_the_line_under_a_table_counts_the_comparisons() -> None:
+    metrics = {"up": {"p": 0.0001}, "maybe": {"p": 0.04}, "old": {}, "flat": {"p": None}}
+    said = many(metrics)
+    assert said.startswith("2 metrics at 95 %: about one in 20 would leave 0 by chance.")
+    assert "clear are up (p < 0.001), maybe (p = 0.040)." in said
+    assert "none is clear" in many({"a": {"p": 0.04}, "b": {"p": 0.6}}) and many({"a": {"p": 0.01}}) == ""
+
+
+def test_wins_are_a_share_with_an_interval() -> None:
+    """63 of 100 items got better: the interval of the share is that of a binomial, by its normal approximation."""
+    after = np.where(np.arange(100) < 63, 1.0, -1.0)
+    share, low, high = compare({"a": np.zeros(100)}, {"a": after}, {"a": True})["a"]["wins"]
+    assert share == 0.63 and (low, high) == pytest.approx((0.63 - 0.0946, 0.63 + 0.0946), abs=0.012)
+    assert "63 % [5" in table(compare({"a": np.zeros(100)}, {"a": after}, {"a": True}), unicode=False)
+
+
+def test_p_of_a_set_statistic_goes_with_its_interval() -> None:
+    generator = np.random.default_rng(12)
+    counts = generator.integers(0, 9, (80, 2)).astype(float)
+    pool = lambda sums: sums[:, 0] / sums.sum(1)  # noqa: E731
+    better = compare_pooled(counts, counts + np.array([4, 0]), pool, higher_is_better=True)
+    same = compare_pooled(counts, counts[::-1], pool, higher_is_better=True)
+    assert better["ci95"][0] > 0 and better["p"] < 0.01 and same["p"] > 0.5
+
+
+def test_one_model_alone_has_values_and_no_verdict() -> None:
+    values = np.random.default_rng(13).normal(3, 1, 100)
+    metrics = alone(compare({"a": values}, {"a": values}, {"a": True}), {"a": values})
+    assert metrics["a"]["own_ci95"] == pytest.approx(list(mean_interval(values))) and "wins" not in metrics["a"]
+    assert math.isnan(metrics["a"]["before"]) and verdict(metrics["a"]) == "unclear"
+    shown = table(metrics, unicode=False)
+    assert "n/a" not in shown and "unclear" not in shown and shown.startswith("metric  value  [95 % interval]")

@@ -1,18 +1,17 @@
-"""Paired comparison before and after training: bootstrap intervals, Frechet distance, the result table.
+"""Paired comparison of two models: bootstrap intervals, wins, p-values, Frechet distance, the result table.
 
 Numpy only, seeded, no state. B items, R resamples, D features.
 """
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RESAMPLES = 10_000
-_CHUNK = 4_000_000
+from lpo_platform.evaluation.significance import RESAMPLES, blocks, holm, sign_flip
 
 Interval = tuple[float, float]
 
@@ -55,20 +54,22 @@ def statistic_interval(
     times; the percentiles are therefore moved so that their mean is the value on the full set. For a paired
     difference the statistic computes both sides with the same indices.
     """
-    if count < 2:
-        return math.nan, math.nan
-    index = (row for block in _resampled(count, resamples=resamples, seed=seed) for row in block)
-    values = np.array([statistic(row) for row in index])
-    return _percentiles(values - values.mean() + statistic(np.arange(count)), level=level)
+    return _percentiles(_statistics(statistic, count, resamples=resamples, seed=seed), level=level)
 
 
 def win_rate(before: ArrayLike, after: ArrayLike, *, higher_is_better: bool) -> float:
     """Share of items that got better, in [0, 1]; a tie counts half, an item without a value not at all."""
-    before, after = _both(before, after)
-    if len(before) == 0:
-        return math.nan
-    gain = np.sign(after - before) if higher_is_better else np.sign(before - after)
-    return float((gain + 1).mean() / 2)
+    return _mean(_wins(before, after, higher_is_better))
+
+
+def many(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The line under a table that says how many comparisons it makes, and which hold for all of them together."""
+    adjusted = {name: p for name, p in holm({n: _p(metric) for n, metric in metrics.items()}).items() if p == p}
+    if len(adjusted) < 2:
+        return ""
+    clear = [f"{name} (p {f'= {p:.3f}' if p >= 0.001 else '< 0.001'})" for name, p in adjusted.items() if p < 0.05]
+    held = f"Holm-adjusted, clear are {', '.join(clear)}" if clear else "Holm-adjusted, none is clear"
+    return f"{len(adjusted)} metrics at 95 %: about one in 20 would leave 0 by chance. {held}."
 
 
 def compare(
@@ -88,21 +89,43 @@ def compare(
         raise ValueError(f"metrics differ: {sorted(before)}, {sorted(after)}, {sorted(higher_is_better)}")
     result = {}
     for name in before:
-        first, second = _both(before[name], after[name])
-        interval = paired_interval(first, second, resamples=resamples, seed=seed)
-        result[name] = entry(_mean(first), _mean(second), interval, higher_is_better=higher_is_better[name])
+        better, (first, second) = higher_is_better[name], _both(before[name], after[name])
+        options = {"resamples": resamples, "seed": seed}
+        interval, p = paired_interval(first, second, **options), sign_flip(second - first, **options)
+        result[name] = entry(_mean(first), _mean(second), interval, higher_is_better=better, p=p)
+        if better is not None:
+            wins = _wins(first, second, better)
+            result[name]["wins"] = [_mean(wins), *mean_interval(wins, **options)]
     return result
 
 
-def entry(before: float, after: float, interval: Interval, *, higher_is_better: bool | None) -> dict[str, Any]:
-    """One metric in result.json's form; higher_is_better None for what should rather stay as it is."""
+def entry(
+    before: float, after: float, interval: Interval, *, higher_is_better: bool | None, p: float = math.nan
+) -> dict[str, Any]:
+    """One metric in result.json's form; higher_is_better None for what should rather stay as it is.
+
+    p: that there is no difference. compare() adds `wins`, the share of items that got better and its interval.
+    """
     return {
         "before": float(before),
         "after": float(after),
         "difference": float(after) - float(before),
         "ci95": [float(interval[0]), float(interval[1])],
         "higher_is_better": higher_is_better,
+        "p": p,
     }
+
+
+def alone(metrics: Mapping[str, Mapping[str, Any]], values: Mapping[str, ArrayLike]) -> dict[str, dict[str, Any]]:
+    """The metrics of one model, which is compared with none: `after` alone, and as `own_ci95` the interval of the mean
+    of its (B,) values; a statistic of the whole set has none."""
+    nothing = {"before": math.nan, "difference": math.nan, "ci95": [math.nan, math.nan], "p": math.nan}
+    result = {}
+    for name, metric in metrics.items():
+        own = np.asarray(values.get(name, ()), dtype=np.float64)
+        kept = {key: value for key, value in metric.items() if key != "wins"}
+        result[name] = kept | nothing | {"own_ci95": list(mean_interval(own[~np.isnan(own)]))}
+    return result
 
 
 def verdict(metric: Mapping[str, Any]) -> str:
@@ -192,15 +215,14 @@ def compare_pooled(
         raise ValueError(f"before and after: the same items, got shapes {before.shape} and {after.shape}")
     first, second = (float(pool(x.sum(0, keepdims=True))[0]) for x in (before, after))
     if len(before) < 2:
-        return entry(first, second, (math.nan, math.nan), higher_is_better=higher_is_better)
+        return _of_set(first, second, np.empty(0), higher_is_better=higher_is_better)
     flat, differences = [x.reshape(len(x), -1) for x in (before, after)], []
     for index in _resampled(len(before), resamples=resamples, seed=seed):
         weights = np.stack([np.bincount(row, minlength=len(before)) for row in index]).astype(np.float64)
         sides = [pool((weights @ x).reshape(len(index), *before.shape[1:])) for x in flat]
         differences.append(sides[1] - sides[0])
     values = np.concatenate(differences)
-    interval = _percentiles(values - values.mean() + (second - first), level=0.95)
-    return entry(first, second, interval, higher_is_better=higher_is_better)
+    return _of_set(first, second, values - values.mean() + (second - first), higher_is_better=higher_is_better)
 
 
 def moments(features: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -210,30 +232,41 @@ def moments(features: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def table(metrics: Mapping[str, Mapping[str, Any]], *, unicode: bool | None = None) -> str:
-    """The metrics as aligned text: metric, before, after, difference [95 % interval], verdict.
+    """The metrics as aligned text: metric, before, after, difference [95 % interval], wins if there are any, verdict.
 
-    `unicode=None` asks the terminal; without it the arrows that show where the value went are left out.
+    Of one model alone (see alone()): metric and value [95 % interval]. `unicode=None` asks the terminal; without it
+    the arrows that show where the value went are left out.
     """
     if unicode is None:
         unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
-    rows = [("metric", "before", "after", "difference [95 % interval]", "")]
-    for name, metric in metrics.items():
-        digits = decimals(metric)
-        low, high = metric["ci95"]
-        change = f"{number(metric['difference'], digits, sign=True)} "
-        change += f"[{number(low, digits, sign=True)}, {number(high, digits, sign=True)}]"
-        rows.append(
-            (
-                name,
-                number(metric["before"], digits),
-                number(metric["after"], digits),
-                change,
-                _word(metric, unicode),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    rows = [_alone(n, m) if "own_ci95" in m else _compared(n, m, unicode) for n, m in metrics.items()]
+    heads = ("metric", "before", "after", "difference [95 % interval]", "items better", "")
+    if all("own_ci95" in metric for metric in metrics.values()):
+        heads = ("metric", "value", "[95 % interval]", "", "", "")
+    rows = [heads, *rows]
+    if not any(row[4] for row in rows[1:]):
+        rows = [(*row[:4], "", row[5]) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = [_line(row, widths) for row in rows]
     return "\n".join([lines[0], ("\u2500" if unicode else "-") * max(map(len, lines)), *lines[1:]])
+
+
+def _compared(name: str, metric: Mapping[str, Any], unicode: bool) -> tuple[str, ...]:
+    digits = decimals(metric)
+    change = f"{number(metric['difference'], digits, sign=True)} {_bounds(metric['ci95'], digits, sign=True)}"
+    rate, *bounds = (None if share is None else 100 * share for share in metric.get("wins", (None,)))
+    wins = "" if rate is None or math.isnan(rate) else f"{rate:.0f} % {_bounds(bounds, 0)}"
+    return name, number(metric["before"], digits), number(metric["after"], digits), change, wins, _word(metric, unicode)
+
+
+def _alone(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
+    own = metric["own_ci95"]
+    digits = decimals({"ci95": own})
+    return name, number(metric["after"], digits), _bounds(own, digits), "", "", ""
+
+
+def _bounds(interval: Sequence[float | None], digits: int, *, sign: bool = False) -> str:
+    return f"[{', '.join(number(bound, digits, sign=sign) for bound in interval)}]"
 
 
 def decimals(metric: Mapping[str, Any]) -> int:
@@ -260,25 +293,53 @@ def _word(metric: Mapping[str, Any], unicode: bool) -> str:
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [
-        row[0].ljust(widths[0]),
-        row[1].rjust(widths[1]),
-        row[2].rjust(widths[2]),
-        row[3].ljust(widths[3]),
-        row[4],
-    ]
-    return "  ".join(cells).rstrip()
+    name, *cells, word = row
+    numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:-1], strict=True) if width]
+    return "  ".join([name.ljust(widths[0]), *numbers, word]).rstrip()
+
+
+def _wins(before: ArrayLike, after: ArrayLike, higher_is_better: bool) -> NDArray[np.float64]:
+    """(B,) of the items with values: 1 for one that got better, 0 for worse, one half for a tie."""
+    before, after = _both(before, after)
+    return (np.sign(after - before if higher_is_better else before - after) + 1) / 2
+
+
+def _p(metric: Mapping[str, Any]) -> float:
+    p = metric.get("p")
+    return math.nan if p is None else p
+
+
+def _of_set(before: float, after: float, differences: NDArray[np.float64], *, higher_is_better: bool) -> dict[str, Any]:
+    """The entry of a statistic of the whole set from its resampled differences; p is the smallest 1 - level at which
+    their interval leaves 0."""
+    interval, p = _percentiles(differences, level=0.95), math.nan
+    if len(differences):
+        beyond = min((differences <= 0).sum(), (differences >= 0).sum())
+        p = float(min(1.0, 2 * (beyond + 1) / (len(differences) + 1)))
+    return entry(before, after, interval, higher_is_better=higher_is_better, p=p)
+
+
+def _statistics(
+    statistic: Callable[[NDArray[np.int64]], float], count: int, *, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Of resampled items, moved so that their mean is the value on the full set; none for fewer than two items."""
+    if count < 2:
+        return np.empty(0)
+    index = (row for block in _resampled(count, resamples=resamples, seed=seed) for row in block)
+    values = np.array([statistic(row) for row in index])
+    return values - values.mean() + statistic(np.arange(count))
 
 
 def _resampled(count: int, *, resamples: int, seed: int):
-    """(r, B) blocks of random indices, `resamples` rows in all; blocks bound the memory."""
+    """(r, B) blocks of random indices, `resamples` rows in all."""
     generator = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // count)
-    for done in range(0, resamples, rows):
-        yield generator.integers(count, size=(min(rows, resamples - done), count))
+    for rows in blocks(count, resamples):
+        yield generator.integers(count, size=(rows, count))
 
 
 def _percentiles(values: NDArray[np.float64], *, level: float) -> Interval:
+    if len(values) == 0:
+        return math.nan, math.nan
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
