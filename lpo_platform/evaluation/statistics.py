@@ -189,11 +189,27 @@ def compare_frechet(
     if before.shape != after.shape or before.shape[1:] != real.shape[1:]:
         raise ValueError(f"features do not match: {real.shape}, {before.shape}, {after.shape}")
     distance = Frechet(*moments(real))
-    sides = [distance.along(side) for side in (before, after)]
-    interval = statistic_interval(
-        lambda i: distance(sides[1][i]) - distance(sides[0][i]), len(before), resamples=resamples, seed=seed
-    )
-    return entry(*map(distance, sides), interval, higher_is_better=False)
+    first, second = (distance.along(side) for side in (before, after))
+    sides = (lambda i: distance(first[i]), lambda i: distance(second[i]))
+    return compare_sets(*sides, len(before), higher_is_better=False, resamples=resamples, seed=seed)
+
+
+def compare_sets(
+    before: Callable[[NDArray[np.int64]], float],
+    after: Callable[[NDArray[np.int64]], float],
+    count: int,
+    *,
+    higher_is_better: bool,
+    resamples: int = 1_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A statistic of the whole set, called with (B,) indices into the `count` items: one metric of result.json.
+
+    The interval resamples the items, the same ones on both sides, and is moved as in statistic_interval.
+    """
+    changes = _statistics(lambda i: after(i) - before(i), count, resamples=resamples, seed=seed)
+    everyone = np.arange(count)
+    return _of_set(before(everyone), after(everyone), changes, higher_is_better=higher_is_better)
 
 
 def compare_pooled(
