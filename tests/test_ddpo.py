@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -24,11 +25,13 @@ from torch import Tensor
 from lpo_platform.callbacks.checkpoint import Checkpoint, newest
 from lpo_platform.compose import compose
 from lpo_platform.config import CONF, UserError
+from lpo_platform.data.condition_pairs import from_uint8
 from lpo_platform.data.rollouts import Items, Rollouts
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.weighting import step_weights, steps
+from lpo_platform.methods.aside import Aside
 from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.methods.ratios import Ratios
@@ -188,6 +191,46 @@ def test_pictures_of_a_prompt_differ_and_do_not_depend_on_what_is_drawn_at_once(
     torch.testing.assert_close(together.samples["latents"], apart.samples["latents"], atol=1e-4, rtol=1e-4)
     start = together.samples["latents"][:, 0].flatten(1)
     assert torch.cdist(start, start).fill_diagonal_(9).min() > 1
+
+
+def test_rewards_beside_the_sampling_are_those_in_line() -> None:
+    """To the bit, by another thread and without a random number; a bad one is named."""
+
+    class Watched(Red):
+        threads: ClassVar[list[str]] = []
+
+        def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
+            self.threads.append(threading.current_thread().name)
+            return super().__call__(images, prompts, condition)
+
+    class Late(Red):
+        """Fails from its second call on, which is on the thread."""
+
+        name, calls = "late", 0
+
+        def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
+            self.calls += 1
+            return torch.full((len(images),), math.nan if self.calls > 1 else 1.0)
+
+    def played(reward: object, devices: tuple[str, ...]) -> DDPO:
+        step = method(Control(), reward=reward, sample_batch=1, prompts=4)
+        step.aside, state = Aside(devices), torch.get_rng_state()
+        play(step, numbers=(0, 1, 2, 3))
+        assert torch.equal(torch.get_rng_state(), state)
+        return step
+
+    inline, beside = played(Red(), ()), played(Watched(), ("cpu",))
+    assert ["aside" in name for name in Watched.threads] == [False, True, True, True]
+    assert inline.samples.keys() == beside.samples.keys()
+    assert all(torch.equal(beside.samples[name], column) for name, column in inline.samples.items())
+    with pytest.raises(UserError, match="reward late: returned NaN or infinity for 3 of 3"):
+        played(Late(), ("cpu",))
+
+
+def test_where_rewards_may_go_beside() -> None:
+    """On a GPU; a reward of latents reads the model's own tokenizer, which serves one thread at a time."""
+    assert method().aside.devices == ("cuda",)
+    assert method(overlap=False).aside.devices == method(reward=toy_lpo.Brightness()).aside.devices == ()
 
 
 # Advantages.
@@ -371,6 +414,35 @@ def test_micro_batches_do_not_change_the_gradient(tune: Tune) -> None:
         toy_lpo.move(step.policy, 0.001)
         found.append(gradient(step, batches) * micro_batch / 24)
     assert close(found[1], found[0]) and close(found[2], found[0])
+
+
+def test_a_condition_is_looked_at_once_in_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its own transitions, in an order that is known before: the policy's features, row by row."""
+    step = method(Control(), prompts=4, order="mixed")
+    batches, looked = play(step, micro_batch=5, numbers=(0, 1, 2, 3)), []
+    features = step.policy.features
+    monkeypatch.setattr(step.policy, "features", lambda control: looked.append(len(control)) or features(control))
+    for batch in batches:
+        prompt = batch["sample"] // step.group
+        found = step.conditions(batch)
+        each = torch.cat([features(from_uint8(step.samples["control"][p : p + 1])) for p in prompt])
+        torch.testing.assert_close(found, each)
+        assert looked.pop() == len(set(prompt.tolist()))
+
+
+@pytest.mark.gpu
+def test_the_update_waits_for_no_device() -> None:
+    step = method(Control(), kl=0.1).to("cuda")
+    step.policy.place("cuda")
+    batches = [step.transfer_batch_to_device(batch, step.device, 0) for batch in play(step)]
+    step.ratios = Ratios(step.t, step.clip)
+    step.loss(batches[0])[0].backward()  # what is set up by the first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            step.loss(batch)[0].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_divergence_is_that_from_the_starting_policy() -> None:

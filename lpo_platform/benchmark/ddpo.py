@@ -19,7 +19,6 @@ from lpo_platform.benchmark.plain import ddpo as plain
 from lpo_platform.data.condition_pairs import from_uint8
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion.ddim import DDIM
-from lpo_platform.distributed import Rows
 from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.methods.ratios import Ratios
@@ -35,16 +34,6 @@ class Given(Canny):
 
     def detect(self, images: Tensor) -> Tensor:
         return images[:, :1]
-
-
-class Counted(DDPO):
-    """Which conditions a micro-batch has is not known on the meta device: there as many as it may have at most."""
-
-    def features(self, rows: Rows, prompt: Tensor) -> Tensor | None:
-        if prompt.device.type != "meta":
-            return super().features(rows, prompt)
-        most = min(-(-len(prompt) // len(self.t)) + 1, len(rows["control"]))
-        return self.policy.features(from_uint8(rows["control"][:most]))[prompt]
 
 
 def brightness(images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
@@ -75,7 +64,7 @@ class DDPOBench(Bench):
         policy = setting.place(Policy(model, Control(), model.new_control()))
         place = model.device
         model.process = DDIM()  # a method looks at its timesteps, of which the meta device has no values
-        method = Counted(
+        method = DDPO(
             policy=policy, optim=AdamW(), seed=setting.seed, reward=brightness, task=Given(), group=1, num_steps=steps,
             guidance=5.0, rounds=1, prompts=batch, batch=batch * steps,
         ).to(place)  # fmt: skip
@@ -128,7 +117,7 @@ class DDPOBench(Bench):
         for rows in torch.arange(self.units).split(self.micro):
             weight = torch.full((len(rows),), 1 / self.units)
             place = {"sample": rows // steps, "step": rows % steps, "weight": weight}
-            batch = {name: column.to(self.device) for name, column in place.items()}
+            batch = {name: column.to(self.device) for name, column in self.method.of_samples(place).items()}
             yield self.method.loss(batch | {"position": rows + self.units})[0]  # as after an update: with a ratio
 
     @property

@@ -14,7 +14,6 @@ from torch import Tensor
 from lpo_platform import advantages, losses, noise
 from lpo_platform.config import UserError
 from lpo_platform.diffusion.gaussian import Gaussian
-from lpo_platform.diffusion.weighting import Weighting, step_weights
 from lpo_platform.distributed import Rows
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.ratios import Ratios
@@ -32,8 +31,8 @@ class DDPO(Trajectories):
     group; normalise: whether the `score` has an advantage, or each of the reward's `parts`, which are then summed with
     their weights; advantage_clip: limit of an advantage. form, clip: PPO's ratio within 1 +- clip, or the score
     function. fraction: of a sample's steps in each of `inner_epochs` passes; order: what an update of `batch`
-    transitions holds, whole `samples`, one step of each sample (`steps`) or `mixed`; weighting: of the steps; kl:
-    weight of the divergence from the starting policy.
+    transitions holds, whole `samples`, one step of each sample (`steps`) or `mixed`; kl: weight
+    of the divergence from the starting policy.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -51,7 +50,6 @@ class DDPO(Trajectories):
         clip: float = 1e-4,
         fraction: float = 1.0,
         order: Order = "samples",
-        weighting: Weighting = "none",
         kl: float = 0.0,
         inner_epochs: int = 1,
         **shared: Any,
@@ -70,7 +68,6 @@ class DDPO(Trajectories):
                 f"method.form=score: right for one update a round only; what works: method.inner_epochs=1 and "
                 f"method.batch={rows} ({self.prompts} prompts x {self.group} pictures x {self.trained} steps)"
             )
-        self.weighting = weighting
         self.tracker = advantages.Tracker(history, history_minimum) if baseline == "history" else None
         self.samples, self.ratios = {}, Ratios(self.t, clip)
         if kl:
@@ -95,7 +92,15 @@ class DDPO(Trajectories):
         orders = [arrange(*size, self.order, seed=self.seed, stream=f"deal/{number}/{epoch}") for epoch in passes]
         order = torch.cat([torch.zeros(0, dtype=torch.long), *orders])
         transitions = {"sample": order // len(self.t), "step": order % len(self.t)}
-        return self.cut(transitions, torch.arange(len(order)), micro_batch)
+        return [self.of_samples(batch) for batch in self.cut(transitions, torch.arange(len(order)), micro_batch)]
+
+    def of_samples(self, batch: Batch) -> Batch:
+        """With the prompts whose conditions the transitions of a micro-batch share, `condition` (U,), and `row` (B,)
+        among them: known on the CPU, where no device has to be waited for."""
+        if not self.pictures or "sample" not in batch:
+            return batch
+        condition, row = (batch["sample"] // self.group).unique(return_inverse=True)
+        return batch | {"condition": condition, "row": row}
 
     def advantage(self, rewards: Rows, keys: Tensor) -> Tensor:
         """(N,) from "reward/score" and "reward/<part>", (P, G) each; every part has a history of its own."""
@@ -115,7 +120,7 @@ class DDPO(Trajectories):
         sample, step = batch["sample"], batch["step"]
         x, following = (self.samples["latents"][sample, step + later] for later in (0, 1))
         t, advantage = self.t[step], self.samples["advantage"][sample]
-        text, features = self.condition(self.samples, sample // self.group)
+        text, features = self.embedded(self.samples["text"][sample // self.group]), self.conditions(batch)
         encoded = self.encode(x, t, text)
         gaussian = self.gaussian(encoded, features)
         log_prob, sampled = gaussian.log_prob(following), self.samples["log_prob"][sample, step]
@@ -127,15 +132,19 @@ class DDPO(Trajectories):
             terms = losses.score_function(log_prob, advantage)
         else:
             terms = losses.ppo(log_ratio, advantage, clip=self.clip)
-        terms = step_weights(self.weighting, self.slope, self.std)[step] * terms
+        terms = self.weights[step] * terms
         if self.kl:
             with self.policy.reference():
                 shared = self.encode(x, t, text) if self.policy.trains_unet else encoded
-                reference = self.gaussian(shared, self.features(self.samples, sample // self.group))
+                reference = self.gaussian(shared, self.conditions(batch))
             terms = terms + self.kl * losses.gaussian_kl(gaussian.mean, reference.mean, gaussian.std)
         drift = torch.where(first, log_prob - sampled, 0).detach()
         self.ratios.add(step, log_ratio.detach(), drift, advantage, batch["weight"] > 0)
         return (batch["weight"] * terms).sum(), {}
+
+    def conditions(self, batch: Batch) -> Tensor | None:
+        """Features (B, ...) of the conditions of a micro-batch; None without a task."""
+        return self.features(self.samples["control"][batch["condition"]], batch["row"]) if self.pictures else None
 
     def gaussian(self, encoded: Encoded, features: Tensor | None) -> Gaussian:
         """Where a step from the encoded x_t leads."""

@@ -1,7 +1,7 @@
 """What online methods share: an epoch is a round, whose samples come from the policy as it is at its start."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,11 @@ class Online(Method):
         What it reports about them, means over these prompts, it leaves in `self.round`.
         """
 
+    def begin(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Callable[[], Rows]:
+        """Starts collect() and returns its end: what can wait meanwhile goes on while the next prompts are sampled."""
+        rows = self.collect(items, positions)
+        return lambda: rows
+
     @torch.no_grad()
     def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
         """Round `number` from its prompts (all processes', read as needed) to this process's micro-batches.
@@ -55,12 +60,13 @@ class Online(Method):
             )
         self.policy.eval()
         positions = share(range(number * self.prompts, (number + 1) * self.prompts))
-        size, parts, reports = self.sample_batch or len(positions), [], []
+        size, begun, reports = self.sample_batch or len(positions), [], []
         for start in range(0, len(positions), size):
             chunk = positions[start : start + size]
-            parts.append(self.collect([items[p % self.prompts] for p in chunk], chunk))
+            begun.append(self.begin([items[p % self.prompts] for p in chunk], chunk))
             reports.append({name: len(chunk) / len(positions) * value for name, value in self.round.items()})
         self.policy.train()
+        parts = [end() for end in begun]
         rows = gather({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         report = {name: torch.stack([report[name] for report in reports]).sum() for name in reports[0]}
         self.round = mean(report, len(positions))

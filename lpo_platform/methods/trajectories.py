@@ -1,6 +1,6 @@
 """What policy gradients learn from: pictures with the trajectories that led to them, and their rewards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,9 +12,10 @@ from lpo_platform.data.condition_pairs import from_uint8, to_uint8
 from lpo_platform.data.conditions import truth_of
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion.rollout import rollout
-from lpo_platform.diffusion.weighting import steps
+from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
 from lpo_platform.distributed import Rows
 from lpo_platform.evaluation.evaluate import reward_of
+from lpo_platform.methods.aside import Aside
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
@@ -25,9 +26,11 @@ class Trajectories(Online):
     """group: pictures of each prompt; num_steps, eta, guidance: of sampling; window: the steps that are kept, first and
     last + 1, null for all; slide: rounds after which the window moves on by a step, from the last place back to the
     first, null if it stays; noisy: whether all steps draw noise or those of the window, as in MixGRPO
-    (arXiv:2507.21802). With a task every prompt comes with the condition that its picture in the data shows.
+    (arXiv:2507.21802); weighting: of the kept steps in the update; overlap: whether on a GPU the rewards of
+    `sample_batch` prompts are computed while the next ones are sampled. With a task every prompt comes with the
+    condition that its picture in the data shows.
 
-    t, slope, std (K,): of the K steps kept in this round, as diffusion/weighting.py has them.
+    t, weights (K,): of the K steps kept in this round.
     """
 
     def __init__(
@@ -42,11 +45,16 @@ class Trajectories(Online):
         window: tuple[int, int] | None = None,
         slide: int | None = None,
         noisy: Literal["all", "window"] = "all",
+        weighting: Weighting = "none",
+        overlap: bool = True,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         self.reward, self.task, self.pictures = reward, task, task is not None
         self.group, self.num_steps, self.eta, self.guidance = group, num_steps, eta, guidance
+        self.weighting = weighting
+        # a reward of latents shares the model's tokenizer, which serves one thread at a time
+        self.aside = Aside(("cuda",) if overlap and not isinstance(reward, StepReward) else ())
         first, last = window or (0, num_steps)
         if not 0 <= first < last <= num_steps:
             raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {num_steps}")
@@ -70,7 +78,8 @@ class Trajectories(Online):
             start = (kept.start + number // self.slide) % (self.num_steps - len(kept) + 1)
             kept = range(start, start + len(kept))
         self.window = slice(kept.start, kept.stop)
-        self.t, self.slope, self.std = (of[self.window] for of in steps(process, self.num_steps, self.eta))
+        self.t, slope, std = (of[self.window] for of in steps(process, self.num_steps, self.eta))
+        self.weights = step_weights(self.weighting, slope, std)
 
     def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
         self.place(number)
@@ -80,6 +89,10 @@ class Trajectories(Online):
         """A row is a prompt: text (P, L, D) or tokens, control images, `key` of prompt and condition; and of its G
         pictures latents (P, G, K + 1, C, h, w), log_prob (P, G, K), float32, and reward/score, reward/<part> (P, G).
         """
+        return self.begin(items, positions)()
+
+    def begin(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Callable[[], Rows]:
+        """collect(), whose rewards may come later."""
         captions = [item.caption for item in items] if self.pictures else list(items)
         ids = [(item.caption, item.id) if self.pictures else (item,) for item in items]
         tokens = self.policy.adapter.tokenize(captions)
@@ -93,7 +106,7 @@ class Trajectories(Online):
             maps, drawn = truth_of(items, self.task, torch.stack([item.image for item in items]).to(self.device))
             rows["control"] = to_uint8(drawn, gray=self.task.gray)
             asked = Asked(maps, from_uint8(rows["control"]), prompt)
-        text, features = self.condition(rows, prompt)
+        text, features = self.embedded(rows["text"][prompt]), self.features(rows.get("control"), prompt)
         keys = [f"{position}/{member}" for position in positions for member in range(self.group)]
         trajectory = list(
             rollout(
@@ -107,23 +120,26 @@ class Trajectories(Online):
             )
         )
         kept, finished = trajectory[self.window], trajectory[-1].following
-        pictures = {f"reward/{part}": of for part, of in self.judge(finished, captions, asked).items()} | {
+        judged = self.aside(lambda: self.judge(finished, captions, asked), finished.device)
+        pictures = {
             "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
             "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
         }
         self.round = {}
-        return rows | {name: column.unflatten(0, (-1, self.group)) for name, column in pictures.items()}
 
-    def condition(self, rows: Rows, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Text and condition features of these rows (N,), each condition looked at once."""
-        text = self.policy.adapter.embed(rows["text"][prompt]) if self.policy.trains_text else rows["text"][prompt]
-        return text, self.features(rows, prompt)
+        def end() -> Rows:
+            columns = pictures | {f"reward/{part}": of for part, of in judged().items()}
+            return rows | {name: column.unflatten(0, (-1, self.group)) for name, column in columns.items()}
 
-    def features(self, rows: Rows, prompt: Tensor) -> Tensor | None:
-        if not self.pictures:
-            return None
-        distinct, row = prompt.unique(return_inverse=True)
-        return self.policy.features(from_uint8(rows["control"][distinct]))[row]
+        return end
+
+    def embedded(self, text: Tensor) -> Tensor:
+        """Rows of a round's text, which are tokens while the text encoder learns."""
+        return self.policy.adapter.embed(text) if self.policy.trains_text else text
+
+    def features(self, control: Tensor | None, row: Tensor) -> Tensor | None:
+        """Of control images (U, ...), each looked at once, those of `row` (N,); None without a task."""
+        return None if control is None else self.policy.features(from_uint8(control))[row]
 
     def judge(self, latents: Tensor, captions: list[str], asked: Asked | None) -> dict[str, Tensor]:
         """The reward of finished latents (P G, C, h, w) of P captions: `score` and its named parts, (P G,) each."""
