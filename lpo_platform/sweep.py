@@ -48,11 +48,13 @@ class Job:
     reason: str | None
     seconds: float | None
     metrics: dict[str, dict[str, Any]]
+    primary: str
 
     @classmethod
     def read(cls, folder: Path) -> Job:
         result = record.read_json(folder / "result.json")
         result = result if isinstance(result, dict) else {}
+        hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job
         status, reason = result.get("status"), result.get("reason")
         if status not in ("finished", "failed"):
             status, reason = "interrupted", "it ended without a result (killed, or out of memory or time)"
@@ -62,13 +64,14 @@ class Job:
             status, reason = "running", "another process works in its folder"
         return cls(
             folder,
-            int(OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job.get("num") or 0),
+            int(hydra.get("num") or 0),
             [str(item) for item in OmegaConf.load(folder / ".hydra" / "overrides.yaml")],
             result.get("seed"),
             status,
             None if status == "finished" else str(reason).splitlines()[0],
             result.get("seconds"),
             result.get("metrics") or {},
+            str(hydra.get("name") or "train"),
         )
 
 
@@ -91,8 +94,12 @@ def begin(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def _essential(overrides: Sequence[str]) -> list[str]:
-    keys = {item: item.partition("=")[0].lstrip("+~") for item in record.redact_command(overrides)}
-    return sorted(item for item, key in keys.items() if key.replace("/", ".").split(".")[0] not in FREE)
+    return sorted(item for item in record.redact_command(overrides) if _key(item) not in FREE)
+
+
+def _key(override: str) -> str:
+    """The group, or the first part of the key, that an override sets."""
+    return override.partition("=")[0].lstrip("+~").replace("/", ".").split(".")[0]
 
 
 def done(folder: Path, config: dict[str, Any]) -> bool:
@@ -149,15 +156,55 @@ def _queued() -> set[str]:
     return set(subprocess.run(["squeue", "-h", "-o", "%F"], capture_output=True, text=True).stdout.split())
 
 
-def conclude(folder: Path) -> tuple[list[Job], str]:
-    """Writes sweep.json, sweep.md and sweep.png; returns the jobs in their order and the table ('' without results)."""
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as its folder shows it: jobs in their order, `labels` their settings, `rows` what the seeds say."""
+
+    folder: Path
+    jobs: list[Job]
+    labels: list[str]
+    rows: list[Row]
+
+    @property
+    def finished(self) -> list[tuple[str, Job]]:
+        both = zip(self.labels, self.jobs, strict=True)
+        return [(label, job) for label, job in both if job.status == "finished"]
+
+    @property
+    def settings(self) -> dict[str, list[Job]]:
+        """The finished jobs of each setting."""
+        found: dict[str, list[Job]] = {}
+        for label, job in self.finished:
+            found.setdefault(label, []).append(job)
+        return found
+
+    def repeat(self, jobs: Sequence[Job]) -> list[str]:
+        """One command that runs the jobs of a setting again, in a folder of their own."""
+        words = [item for item in jobs[0].overrides if _key(item) not in ("seed", "hydra", "resume")]
+        seeds = [item.partition("=")[2] for job in jobs for item in job.overrides if _key(item) == "seed"]
+        several = ["-m"] if len(seeds) > 1 else []
+        seed = [f"seed={','.join(seeds)}"] if seeds else []
+        return [f"lpo-{jobs[0].primary}", *several, *record.redact_command(words), *seed]
+
+
+def read(folder: Path) -> Sweep:
+    """What lies in a sweep's folder, whether it is at work or at its end."""
     from lpo_platform import seeds
-    from lpo_platform.tracking.collage import collage
 
     jobs = sorted(map(Job.read, _runs(folder)), key=lambda job: job.number)
     labels = [setting(own) for own in distinct([job.overrides for job in jobs])]
-    finished = [(label, job) for label, job in zip(labels, jobs, strict=True) if job.status == "finished"]
-    rows = seeds.rows([(label, job.seed, job.metrics) for label, job in finished])
+    both = zip(labels, jobs, strict=True)
+    rows = seeds.rows([(label, job.seed, job.metrics) for label, job in both if job.status == "finished"])
+    return Sweep(folder, jobs, labels, rows)
+
+
+def conclude(folder: Path) -> tuple[list[Job], str]:
+    """Writes sweep.json, .md and .png and report.html; returns the jobs in order and the table ('' without results)."""
+    from lpo_platform.tracking.collage import collage
+    from lpo_platform.tracking.report import write_report
+
+    sweep = read(folder)
+    jobs, rows, finished = sweep.jobs, sweep.rows, sweep.finished
     status = "finished" if jobs and len(finished) == len(jobs) else "failed"
     known = record.read_json(folder / "sweep.json") or {}
     listed = [{**asdict(job), "folder": os.path.relpath(job.folder, folder)} for job in jobs]
@@ -172,6 +219,7 @@ def conclude(folder: Path) -> tuple[list[Job], str]:
     if pictures is not None:
         pictures.save(folder / "sweep.png")
     record.write_text(folder / "sweep.md", _markdown(folder, jobs, rows, pictures is not None))
+    write_report(folder)
     return jobs, _table(rows)
 
 

@@ -1,25 +1,34 @@
 """The report page of a synthetic run folder: complete, partial and hostile."""
 
+import html
 import json
 import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from http.client import HTTPConnection
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
+import pyarrow
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
+from pyarrow import parquet
 
-from lpo_platform import record
-from lpo_platform.evaluation.statistics import compare
-from lpo_platform.tracking.report import (
-    compose_defaults,
-    duration,
-    smoothed,
-    split_metrics,
-    thinned,
-    ticks,
-    write_report,
-)
+from lpo_platform import record, sweep
+from lpo_platform.evaluation.statistics import compare, entry
+from lpo_platform.tracking import command
+from lpo_platform.tracking.page.configuration import compose_defaults
+from lpo_platform.tracking.page.curves import smoothed, thinned, ticks
+from lpo_platform.tracking.page.markup import duration
+from lpo_platform.tracking.page.run import Run, items
+from lpo_platform.tracking.report import write_report
+from lpo_platform.tracking.serve import server
 
 CHOICES = {"model": "tiny", "method": "cpo", "task": "canny", "control": "controlnet", "data": "toy"}
 
@@ -27,7 +36,7 @@ CHOICES = {"model": "tiny", "method": "cpo", "task": "canny", "control": "contro
 class Page(HTMLParser):
     """Collects tags, text and every address that a browser would load."""
 
-    VOID = frozenset({"meta", "img", "br", "line", "circle", "polyline"})
+    VOID = frozenset({"meta", "img", "br", "line", "circle", "polyline", "input"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -138,7 +147,7 @@ def test_the_page_holds_everything_and_loads_nothing(run: Path) -> None:
     text = write_report(run).read_text()
     page = Page(text)
     assert page.open == [] and page.handlers == []
-    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
     assert "http" not in re.sub(r'src="data:[^"]*"', "", text).replace("http-equiv", "")
     assert page.tags.count("img") == 16 * 5
     assert "CPO raised canny/f1 from" in page.words
@@ -172,7 +181,7 @@ def test_a_missing_file_is_said_and_the_rest_still_renders(tmp_path: Path, missi
     target = folder / missing
     (target.rename(tmp_path / "gone") if target.is_dir() else target.unlink())
     page = Page(write_report(folder).read_text())
-    assert page.open == [] and "Before and after" in page.words and "Environment" in page.words
+    assert page.open == [] and "Before and after" in page.words and "Machine" in page.words
 
 
 def test_an_empty_folder_still_gives_a_page(tmp_path: Path) -> None:
@@ -239,18 +248,152 @@ def test_difference_to_the_defaults_lists_what_was_changed(tmp_path: Path) -> No
 
 
 def test_the_optimised_metric_is_the_tasks_and_the_rest_are_guards() -> None:
-    names = {"text/alignment": 1, "canny/f1": 2, "canny/recall": 3}
-    assert split_metrics(names, "canny") == ("canny/f1", ["text/alignment", "canny/recall"])
-    assert split_metrics(names, None) == ("text/alignment", ["canny/f1", "canny/recall"])
+    metrics = dict.fromkeys(
+        ["text/alignment", "canny/f1", "canny/recall"], entry(0, 1, (0.5, 1.5), higher_is_better=True)
+    )
+    assert Run(Path(), result={"metrics": metrics}, choices={"task": "canny"}).main == "canny/f1"
+    assert Run(Path(), result={"metrics": metrics}).main == "text/alignment"
 
 
 def test_chart_arithmetic() -> None:
     assert smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
     points = [(i, float(i == 777)) for i in range(5000)]
     kept = thinned(points)
-    assert len(kept) <= 402 and (777, 1.0) in kept and kept[0] == points[0] and kept[-1] == points[-1]
+    assert len(kept) <= 802 and (777, 1.0) in kept and kept[0] == points[0] and kept[-1] == points[-1]
     for low, high in [(0.0, 1.0), (-3.2, 7.9), (1e-5, 3e-5), (2.0, 2.0), (0.0, 0.0), (120, 180000)]:
         marks = ticks(low, high)
         slack = 1e-9 * max(abs(low), abs(high))
         assert marks[0] - slack <= low <= high <= marks[-1] + slack and 2 <= len(marks) <= 7
     assert [duration(s) for s in (9.34, 125, 11520)] == ["9.3 s", "2 min 05 s", "3 h 12 min"]
+
+
+def test_the_sentinels_findings_are_told_from_silence_and_from_no_sentinel(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", pictures=1, steps=5, count=4)
+    assert "Not watched" in Page(write_report(folder).read_text()).words
+    record.write_json(folder / "sentinel.json", [])
+    assert "found nothing" in Page(write_report(folder).read_text()).words
+    alarm = {"step": 40, "metric": "guard/<area>", "kind": "drift", "message": "objects grow & grow"}
+    record.write_json(folder / "sentinel.json", [alarm])
+    words = Page(write_report(folder).read_text()).words
+    assert "1 alarm" in words and "guard/<area>" in words and "objects grow & grow" in words and "40" in words
+
+
+def test_every_item_stands_in_the_table_with_the_numbers_of_every_metric(run: Path) -> None:
+    text = write_report(run).read_text()
+    data = json.loads(html.unescape(re.search(r'data-items="([^"]*)"', text).group(1)))
+    kept = record.read_lines(run / "evaluation" / "items.jsonl")
+    assert set(data["values"]) == {"canny/f1", "text/alignment", "image/distance"} and len(kept) == 128
+    for name, pairs in data["values"].items():
+        wanted = [[item[f"{name}/before"], item[f"{name}/after"]] for item in kept]
+        np.testing.assert_allclose(pairs, wanted, rtol=1e-5)
+    assert data["better"] == {"canny/f1": True, "text/alignment": True, "image/distance": False}
+
+
+def test_items_of_a_parquet_file_are_those_of_the_lines(run: Path, tmp_path: Path) -> None:
+    kept = items(run)
+    (tmp_path / "evaluation").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(kept), tmp_path / "evaluation" / "items.parquet")
+    assert items(tmp_path) == kept and len(kept) == 128
+
+
+@pytest.fixture(scope="module")
+def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two settings with two seeds each and a failed job, as lpo-train -m leaves them."""
+    folder = tmp_path_factory.mktemp("sweeps") / "mine"
+    for number, (beta, seed) in enumerate([(9, 0), (9, 1), (500, 0), (500, 1), ("9 0", 0)]):
+        job = make_run(folder / f"{number}-cpo", pictures=2, side=32, steps=3, count=6)
+        OmegaConf.save([f"method.beta={beta}", "task=canny", f"seed={seed}"], job / ".hydra" / "overrides.yaml")
+        OmegaConf.save({"hydra": {"job": {"num": number, "name": "train"}, "runtime": {"choices": CHOICES}}},
+                       job / ".hydra" / "hydra.yaml")  # fmt: skip
+        (job / ".hydra" / "config.yaml").write_text((job / "resolved.yaml").read_text())
+        result = record.read_json(job / "result.json") | {"seed": seed}
+        result["metrics"]["canny/f1"] |= {"before": 0.4, "after": 0.4 + number / 100}
+        record.write_json(job / "result.json", result)
+        write_report(job)
+    record.fail(job, "beta: <not> a number")
+    record.write_json(folder / "sweep.json", {})
+    return folder
+
+
+def test_a_sweeps_page_is_a_leaderboard_of_its_settings(sweep_folder: Path) -> None:
+    _, table = sweep.conclude(sweep_folder)
+    page = Page((sweep_folder / "report.html").read_text())
+    assert table and page.open == []
+    assert "4 of 5 jobs finished. 4-cpo failed: beta: <not> a number." in page.words
+    # differences 0 and 0.01 of the one setting, 0.02 and 0.03 of the other: t(1) x half their distance, 12.706 x 0.005
+    assert "Best by canny/f1: method.beta=500, +0.03 [-0.04, +0.09]." in page.words
+    assert "lpo-train -m method.beta=500 task=canny seed=0,1" in page.words
+    assert {f"{number}-cpo/report.html" for number in range(5)} <= set(page.addresses)
+    assert page.tags.count("img") == 2 * 2 * 5
+
+
+@pytest.fixture
+def served(sweep_folder: Path) -> Iterator[str]:
+    with server(sweep_folder, 0) as running:
+        thread = Thread(target=running.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def ask(address: str, path: str, host: str | None = None) -> tuple[int, str]:
+    connection = HTTPConnection(address, timeout=20)
+    connection.request("GET", path, headers={"Host": host} if host else {})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_a_live_page_is_made_anew_and_nothing_else_is_served(served: str, sweep_folder: Path) -> None:
+    code, text = ask(served, "/")
+    assert code == 200 and "connect-src 'self'" in text and "fetch(" in text
+    assert ask(served, "/0-cpo/report.html")[0] == 200
+    for path in ("/0-cpo/result.json", "/..", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd",
+                 "/0-cpo/../0-cpo/report.html", str(sweep_folder)):  # fmt: skip
+        assert ask(served, path)[0] == 404, path
+    assert ask(served, "/", host="evil.example")[0] == 403
+    before = ask(served, "/state")[1]
+    assert ask(served, "/state")[1] == before
+    with (sweep_folder / "0-cpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "time": 1.0, "train/news": 1.0}\n')
+    assert ask(served, "/state")[1] != before and "train/news" in ask(served, "/0-cpo/report.html")[1]
+
+
+def report(*arguments: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["lpo-report", *arguments])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    shown = capsys.readouterr()
+    return int(end.value.code or 0), shown.out, shown.err
+
+
+def test_lpo_report_rebuilds_a_page_and_says_what_it_cannot(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    kit = {"capsys": capsys, "monkeypatch": monkeypatch}
+    (run / "report.html").unlink(missing_ok=True)
+    assert report(str(run), **kit)[:2] == (0, f"{run / 'report.html'}\n") and (run / "report.html").is_file()
+    (run.parent / "latest").symlink_to(run.name)
+    assert report(str(run.parent), **kit)[0] == 0
+    assert report(str(tmp_path / "none"), **kit) == (2, "", f"lpo-report: {tmp_path / 'none'}: no such folder\n")
+    code, _, said = report(str(tmp_path), **kit)
+    assert code == 2 and said.startswith(f"lpo-report: {tmp_path}: not a run (") and said.count("\n") == 1
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, _, said = report(str(run), "--watch", "--port", port, **kit)
+    assert (
+        code == 2
+        and said == f"lpo-report: --port {port}: Address already in use; take another one, or 0 for any free one\n"
+    )
+
+
+def test_watching_ends_with_ctrl_c_and_needs_no_torch(run: Path) -> None:
+    code = "import sys\nfrom lpo_platform.tracking import command\n"
+    code += "try: command.main()\nfinally: print('torch' in sys.modules)"
+    words = [sys.executable, "-c", code, str(run), "--watch", "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = re.match(r"http://([^/]+)/ shows ", process.stdout.readline()).group(1)
+        assert ask(address, "/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and out == "False\n" and err == ""

@@ -1,0 +1,116 @@
+"""Before and after: the verdict in plain words, and the table of all metrics with their intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lpo_platform.evaluation.statistics import decimals, number, verdict, win_rate
+from lpo_platform.tracking.page.markup import absent, cell, escape, heads, note
+from lpo_platform.tracking.page.run import Run
+
+Metric = Mapping[str, Any]
+
+
+def sentence(run: Run) -> str:
+    """What was optimised, whether it rose, and whether the other metrics held, in plain words."""
+    status = run.result.get("status")
+    if status == "failed":
+        return f"This run failed: {run.result.get('reason') or 'no reason was recorded'}"
+    if run.main is None:
+        return "This run has no result yet." if status == "running" else "This run recorded no before and after."
+    count = run.result.get("samples")
+    where = f" on {count} held-out items" if count else ""
+    guards = [name for name in run.metrics if name != run.main]
+    return f"{_change(run.main, run.metrics[run.main], run.option('method'))}{where}. {_guards(run.metrics, guards)}"
+
+
+def results(run: Run) -> str:
+    if not run.metrics:
+        return absent("result.json holds no metrics.")
+    columns = [("", "metric"), ("number", "before"), ("number", "after"), ("number", "difference")]
+    head = heads(*columns, ("", "95\u00a0% interval"), ("", ""), ("", "verdict"), ("number", "win rate"))
+    body = "".join(_row(run, name, metric) for name, metric in run.metrics.items())
+    count = run.result.get("samples")
+    words = f"Same held-out conditions, prompts and noise before and after{f' ({count} items)' if count else ''}. "
+    words += "The interval is a paired bootstrap of the difference; \u201cunclear\u201d means that it contains 0. "
+    words += "Win rate: the share of items that got better, a tie counting half."
+    return f'<table class="metrics sortable">{head}<tbody>{body}</tbody></table>{note(words)}'
+
+
+def _row(run: Run, name: str, metric: Metric) -> str:
+    better, wins = metric["higher_is_better"], _wins(run, name, metric)
+    direction = "should stay" if better is None else "higher is better" if better else "lower is better"
+    first = cell(f"{escape(name)}<br><span class=note>{direction}</span>", name, kind="name")
+    share = cell("" if wins is None else f"{100 * wins:.0f} %", wins, kind="number wide", label="win rate")
+    return f"<tr>{first}{''.join(numbers(metric))}{share if wins is not None else cell('', '')}</tr>"
+
+
+def numbers(metric: Metric) -> list[str]:
+    """Six cells: before, after, difference, its interval in figures and drawn, the verdict."""
+    digits, word = decimals(metric), verdict(metric)
+    low, high = metric["ci95"]
+    return [
+        cell(number(metric["before"], digits), metric["before"], label="before"),
+        cell(number(metric["after"], digits), metric["after"], label="after"),
+        cell(number(metric["difference"], digits, sign=True), metric["difference"], label="difference"),
+        cell(f"[{number(low, digits, sign=True)}, {number(high, digits, sign=True)}]", low, kind="number start"),
+        cell(_interval_picture(metric, word), kind="drawn"),
+        cell(f'<span class="tag {word}">{word}</span>', word, kind="said"),
+    ]
+
+
+def _interval_picture(metric: Metric, word: str) -> str:
+    """The interval as a bar against a line at 0, on a scale of its own."""
+    values = [metric["ci95"][0], metric["difference"], metric["ci95"][1]]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return ""
+    reach = max(map(abs, values)) * 1.08 or 1.0
+    low, middle, high = (75 + 72 * value / reach for value in values)
+    shape = '<line x1="75" x2="75" y1="1" y2="21" class="zero"/>'
+    shape += f'<line x1="{low:.1f}" x2="{high:.1f}" y1="11" y2="11" stroke="var(--{word})" stroke-width="3"/>'
+    shape += f'<circle cx="{middle:.1f}" cy="11" r="4.5" fill="var(--{word})"/>'
+    label = f"interval of the difference against 0: {word}"
+    return f'<svg class="interval" viewBox="0 0 150 22" role="img" aria-label="{label}">{shape}</svg>'
+
+
+def _wins(run: Run, name: str, metric: Metric) -> float | None:
+    found = [(item.get(f"{name}/before"), item.get(f"{name}/after")) for item in run.items]
+    found = [pair for pair in found if all(isinstance(value, int | float) for value in pair)]
+    if not found or metric["higher_is_better"] is None:
+        return None
+    before, after = np.array(found, dtype=np.float64).T
+    return win_rate(before, after, higher_is_better=metric["higher_is_better"])
+
+
+def _change(name: str, metric: Metric, method: str | None) -> str:
+    digits, word = decimals(metric), verdict(metric)
+    low, high = metric["ci95"]
+    numbers = f"{number(metric['difference'], digits, sign=True)}, 95\u00a0% interval "
+    numbers += f"{number(low, digits, sign=True)} to {number(high, digits, sign=True)}"
+    before, after = number(metric["before"], digits), number(metric["after"], digits)
+    who = "The run" if method is None else method.upper() if len(method) <= 4 else f"The method {method}"
+    if word == "unclear":
+        return f"{who} did not clearly change {name}: {before} before, {after} after ({numbers})"
+    verb = "raised" if metric["difference"] > 0 else "lowered"
+    wrong = ", which is worse," if word == "worse" else ""
+    return f"{who} {verb} {name}{wrong} from {before} to {after} ({numbers})"
+
+
+SAID = {
+    "worse": "Elsewhere it cost something",
+    "changed": "What should rather stay changed",
+    "better": "Better as well",
+    "unclear": "Not clearly changed",
+}
+
+
+def _guards(metrics: Mapping[str, Metric], guards: Sequence[str]) -> str:
+    if not guards:
+        return "No guard metric was measured."
+    by_verdict: dict[str, list[str]] = {}
+    for name in guards:
+        moved = number(metrics[name]["difference"], decimals(metrics[name]), sign=True)
+        by_verdict.setdefault(verdict(metrics[name]), []).append(f"{name} {moved}")
+    return " ".join(f"{said}: {', '.join(by_verdict[word])}." for word, said in SAID.items() if word in by_verdict)
