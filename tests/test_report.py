@@ -14,19 +14,18 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-import pyarrow
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
-from pyarrow import parquet
 
 from lpo_platform import record, sweep
-from lpo_platform.evaluation.statistics import compare, entry
+from lpo_platform.evaluation import items
+from lpo_platform.evaluation.statistics import alone, compare, entry
 from lpo_platform.tracking import command
 from lpo_platform.tracking.page.configuration import compose_defaults
 from lpo_platform.tracking.page.curves import smoothed, thinned, ticks
 from lpo_platform.tracking.page.markup import duration
-from lpo_platform.tracking.page.run import Run, items
+from lpo_platform.tracking.page.run import Run
 from lpo_platform.tracking.report import write_report
 from lpo_platform.tracking.serve import server
 
@@ -111,16 +110,9 @@ def make_run(folder: Path, *, pictures: int = 16, side: int = 64, steps: int = 3
     before = {"canny/f1": f1[0], "text/alignment": alignment[0], "image/distance": 40 * f1[0]}
     after = {"canny/f1": f1[1], "text/alignment": alignment[1], "image/distance": 40 * f1[0] + 1 + 3 * (f1[1] - f1[0])}
     better = {"canny/f1": True, "text/alignment": True, "image/distance": False}
-    (folder / "evaluation").mkdir()
-    with (folder / "evaluation" / "items.jsonl").open("w") as file:
-        for i in range(count):
-            item = {
-                "id": f"{i:05d}",
-                "caption": f"a large {['red', 'blue', 'green'][i % 3]} circle left of a small square",
-            }
-            item |= {f"{n}/before": float(before[n][i]) for n in before}
-            item |= {f"{n}/after": float(after[n][i]) for n in after}
-            file.write(json.dumps(item) + "\n")
+    captions = [f"a large {['red', 'blue', 'green'][i % 3]} circle left of a small square" for i in range(count)]
+    sides = {"before": before, "after": after}
+    items.write(folder / "evaluation" / "items.parquet", [f"{i:05d}" for i in range(count)], captions, sides)
 
     for i in range(pictures):
         clean = scene(generator, noise=0, seed=i, side=side)
@@ -171,7 +163,7 @@ def test_numbers_of_the_table_are_those_of_the_result(run: Path) -> None:
         "env.json",
         "metrics.jsonl",
         "result.json",
-        "evaluation/items.jsonl",
+        "evaluation/items.parquet",
         ".hydra/hydra.yaml",
         "samples",
     ],
@@ -206,9 +198,9 @@ def test_damaged_files_do_not_stop_the_page(tmp_path: Path) -> None:
 def test_nothing_from_the_run_becomes_markup(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", pictures=2, steps=20, count=10)
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$title"
-    rows = record.read_lines(folder / "evaluation" / "items.jsonl")
-    lines = [json.dumps({**row, "caption": evil}) for row in rows]
+    lines = [json.dumps({**row, "caption": evil}) for row in items.read(folder / "evaluation" / "items.parquet")]
     (folder / "evaluation" / "items.jsonl").write_text("\n".join(lines))
+    (folder / "evaluation" / "items.parquet").unlink()
     with (folder / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps({"step": s, "time": 1.0, evil: 1.0 + s}) + "\n" for s in (30, 31))
     result = json.loads((folder / "result.json").read_text())
@@ -281,7 +273,7 @@ def test_the_sentinels_findings_are_told_from_silence_and_from_no_sentinel(tmp_p
 def test_every_item_stands_in_the_table_with_the_numbers_of_every_metric(run: Path) -> None:
     text = write_report(run).read_text()
     data = json.loads(html.unescape(re.search(r'data-items="([^"]*)"', text).group(1)))
-    kept = record.read_lines(run / "evaluation" / "items.jsonl")
+    kept = items.read(run / "evaluation" / "items.parquet")
     assert set(data["values"]) == {"canny/f1", "text/alignment", "image/distance"} and len(kept) == 128
     for name, pairs in data["values"].items():
         wanted = [[item[f"{name}/before"], item[f"{name}/after"]] for item in kept]
@@ -289,11 +281,13 @@ def test_every_item_stands_in_the_table_with_the_numbers_of_every_metric(run: Pa
     assert data["better"] == {"canny/f1": True, "text/alignment": True, "image/distance": False}
 
 
-def test_items_of_a_parquet_file_are_those_of_the_lines(run: Path, tmp_path: Path) -> None:
-    kept = items(run)
-    (tmp_path / "evaluation").mkdir()
-    parquet.write_table(pyarrow.Table.from_pylist(kept), tmp_path / "evaluation" / "items.parquet")
-    assert items(tmp_path) == kept and len(kept) == 128
+def test_a_model_alone_shows_its_values_and_how_it_departs_from_the_protocol(tmp_path: Path) -> None:
+    values = np.array([0.1, 0.3, 0.5, 0.7])
+    scores = compare({"fid": values}, {"fid": values}, {"fid": False}, resamples=100)
+    record.start(tmp_path, {"seed": 0}, ["lpo-eval"])
+    record.finish(tmp_path, alone(scores, {"fid": values}), 4, 1.0, {}, 0, ["4 items instead of 500"])
+    words = Page(write_report(tmp_path).read_text()).words
+    assert "fid is 0.40 [0." in words and "Not as in the protocol: 4 items instead of 500." in words
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from lpo_platform.data.cache import write_atomically
-
 
 def write(
     file: Path, ids: Sequence[str], captions: Sequence[str], sides: Mapping[str, Mapping[str, ArrayLike]]
@@ -22,6 +20,8 @@ def write(
     sides: `before` and `after`, or one of them; of each metric (N,), what is said of an item, which stands in all of
     its rows, or (N, K), what is said of each of its K pictures.
     """
+    from lpo_platform.data.cache import write_atomically  # it needs torch, which reading does without
+
     values = {f"{name}/{side}": np.asarray(v) for side, scores in sides.items() for name, v in scores.items()}
     count = max((value.shape[1] for value in values.values() if value.ndim == 2), default=1)
     columns = {"id": np.repeat(ids, count), "caption": np.repeat(captions, count)}

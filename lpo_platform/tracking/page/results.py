@@ -4,9 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from lpo_platform.evaluation.statistics import decimals, number, verdict, win_rate
+from lpo_platform.evaluation.statistics import decimals, many, number, verdict
 from lpo_platform.tracking.page.markup import absent, cell, escape, heads, note
 from lpo_platform.tracking.page.run import Run
 
@@ -22,6 +20,9 @@ def sentence(run: Run) -> str:
         return "This run has no result yet." if status == "running" else "This run recorded no before and after."
     count = run.result.get("samples")
     where = f" on {count} held-out items" if count else ""
+    if all(map(_alone, run.metrics.values())):
+        value, interval = _value(run.metrics[run.main])
+        return f"{run.main} is {value} {interval}".rstrip() + f"{where}."
     guards = [name for name in run.metrics if name != run.main]
     return f"{_change(run.main, run.metrics[run.main], run.option('method'))}{where}. {_guards(run.metrics, guards)}"
 
@@ -29,22 +30,54 @@ def sentence(run: Run) -> str:
 def results(run: Run) -> str:
     if not run.metrics:
         return absent("result.json holds no metrics.")
+    deviations = "".join(note(f"Not as in the protocol: {line}.") for line in run.result.get("deviations", ()))
+    if all(map(_alone, run.metrics.values())):
+        return _values(run) + deviations
     columns = [("", "metric"), ("number", "before"), ("number", "after"), ("number", "difference")]
     head = heads(*columns, ("", "95\u00a0% interval"), ("", ""), ("", "verdict"), ("number", "win rate"))
-    body = "".join(_row(run, name, metric) for name, metric in run.metrics.items())
+    body = "".join(_row(name, metric) for name, metric in run.metrics.items())
     count = run.result.get("samples")
     words = f"Same held-out conditions, prompts and noise before and after{f' ({count} items)' if count else ''}. "
     words += "The interval is a paired bootstrap of the difference; \u201cunclear\u201d means that it contains 0. "
-    words += "Win rate: the share of items that got better, a tie counting half."
-    return f'<table class="metrics sortable">{head}<tbody>{body}</tbody></table>{note(words)}'
+    words += f"Win rate: the share of items that got better, a tie counting half. {many(run.metrics)}"
+    return f'<table class="metrics sortable">{head}<tbody>{body}</tbody></table>{note(words)}{deviations}'
 
 
-def _row(run: Run, name: str, metric: Metric) -> str:
-    better, wins = metric["higher_is_better"], _wins(run, name, metric)
+def _row(name: str, metric: Metric) -> str:
+    better, wins = metric["higher_is_better"], _percent(metric.get("wins"))
     direction = "should stay" if better is None else "higher is better" if better else "lower is better"
     first = cell(f"{escape(name)}<br><span class=note>{direction}</span>", name, kind="name")
-    share = cell("" if wins is None else f"{100 * wins:.0f} %", wins, kind="number wide", label="win rate")
-    return f"<tr>{first}{''.join(numbers(metric))}{share if wins is not None else cell('', '')}</tr>"
+    rate = cell(wins, metric["wins"][0], kind="number wide", label="win rate") if wins else cell("", "")
+    return f"<tr>{first}{''.join(numbers(metric))}{rate}</tr>"
+
+
+def _percent(wins: Sequence[float | None] | None) -> str:
+    rate, low, high = (number(None if x is None else 100 * x, 0) for x in wins or (None,) * 3)
+    return "" if rate == "n/a" else f"{rate}\u00a0% [{low}, {high}]"
+
+
+def _values(run: Run) -> str:
+    """The metrics of a model that is compared with nothing."""
+    body = "".join(
+        f"<tr>{cell(escape(name), name, kind='path')}{cell(value, metric['after'])}"
+        f"{cell(interval, kind='number start')}</tr>"
+        for name, metric in run.metrics.items()
+        for value, interval in [_value(metric)]
+    )
+    head = heads(("", "metric"), ("number", "value"), ("", "95\u00a0% interval"))
+    words = "One model alone. The interval is a bootstrap of the mean over the items; a statistic of the set has none."
+    return f'<table class="sortable small">{head}<tbody>{body}</tbody></table>{note(words)}'
+
+
+def _alone(metric: Metric) -> bool:
+    return "own_ci95" in metric
+
+
+def _value(metric: Metric) -> tuple[str, str]:
+    own = metric["own_ci95"]
+    digits = decimals({"ci95": own})
+    low, high = (number(bound, digits) for bound in own)
+    return number(metric["after"], digits), "" if low == "n/a" else f"[{low}, {high}]"
 
 
 def numbers(metric: Metric) -> list[str]:
@@ -73,15 +106,6 @@ def _interval_picture(metric: Metric, word: str) -> str:
     shape += f'<circle cx="{middle:.1f}" cy="11" r="4.5" fill="var(--{word})"/>'
     label = f"interval of the difference against 0: {word}"
     return f'<svg class="interval" viewBox="0 0 150 22" role="img" aria-label="{label}">{shape}</svg>'
-
-
-def _wins(run: Run, name: str, metric: Metric) -> float | None:
-    found = [(item.get(f"{name}/before"), item.get(f"{name}/after")) for item in run.items]
-    found = [pair for pair in found if all(isinstance(value, int | float) for value in pair)]
-    if not found or metric["higher_is_better"] is None:
-        return None
-    before, after = np.array(found, dtype=np.float64).T
-    return win_rate(before, after, higher_is_better=metric["higher_is_better"])
 
 
 def _change(name: str, metric: Metric, method: str | None) -> str:

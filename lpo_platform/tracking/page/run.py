@@ -7,13 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pyarrow import ArrowException
 
 from lpo_platform import record
+from lpo_platform.evaluation import items
 
 
 @dataclass
@@ -43,7 +42,9 @@ class Run:
             config_name=str((hydra.get("job") or {}).get("config_name") or "train"),
             choices={k: v for k, v in choices.items() if not k.startswith("hydra/") and v is not None},
             rows=record.read_lines(folder / "metrics.jsonl"),
-            items=items(folder),
+            # items.jsonl: runs of before
+            items=items.read(folder / "evaluation" / "items.parquet")
+            or record.read_lines(folder / "evaluation" / "items.jsonl"),
             alarms=[alarm for alarm in alarms if isinstance(alarm, dict)] if isinstance(alarms, list) else None,
         )
 
@@ -82,14 +83,6 @@ class Run:
                 if name not in {"step", "time", "epoch"} and isinstance(value, int | float):
                     found.setdefault(name, []).append((row.get("step", 0), float(value)))
         return {name: sorted(points, key=lambda point: point[0]) for name, points in found.items()}
-
-
-def items(folder: Path) -> list[dict[str, Any]]:
-    """Every held-out item's id, caption, `<metric>/before` and `<metric>/after`; none where there is no such file."""
-    try:
-        return parquet.read_table(folder / "evaluation" / "items.parquet").to_pylist()
-    except (OSError, ArrowException):
-        return record.read_lines(folder / "evaluation" / "items.jsonl")
 
 
 def mapping(value: Any) -> dict[str, Any]:
