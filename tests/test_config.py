@@ -267,7 +267,7 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("reward", "lrm"): ["method=lpo"],
         ("reward", "random"): ["method=lpo"],
     }
-    of_others = ("hydra", "local", "what")
+    of_others = ("hydra", "local", "measure", "what")
     for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in of_others):
         for option in shipped(group):
             overrides = [f"{group}={option}", *given.get((group, option), [])]
@@ -371,7 +371,7 @@ def test_what_the_platform_passes_cannot_be_set_and_what_is_needed_must_be():
 
 
 def test_eval_and_prepare(tmp_path: Path):
-    others = "(what=clip, what=lpips, what=oks need none)"
+    others = "(what=clip, what=fid, what=lpips, what=oks need none)"
     assert diagnose("eval", []) == [f"run: required by what=run; add run=<value> {others}"]
     assert diagnose("eval", ["what=generate"])[0] == f"run: required by what=generate; add run=<value> {others}"
     assert diagnose("eval", [f"run={tmp_path}/none"]) == [f"run={tmp_path}/none: no such folder"]

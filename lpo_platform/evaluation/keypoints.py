@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -76,39 +77,76 @@ def measure(found: People, reference: People, convention: Area | float) -> dict[
 
 
 def coco_ap(pairs: Mapping[str, tuple[People, People]], convention: Area | float) -> dict[str, float] | None:
-    """AP, AP50, AP75 and AR of pycocotools over (found, reference) by picture; None where it is not installed."""
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
+    """CocoAp over (found, reference) by picture; None where pycocotools is not installed."""
+    if find_spec("pycocotools") is None:
         return None
-    annotations, results = [], []
-    for image, (found, reference) in enumerate(pairs.values(), 1):
-        shown = np.flatnonzero(visible(reference))
-        areas = area_of(reference, convention)
-        for person in shown:
-            keypoints = reference.keypoints[person]
-            row = {"keypoints": keypoints.flatten().tolist(), "num_keypoints": int((keypoints[:, 2] > 0).sum())}
-            place = {"id": len(annotations) + 1, "image_id": image, "category_id": 1, "iscrowd": 0}
-            annotations.append(row | place | {"area": float(areas[person]), "bbox": _box(keypoints)})
-        for person in np.flatnonzero(visible(found)):
-            row = {"keypoints": found.keypoints[person].flatten().tolist(), "score": float(found.scores[person])}
-            results.append(row | {"image_id": image, "category_id": 1})
-    if not annotations or not results:
-        return {name: 0.0 for name in ("ap", "ap50", "ap75", "ar")}
-    truth = COCO()
-    truth.dataset = {
-        "info": {}, "images": [{"id": i} for i in range(1, len(pairs) + 1)], "annotations": annotations,
-        "categories": [{"id": 1, "name": "person"}],
-    }  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    ap, ap50, ap75, _, _, ar, *_ = (float(value) for value in evaluation.stats)
-    return {"ap": ap, "ap50": ap50, "ap75": ap75, "ar": ar}
+    return CocoAp(list(pairs.values()), convention)(np.arange(len(pairs)))
+
+
+class CocoAp:
+    """AP, AP50, AP75 and AR of pycocotools over (found, reference) of pictures, or over any choice of them.
+
+    Raises UserError where it is not installed.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[People, People]], convention: Area | float) -> None:
+        try:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+        except ImportError as error:
+            raise UserError("pycocotools is not installed; what works: pip install 'lpo-platform[pose]'") from error
+        annotations, results = [], []
+        for image, (found, reference) in enumerate(pairs, 1):
+            annotations += [row | {"image_id": image} for row in _annotated(reference, area_of(reference, convention))]
+            results += [row | {"image_id": image} for row in _detected(found)]
+        self.evaluation = None
+        if not annotations or not results:
+            return
+        truth = COCO()
+        truth.dataset = {
+            "info": {}, "images": [{"id": i} for i in range(1, len(pairs) + 1)],
+            "annotations": [row | {"id": number} for number, row in enumerate(annotations, 1)],
+            "categories": [{"id": 1, "name": "person"}],
+        }  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth.createIndex()
+            self.evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
+            self.evaluation.params.areaRng, self.evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+            self.evaluation.evaluate()
+        self.of_pictures = self.evaluation.evalImgs
+
+    def __call__(self, pictures: NDArray[np.int64]) -> dict[str, float]:
+        """Of the pictures with these numbers, each as often as it is there; 0 where nobody is, or nobody was found."""
+        if self.evaluation is None:
+            return dict.fromkeys(("ap", "ap50", "ap75", "ar"), 0.0)
+        self.evaluation.evalImgs = [self.of_pictures[number] for number in pictures]
+        for params in (self.evaluation.params, self.evaluation._paramsEval):
+            params.imgIds = list(range(len(pictures)))
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.evaluation.accumulate()
+        precision, recall = self.evaluation.eval["precision"], self.evaluation.eval["recall"]
+        parts = {"ap": precision, "ap50": precision[0], "ap75": precision[5], "ar": recall}
+        return {name: float(part.clip(min=0).mean()) for name, part in parts.items()}
+
+
+def _annotated(people: People, area: NDArray[np.float64]) -> list[dict]:
+    """COCO's annotations of everybody who shows a joint."""
+    return [
+        {
+            "keypoints": joints.flatten().tolist(), "num_keypoints": int((joints[:, 2] > 0).sum()), "category_id": 1,
+            "iscrowd": 0, "area": float(size), "bbox": _box(joints),
+        }
+        for joints, size, there in zip(people.keypoints, area, visible(people), strict=True)
+        if there
+    ]  # fmt: skip
+
+
+def _detected(people: People) -> list[dict]:
+    return [
+        {"keypoints": joints.flatten().tolist(), "score": float(score), "category_id": 1}
+        for joints, score, there in zip(people.keypoints, people.scores, visible(people), strict=True)
+        if there
+    ]
 
 
 def _box(person: NDArray[np.float64]) -> list[float]:

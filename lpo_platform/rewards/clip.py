@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from lpo_platform.models.weights import load
-from lpo_platform.rewards.pretrained import Dtype, Pretrained, whole
+from lpo_platform.rewards.pretrained import Dtype, Pretrained, eight_bit, whole
 
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
@@ -35,8 +35,17 @@ class Clip(Pretrained):
         return torch.cat([self.model.get_text_features(**self._tokens(chunk)).pooler_output for chunk in chunks])
 
     def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
-        picture = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output
-        return F.cosine_similarity(picture.float(), text.float(), eps=0)
+        return F.cosine_similarity(self._seen(images), text.float(), eps=0)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """The projected embeddings of pictures alone: (B, 3, H, W) in [0, 1] -> (B, D)."""
+        with torch.autocast(self.device.type, enabled=False):
+            parts = images.to(self.device).split(self.batch)
+            return torch.cat([self._seen(eight_bit(part, self.name)) for part in parts])
+
+    def _seen(self, images: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output.float()
 
     def _pixels(self, images: Tensor) -> Tensor:
         pixels = self.processor.image_processor(images=list(images), return_tensors="pt").pixel_values

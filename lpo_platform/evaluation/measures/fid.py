@@ -1,0 +1,83 @@
+"""FID (arXiv 1706.08500) as clean-fid computes it, against pictures of the data, of a folder, or a stored reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from lpo_platform.config import UserError
+from lpo_platform.distributed import lead
+from lpo_platform.evaluation.measure import Pictures
+from lpo_platform.evaluation.measures.bases import OfSets
+from lpo_platform.evaluation.measures.inception import Inception
+from lpo_platform.evaluation.measures.reference import Moments, moments_of
+from lpo_platform.evaluation.statistics import Frechet, compare_sets, moments
+
+NAME, FEATURES = "quality/fid", "inception"
+WAIT = 2  # seconds after which a progress bar appears
+
+
+class Fid(OfSets):
+    """quality/fid; fewer than some thousand pictures overestimate it.
+
+    weights: of Inception (inception.py says which files). reference: a folder of pictures or what `lpo-eval what=fid
+    what.save=<file>` stored, or clean-fid's .npz; null takes the pictures of the data, at the model's resolution.
+    images_per_item: how many pictures of an item there are. per_picture: the mean of their FIDs, each over one picture
+    of every item, as CPO reports it (specs/cpo.md section 7); else one FID over all of them.
+    resamples: of the items, for the interval; the reference is fixed.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        reference: str | None = None,
+        images_per_item: int = 1,
+        per_picture: bool = False,
+        resamples: int = 200,
+    ) -> None:
+        if reference is not None and not Path(reference).expanduser().exists():
+            raise UserError(f"reference={reference}: no such file or folder; what works: lpo-eval what=fid what.save=")
+        self.inception, self.reference, self._moments = Inception(weights), reference, None
+        self.images_per_item, self.per_picture, self.resamples = images_per_item, per_picture, resamples
+
+    def features(self, pictures: Pictures) -> dict[str, Tensor]:
+        if self.reference is None and pictures.drawn and pictures.real is None:
+            raise UserError("reference=null: these data have no pictures; what works: a folder or a stored reference")
+        if self.reference is not None and not pictures.drawn:
+            return {}
+        if self.reference is not None and lead():
+            self._stored(pictures.images.device)  # what is wrong with it is said before everything is drawn
+        return {FEATURES: self.inception(pictures.images)}
+
+    def compare(
+        self, before: dict[str, Tensor], after: dict[str, Tensor], real: dict[str, Tensor]
+    ) -> dict[str, dict[str, Any]]:
+        known = self._stored(torch.device("cpu")) if self.reference else moments(real[FEATURES].numpy())
+        distance = Frechet(*known)
+        bar = tqdm(total=2 * self.resamples, desc="FID, interval", delay=WAIT, leave=False)
+
+        def of(side: dict[str, Tensor]) -> Callable[[NDArray[np.int64]], float]:
+            rows = distance.along(side[FEATURES].numpy())
+            pictures = np.arange(len(rows)).reshape(self.images_per_item, -1)
+
+            def measured(items: NDArray[np.int64]) -> float:
+                bar.update()
+                groups = pictures[:, items] if self.per_picture else pictures[:, items].reshape(1, -1)
+                return float(np.mean([distance(rows[group]) for group in groups]))
+
+            return measured
+
+        count = len(before[FEATURES]) // self.images_per_item
+        with bar:
+            found = compare_sets(of(before), of(after), count, higher_is_better=False, resamples=self.resamples)
+        return {NAME: found}
+
+    def _stored(self, device: torch.device) -> Moments:
+        if self._moments is None:
+            self._moments = moments_of(self.reference, self.inception, device)
+        return self._moments
