@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 LEVEL = 0.95
+NORMAL = 1.959963985  # half the width of a 95 % interval in standard errors
 
 Metric = Mapping[str, Any]
 
@@ -63,12 +65,13 @@ def _row(setting: str, name: str, runs: list[tuple[int | None, Metric]]) -> Row:
     metrics = [metric for _, metric in runs]
     before, after = ([float(m[side]) for m in metrics] for side in ("before", "after"))
     differences = [b - a for a, b in zip(before, after, strict=True)]
+    bounds = [[math.nan if bound is None else float(bound) for bound in metric["ci95"]] for metric in metrics]
     if len(runs) == 1:
-        low, high = (math.nan if bound is None else float(bound) for bound in metrics[0]["ci95"])
+        (low, high) = bounds[0]
         interval = "paired bootstrap over the held-out items of the one run"
     else:
-        low, high = student_interval(differences)
-        interval = f"Student t over {len(runs)} seeds"
+        low, high = seed_interval(differences, [(high - low) / (2 * NORMAL) for low, high in bounds])
+        interval = f"Student t over {len(runs)} seeds, widened by the error that the held-out items leave"
     return Row(
         setting,
         name,
@@ -82,31 +85,21 @@ def _row(setting: str, name: str, runs: list[tuple[int | None, Metric]]) -> Row:
     )
 
 
-def student_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """mean +- t s / sqrt(n), t the quantile of Student's distribution with n - 1 degrees of freedom (Student 1908).
+def seed_interval(
+    differences: Sequence[float], item_errors: Sequence[float], level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval of the mean difference of n >= 2 seeds that were all measured on the same held-out items.
 
-    It is about the seeds: how far the mean over other seeds of the same setting may lie. ValueError below two values.
+    The seeds' spread s says how far other seeds may lie, but not what other items would have shown, since all seeds
+    share them: the squared standard errors add, s^2 / n + mean(item_errors^2), with the degrees of freedom of such a
+    sum (Satterthwaite 1946). An error of a run that is not finite (too few items) is left out. Cautious: what seed and
+    item do together is in both terms.
     """
-    if len(values) < 2:
+    if len(differences) < 2:
         raise ValueError("an interval over seeds needs two of them")
-    array = np.asarray(values, dtype=np.float64)
-    half = student_quantile(len(array) - 1, level) * array.std(ddof=1) / math.sqrt(len(array))
+    array, errors = np.asarray(differences, dtype=np.float64), np.asarray(item_errors, dtype=np.float64)
+    seeds, known = array.var(ddof=1) / len(array), errors[np.isfinite(errors)]
+    total = seeds + (float(np.mean(known**2)) if len(known) else 0.0)
+    degrees = (len(array) - 1) * (total / seeds) ** 2 if seeds > 0 else math.inf
+    half = float(stdtrit(degrees, (1 + level) / 2)) * math.sqrt(total)
     return float(array.mean() - half), float(array.mean() + half)
-
-
-def student_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t for which Student's distribution puts `level` in [-t, t]; by Simpson's rule and bisection, to 1e-6."""
-    constant = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
-    weights = np.ones(2001)
-    weights[1:-1:2], weights[2:-1:2] = 4, 2
-
-    def inside(t: float) -> float:
-        x = np.linspace(0.0, t, len(weights))
-        density = constant * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
-        return 2 * float(weights @ density) * t / (len(weights) - 1) / 3
-
-    low, high = 0.0, 100.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < level else (low, middle)
-    return (low + high) / 2

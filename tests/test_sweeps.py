@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform import record, seeds, slurm, sweep
@@ -130,7 +131,7 @@ def test_the_table_over_seeds_by_hand(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     after = {(500, 0): 0.47, (500, 1): 0.52, (500, 2): 0.45, (9, 0): 0.41, (9, 1): 0.38, (9, 2): 0.44}
     for number, ((beta, seed), value) in enumerate(after.items()):
-        metrics = {"canny/f1": metric(0.4, value, 0.0, 0.2)}
+        metrics = {"canny/f1": metric(0.4, value, value - 0.41, value - 0.39)}
         overrides = ["task=canny", f"method.beta={beta}", f"seed={seed}"]
         job(number, overrides, {"status": "finished", "seed": seed, "seconds": 1.0, "metrics": metrics})
     _, table = sweep.conclude(FOLDER)
@@ -138,11 +139,13 @@ def test_the_table_over_seeds_by_hand(tmp_path: Path, monkeypatch):
     assert [row["setting"] for row in rows] == ["method.beta=500", "method.beta=9"]
     for row, beta in zip(rows, (500, 9), strict=True):
         differences = np.array([after[beta, seed] - 0.4 for seed in range(3)])
-        half = 4.302652730 * differences.std(ddof=1) / np.sqrt(3)  # t of a printed table: 2 degrees of freedom, 95 %
-        assert row["seeds"] == [0, 1, 2] and row["interval"] == "Student t over 3 seeds"
+        variance = differences.var(ddof=1) / 3
+        total = variance + (0.01 / 1.959964) ** 2
+        half = scipy.stats.t.ppf(0.975, 2 * (total / variance) ** 2) * np.sqrt(total)
+        assert row["seeds"] == [0, 1, 2] and row["interval"].startswith("Student t over 3 seeds, widened")
         assert row["difference"] == pytest.approx(differences.mean(), abs=1e-12)
         assert row["ci95"] == pytest.approx([differences.mean() - half, differences.mean() + half], abs=1e-8)
-    assert "method.beta=9, 3 seeds" in table and "95 % interval: Student t over 3 seeds." in table
+    assert "method.beta=9, 3 seeds" in table and "95 % interval: Student t over 3 seeds, widened" in table
     page = (FOLDER / "sweep.md").read_text()
     assert "| canny/f1 | method.beta=9 | 0, 1, 2 |" in page and "[5-job](5-job/report.html)" in page
 
@@ -154,10 +157,28 @@ def test_one_seed_keeps_the_interval_of_its_run_and_says_so():
     assert seeds.rows([("", 0, {"fid": missing})]) == []
 
 
-def test_students_quantile_is_that_of_the_printed_tables():
-    printed = {1: 12.7062, 2: 4.3027, 4: 2.7764, 9: 2.2622, 30: 2.0423}
-    assert {n: round(seeds.student_quantile(n), 4) for n in printed} == printed
-    assert seeds.student_quantile(5, 0.90) == pytest.approx(2.0150, abs=5e-5)
+def test_without_an_error_of_the_items_the_interval_is_students():
+    values = [0.1, 0.4, 0.3]
+    half = 4.302652730 * np.std(values, ddof=1) / np.sqrt(3)  # t of a printed table: 2 degrees of freedom, 95 %
+    expected = pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1e-8)
+    assert seeds.seed_interval(values, [np.nan] * 3) == expected
+
+
+def test_seeds_that_agree_leave_the_error_of_the_items():
+    assert seeds.seed_interval([0.2, 0.2], [0.05, 0.05]) == pytest.approx(
+        (0.2 - 1.96 * 0.05, 0.2 + 1.96 * 0.05), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.5])
+def test_the_interval_covers_the_truth_whether_seeds_or_items_vary_more(spread: float):
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        shared = generator.normal(size=50)  # how much each of 50 items gains, the same items under every seed
+        runs = shared + spread * generator.normal(size=(3, 1)) + 0.3 * generator.normal(size=(3, 50))
+        low, high = seeds.seed_interval(runs.mean(1), runs.std(1, ddof=1) / np.sqrt(50))
+        covered += low <= 0 <= high
+    assert covered >= 0.93 * 400  # 95 % less two standard errors
 
 
 def test_what_a_sweeper_improves(tmp_path: Path):
