@@ -2,7 +2,7 @@
 
 import json
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from lpo_platform.config import UserError
+from lpo_platform.tasks.blazepose import blazepose
 from lpo_platform.tasks.detector import (
     SETTING,
-    Choice,
     Detector,
     Embedded,
     Preprocessing,
@@ -30,6 +30,7 @@ from lpo_platform.tasks.skeleton import draw, read
 from lpo_platform.tasks.task import Task
 from lpo_platform.tasks.toy_detector import SECOND
 
+Choice = Literal["auto", "toy", "published", "blazepose"]
 PUBLISHED = "usyd-community/vitpose-base-simple"
 PEOPLE = "PekingU/rtdetr_r50vd_coco_o365"
 MARGIN = 1.25  # by which a person's box is enlarged before its joints are sought
@@ -163,11 +164,12 @@ def placed(joints: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
 class Pose(Task):
     """Poses, (B, P, 17, 3): x, y in pixels of a square picture of side `resolution`, visibility 0 or 1; P people.
 
-    Rows without a visible joint are nobody. detector: toy, published, or auto (config: toy where model or data are the
-    embedded ones). weights: folder or hub id of a ViTPose; people: of a detector of persons, null looks at the whole
-    picture. pretrained: false builds the pose network at random and looks at whole pictures. person_threshold,
-    joint_threshold: scores from which a person is looked at and a joint is visible. judge: folder or hub id of another
-    pose network, by which pose/oks_judge is measured; toy pictures have one.
+    Rows without a visible joint are nobody. detector: toy, published, blazepose, or auto (config: toy where model or
+    data are the embedded ones, else published). weights: folder or hub id of a ViTPose, or the wheel of blazepose;
+    people: of a detector of persons, null looks at the whole picture; blazepose has its own. pretrained: false builds
+    the pose network at random and looks at whole pictures. person_threshold, joint_threshold: scores from which a
+    person is looked at and a joint is visible. judge: `weights` of another detector, by which pose/oks_judge is
+    measured; toy pictures have one.
     """
 
     name: ClassVar[str] = "pose"
@@ -188,9 +190,9 @@ class Pose(Task):
     ) -> None:
         self.toy, self.resolution = wants_toy(detector, toy), resolution
         self.person_threshold, self.joint_threshold = person_threshold, joint_threshold
-        published = partial(_published, people=people, pretrained=pretrained, threshold=person_threshold)
-        self.detector = Embedded() if self.toy else published(weights)
-        self.second = Embedded(SECOND) if self.toy else judge and published(judge)
+        made = partial(_made, people=people, pretrained=pretrained, threshold=person_threshold)
+        self.detector = Embedded() if self.toy else made(weights, blaze=detector == "blazepose")
+        self.second = Embedded(SECOND) if self.toy else judge and made(judge, blaze=judge.endswith(".whl"))
 
     @property
     def fingerprint(self) -> str:
@@ -242,7 +244,9 @@ class Pose(Task):
         }
 
 
-def _published(weights: str, *, people: str | None, pretrained: bool, threshold: float) -> Detector:
+def _made(weights: str, *, blaze: bool, people: str | None, pretrained: bool, threshold: float) -> Detector:
+    if blaze:
+        return blazepose(weights, threshold)
     identity = [identity_of(weights, pretrained), people and identity_of(people, pretrained)]
     return Detector(PoseNetwork(weights, people, pretrained, threshold), json.dumps(identity))
 
