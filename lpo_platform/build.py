@@ -6,10 +6,11 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra.errors import InstantiationException
@@ -24,10 +25,10 @@ from lpo_platform.callbacks.ema import EMA
 from lpo_platform.callbacks.progress import Progress
 from lpo_platform.callbacks.samples import Samples
 from lpo_platform.callbacks.settings import Callbacks
-from lpo_platform.config import CONF, UserError
+from lpo_platform.config import UserError
 from lpo_platform.data import aligned_pairs, condition_pairs, preference_rows
 from lpo_platform.data.aligned_pairs import AlignedPairs
-from lpo_platform.data.cache import Cache
+from lpo_platform.data.cache import Cache, fingerprint
 from lpo_platform.data.condition_pairs import ConditionPairs
 from lpo_platform.data.export_pairs import export_pairs
 from lpo_platform.data.generated_pairs import GeneratedPairs
@@ -36,12 +37,12 @@ from lpo_platform.data.preference_rows import PreferenceRows
 from lpo_platform.data.rollouts import Rollouts
 from lpo_platform.data.rounds import Rounds
 from lpo_platform.data.source import Data
-from lpo_platform.distributed import agree, lead, wait
-from lpo_platform.evaluation.evaluate import Evaluation, Evaluator, write_items
+from lpo_platform.distributed import lead, wait
+from lpo_platform.evaluation.evaluate import Evaluator
 from lpo_platform.evaluation.generate import Sampling
+from lpo_platform.evaluation.outcome import conclude, evaluate_once
 from lpo_platform.evaluation.pairs import PairEvaluator
-from lpo_platform.evaluation.pictures import save_pictures
-from lpo_platform.evaluation.statistics import table
+from lpo_platform.doctor.checkup import Checkup
 from lpo_platform.hardware import Hardware
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.online import Online
@@ -53,7 +54,7 @@ from lpo_platform.rewards.reward import Reward, StepReward
 from lpo_platform.signature import signature
 from lpo_platform.tasks.pose import Pose
 from lpo_platform.tasks.task import Task
-from lpo_platform.tracking import report, wandb
+from lpo_platform.tracking import wandb
 from lpo_platform.tracking.files import Files, Resume
 
 CACHE = Path("outputs/cache")
@@ -72,6 +73,7 @@ class Job:
     data: Data
     reward: Reward | StepReward | None
     control_digest: str | None
+    cache: Path = CACHE
     _preferences: dict[str, PreferenceRows] = field(default_factory=dict)
 
     @property
@@ -102,7 +104,7 @@ class Job:
         losers, more = "loser" in self.needs(), {name: name in self.needs() for name in ("target", "features")}
         cache = condition_pairs.cache_of(
             self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
-            sampling=self.sampling, folder=CACHE, **more,
+            sampling=self.sampling, folder=self.cache, **more,
         )  # fmt: skip
         if force:
             forget(cache)
@@ -118,7 +120,7 @@ class Job:
         options = {"sampling": self.sampling, "group": method.group}
         cache = aligned_pairs.cache_of(
             source, self.policy, self.task, reward=plain(self.cfg.reward) if self.reward else None,
-            control_digest=self.control_digest, folder=CACHE, **options,
+            control_digest=self.control_digest, folder=self.cache, **options,
         )  # fmt: skip
         if force:
             forget(cache)
@@ -133,9 +135,9 @@ class Job:
             return self._preferences[split]
         if isinstance(self.data, GeneratedPairs):
             with self.hardware.autocast():
-                self.data.draw(self.policy, CACHE, self.batch)
+                self.data.draw(self.policy, self.cache, self.batch)
         source, adapter = getattr(self.data, split), self.policy.adapter
-        cache = preference_rows.cache_of(source, adapter, text="text" in self.needs(), folder=CACHE)
+        cache = preference_rows.cache_of(source, adapter, text="text" in self.needs(), folder=self.cache)
         if force:
             forget(cache)
         with self.hardware.autocast():
@@ -149,14 +151,10 @@ class Job:
         """The data that pictures are drawn for: of preferences their prompts."""
         return getattr(self.data, "prompts", self.data)
 
-    def measure(self, evaluator: Evaluator | PairEvaluator, *, title: str) -> Evaluation:
-        """What the evaluator finds in the policy as it is now."""
-        with self.hardware.autocast():
-            if isinstance(evaluator, PairEvaluator) != ("reward" in self.policy.learning):
-                raise UserError("a reward model is measured with metrics=pairs, and nothing else is")
-            if isinstance(evaluator, PairEvaluator):
-                return evaluator(self.policy, self.preferences("test"), title=title)
-            return evaluator(self.policy, self.drawn, self.task, title=title, reward=self.reward)
+    @property
+    def identity(self) -> str:
+        """What identifies the weights that it starts from."""
+        return fingerprint(self.policy.adapter.fingerprint, self.control_digest, self.cfg.seed)
 
 
 def forget(cache: Cache) -> None:
@@ -204,19 +202,31 @@ def task_of(cfg: DictConfig) -> Task | None:
 def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | StepReward | None:
     """The reward, where the model is; one of latents gets the model whose latents it reads, one of conditions the task
     that finds them."""
-    return _reward(cfg.reward, "reward", {"adapter": adapter, "task": task}) if cfg.get("reward") else None
+    return _judge(cfg.reward, "reward", {"adapter": adapter, "task": task}) if cfg.get("reward") else None
 
 
-def _reward(node: DictConfig, path: str, live: dict[str, Adapter | Task | None]) -> Reward | StepReward:
-    """Of a blend, the rewards that it is made of first."""
-    known = signature(node._target_)
+def evaluator_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Evaluator | PairEvaluator:
+    """The evaluator with its measures, which get what rewards get."""
+    node, live = cfg.metrics, {"adapter": adapter, "task": task}
+    if not node.get("measures"):
+        return create(node)
+    measures = {name: _judge(part, f"metrics.measures.{name}", live) for name, part in node.measures.items() if part}
+    return create(OmegaConf.masked_copy(node, [key for key in node if key != "measures"]), _partial_=True)(
+        measures=measures
+    )
+
+
+def _judge(node: DictConfig, path: str, live: dict[str, Adapter | Task | None]) -> Any:
+    """A reward or a measure, where the model is; the rewards that it is made of first."""
+    known, own = signature(node._target_), ("reward", "rewards")
     given = {name: value for name, value in live.items() if known and known[name]}
-    if "rewards" in node:
-        given["rewards"] = {name: _reward(part, f"{path}.rewards.{name}", live) for name, part in node.rewards.items()}
-        node = OmegaConf.masked_copy(node, [key for key in node if key != "rewards"])
+    for key in (key for key in own if OmegaConf.is_config(node.get(key))):
+        part, below = node[key], f"{path}.{key}"
+        one = "_target_" in part
+        given[key] = _judge(part, below, live) if one else {n: _judge(p, f"{below}.{n}", live) for n, p in part.items()}
     with located(path):
-        reward = create(node, _partial_=True)(**given)
-    return reward.to(live["adapter"].device) if isinstance(reward, nn.Module) else reward
+        judge = create(OmegaConf.masked_copy(node, [key for key in node if key not in given]), _partial_=True)(**given)
+    return judge.to(live["adapter"].device) if isinstance(judge, nn.Module) else judge
 
 
 @contextmanager
@@ -237,27 +247,23 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     if lead():
         record.start(folder, plain(cfg), sys.argv)
     job = assemble(cfg)
-    evaluator: Evaluator = create(cfg.metrics)
+    evaluator = evaluator_of(cfg, job.policy.adapter, job.task)
     settings: Callbacks = create(cfg.callbacks)
     say(f"{cfg.model.name} on {job.hardware.describe()}, run folder {folder}")
 
     phases = Phases()
     with phases("evaluate_base"):
-        before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
+        before = evaluate_once(job, evaluator, folder, "before", job.identity)
     guest = track(cfg, folder)
     try:
         with phases("prepare"):
             rows = job.rows()
         with phases("train"):
-            live = {"policy": job.policy, "optim": create(cfg.optim), "seed": cfg.seed}
-            asked = signature(cfg.method._target_)
-            live |= {"reward": job.reward} if job.reward else {}
-            live |= {"task": job.task} if asked and asked["task"] else {}
-            method: Method = create(cfg.method, **live)
+            method = method_of(job)
             fit(job, method, rows, evaluator, settings, folder, guest)
         with phases("evaluate_trained"):
             load_trained(job.policy, folder, settings)
-            after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
+            after = evaluate_once(job, evaluator, folder, "after", trained_identity(folder, settings))
         if lead():
             Files(folder).log_metrics(phases.seconds, step=max(0, method.trainer.global_step - 1))
         export_folder, seconds = folder / "export", time.monotonic() - started
@@ -268,6 +274,15 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         raise
     wandb.finish(guest)
     return metrics
+
+
+def method_of(job: Job) -> Method:
+    """The method, given what it asks for."""
+    live = {"policy": job.policy, "optim": create(job.cfg.optim), "seed": job.cfg.seed}
+    asked = signature(job.cfg.method._target_)
+    live |= {"reward": job.reward} if job.reward else {}
+    live |= {"task": job.task} if asked and asked["task"] else {}
+    return create(job.cfg.method, **live)
 
 
 class Phases:
@@ -291,6 +306,8 @@ def fit(
     settings: Callbacks,
     folder: Path,
     guest: wandb.Guest | None,
+    *,
+    checkup: Checkup | None = None,
 ) -> None:
     """The training itself, from the newest checkpoint of the folder if it has one, and the export of its result."""
     micro_batch, accumulation = job.hardware.split(method.batch)
@@ -306,7 +323,8 @@ def fit(
         )  # fmt: skip
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
     ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
-    callbacks = [Resume(), Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
+    checkup = checkup or Checkup(folder, averaged=ema is not None)
+    callbacks = [Resume(), checkup, Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
     if settings.samples and isinstance(evaluator, Evaluator):
         shown = Samples(
             folder / "samples", job.drawn, job.task, evaluator, settings.samples, every * settings.samples_every
@@ -338,74 +356,6 @@ def fit(
             export(job.policy, folder / "export", "_ema")
 
 
-def evaluate(cfg: DictConfig, folder: Path) -> dict:
-    """Evaluates a finished run again, its start against its result, by its own protocol or the one given here.
-
-    Or, with `what`, something else that is there.
-    """
-    if cfg.get("what"):
-        return measure(cfg, folder)
-    started = time.monotonic()
-    run, of_run = Path(cfg.run), run_config(cfg)
-    if cfg.metrics != OmegaConf.load(CONF / "metrics" / "default.yaml"):  # else by the run's own protocol
-        of_run.metrics = cfg.metrics
-    if lead():
-        record.start(folder, plain(cfg), sys.argv)
-    job, evaluator = assemble(of_run), create(of_run.metrics)
-    before = evaluate_once(job, evaluator, folder / "evaluation" / "before.safetensors", title="evaluate base")
-    load_trained(job.policy, run, create(of_run.callbacks))
-    after = evaluate_once(job, evaluator, folder / "evaluation" / "after.safetensors", title="evaluate trained")
-    return conclude(job, evaluator, before, after, folder, run / "export", time.monotonic() - started)
-
-
-def run_config(cfg: DictConfig) -> DictConfig:
-    """The configuration of a run, on the hardware asked for now."""
-    of_run = OmegaConf.load(Path(cfg.run) / "resolved.yaml")
-    of_run.hardware = cfg.hardware
-    return of_run
-
-
-def load_run(
-    cfg: DictConfig, hardware: Hardware, weights: str, resolution: int | None, *, control: bool = True
-) -> tuple[Policy, str]:
-    """The model of a run at a resolution (None: its own), and what identifies its weights.
-
-    weights: trained, start (those that the run started from) or the place of another ControlNet. control: whether the
-    run has to have a ControlNet, or has to have none.
-    """
-    of_run = run_config(cfg)
-    if bool(of_run.get("control")) != control:
-        has, works = ("without", "controlnet") if control else ("with", "none")
-        raise UserError(f"run={cfg.run}: {has} a ControlNet; what works: a run with control={works}")
-    of_run.model.resolution = resolution or of_run.model.resolution
-    if weights not in ("trained", "start"):
-        of_run.control.weights, of_run.control.subfolder = weights, None
-    policy, identity = policy_of(of_run, hardware)
-    if weights == "trained":
-        load_trained(policy, Path(cfg.run), create(of_run.callbacks))
-        identity = digest(f"{cfg.run}/export")
-    return policy, identity
-
-
-def measure(cfg: DictConfig, folder: Path) -> dict:
-    """Measures folders, or draws with the model of a run; writes report.json and prints the means."""
-    quiet()
-    hardware: Hardware = create(cfg.hardware)
-    hardware.join()
-    asked = signature(cfg.what._target_)
-    live = {"load": partial(load_run, cfg, hardware)} if asked and asked["load"] else {}
-    with located("what"), hardware.autocast() if live else nullcontext():
-        result = create(cfg.what, **live)(folder, hardware.device)
-    for name, metric in result["metrics"].items():
-        low, high = metric["ci95"]
-        say(f"{name:20}{metric['mean']:9.4f} [{low:.4f}, {high:.4f}]  of {metric['count']}")
-    for reason, names in result["left_out"].items():
-        if names:
-            say(f"{len(names)} {reason}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
-    say(f"report  {folder / 'report.json'}")
-    return result
-
-
 def prepare(cfg: DictConfig, folder: Path) -> None:
     """Computes everything frozen of the training samples, losing conditions included, into the cache.
 
@@ -435,45 +385,18 @@ def extract_poses(cfg: DictConfig) -> None:
     say(" | ".join(filter(None, [f"{cfg.export}: train.jsonl, test.jsonl for data=jsonl", found.line()])))
 
 
-def evaluate_once(job: Job, evaluator: Evaluator, file: Path, *, title: str) -> Evaluation:
-    """The policy as it is now; read from the file if an interrupted run has measured it already."""
-    if agree(file.exists()):
-        return Evaluation.load(file)
-    result = job.measure(evaluator, title=title)
-    if lead():
-        result.save(file)
-    return result
-
-
 def load_trained(policy: Policy, run: Path, settings: Callbacks) -> None:
     """Gives the policy the weights that a run exported: their average, or the raw ones."""
-    averaged = settings.evaluate == "ema" and settings.ema_decay is not None
-    restore(policy, run / "export", "_ema" if averaged else "")
+    restore(policy, run / "export", _suffix(settings))
 
 
-def conclude(
-    job: Job,
-    evaluator: Evaluator,
-    before: Evaluation,
-    after: Evaluation,
-    folder: Path,
-    exported: Path,
-    seconds: float,
-) -> dict:
-    """Writes result.json, the items, the pictures and the report, and prints the table: on the first process."""
-    if not lead():
-        return {}
-    metrics = evaluator.compare(before, after, job.task)
-    samples = evaluator.items(job.data if isinstance(evaluator, PairEvaluator) else job.drawn)
-    write_items(folder / "evaluation" / "items.jsonl", samples, before, after)
-    if after.images is not None:
-        save_pictures(folder / "samples", before, after)
-    paths = {"export": str(exported), "report": str(folder / "report.html")}
-    record.finish(folder, metrics, len(samples), seconds, paths, job.cfg.seed)
-    page = report.write_report(folder)
-    say(f"\n{table(metrics)}\n\n{len(samples)} held-out items, the same noise before and after.")
-    say(f"report  {page}\nexport  {exported}")
-    return metrics
+def trained_identity(run: Path, settings: Callbacks) -> str:
+    """What identifies those weights."""
+    return fingerprint(digest(str((run / "export").resolve())), _suffix(settings))
+
+
+def _suffix(settings: Callbacks) -> str:
+    return "_ema" if settings.evaluate == "ema" and settings.ema_decay is not None else ""
 
 
 def track(cfg: DictConfig, folder: Path) -> wandb.Guest | None:

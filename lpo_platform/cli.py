@@ -71,9 +71,9 @@ def _train(cfg: DictConfig, folder: Path) -> object:
 
 
 def _evaluate(cfg: DictConfig, folder: Path) -> object:
-    from lpo_platform import build
+    from lpo_platform.evaluation import command
 
-    return build.evaluate(cfg, folder)
+    return command.evaluate(cfg, folder)
 
 
 def _prepare(cfg: DictConfig, folder: Path) -> object:
@@ -243,6 +243,8 @@ def _ready(command: Command, arguments: list[str], line: Line) -> list[str]:
     _look_in(line.config_dirs)
     if line.passes:
         return arguments
+    if command.primary == "eval" and line.value("run") is not None and line.value("what") is None:
+        line.overrides.append("what=run")
     problems = [] if line.shows else _continue(line)
     conf, primary = CONF, line.config_name or command.primary
     if line.config_path is not None:

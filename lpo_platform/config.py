@@ -69,9 +69,17 @@ class Eval:
     """Root of `lpo-eval`."""
 
     what: Any = None
+    model: Any = None
+    control: Any = None
+    task: Any = None
+    reward: Any = None
+    data: Any = None
     hardware: Any = None
     metrics: Any = None
     run: str | None = None
+    weights: str | None = None
+    against: str | None = None
+    seed: int = 0
 
 
 @dataclass
@@ -112,13 +120,21 @@ PATHS = {
     "lpo_platform.data.folder.Folder": {"path": "folder"},
     "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
     "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
+    "lpo_platform.evaluation.fid_folders.FidOfFolder": {
+        "pictures": "folder",
+        "weights": "file",
+        "reference": "file or folder",
+    },
     "lpo_platform.evaluation.folders.Oks": {"original": "file or folder", "target": "file or folder"},
     "lpo_platform.evaluation.generation.Generate": {"csv": "file", "conditions": "folder"},
     "lpo_platform.evaluation.picture_folders.ClipScore": {"images": "folder", "texts": "file or folder"},
     "lpo_platform.evaluation.picture_folders.Lpips": {"originals": "folder", "generated": "folder", "weights": "file"},
+    "lpo_platform.evaluation.prompt_sets.GenEval": {"metadata": "file"},
+    "lpo_platform.evaluation.prompt_sets.T2ICompBench": {"prompts": "file"},
 }
 
-OF_A_RUN = ("generate", "run")  # options of what
+OF_A_RUN = ("generate", "geneval", "run", "t2i_compbench")  # options of what
+OF_A_MODEL = ("model", "control", "task", "reward", "data")  # groups that lpo-eval reads where there is no run
 NOT_NONE = "!none"
 PICTURES = (
     "captioned", "captioned_ade20k", "captioned_cocopose", "captioned_cocostuff", "cpo_pairs",
@@ -354,7 +370,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     problems += _reward_problems(composed)
     problems += _toy_problems(choices, overrides)
     problems += _flux_problems(choices)
-    problems += _root_problems(composed)
+    problems += _root_problems(composed) + _eval_problems(composed, overrides)
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
             problems += _node_problems(composed, group, node, group)
@@ -385,6 +401,31 @@ def _root_problems(composed: Composed) -> list[str]:
             problems.append(f"run: required by {_chosen(composed, 'what')}; add run=<value> ({others} need none)")
         else:
             problems += _value_problems(composed, key, value, parameter)
+    return problems
+
+
+def _eval_problems(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
+    """What lpo-eval lacks to know which model it evaluates, or is told twice."""
+    choices, values = composed.choices, composed.values
+    asked = {key for key, _ in _pairs(overrides or ())}
+    if _root(composed) is not Eval or choices.get("what") not in ("model", "run"):
+        return []
+    if values["run"] is not None:
+        twice = [name for name in (*OF_A_MODEL, "weights") if name in asked]
+        return [f"{name}: with run=, the run says it; leave one of the two out" for name in twice]
+    problems = []
+    if choices.get("model") is None and "model" not in composed.unsure:
+        others = ", ".join(f"what={name}" for name in shipped("what") if name not in ("model", *OF_A_RUN))
+        problems.append(f"model: required; add model=<option>, or run=<a finished run>, or measure folders by {others}")
+    task, control = (choices.get(group) not in (None, "none") for group in ("task", "control"))
+    if control and not task and not composed.unsure:
+        problems.append(f"control={choices['control']} {_need('task', choices.get('task'), NOT_NONE)}")
+    if task and not control and "control" not in asked and not composed.unsure:
+        advice = "add control=controlnet, or control=none for a model that does not see the condition"
+        problems.append(f"task={choices['task']}: nothing sees the condition; {advice}")
+    for key in ("weights", "against"):
+        if isinstance(place := values.get(key), str):
+            problems += path_problem(key, place.partition("::")[0], "file, folder or hub id")
     return problems
 
 

@@ -15,6 +15,7 @@ from lpo_platform import build, compose, losses
 from lpo_platform.config import CONF, UserError
 from lpo_platform.data.cache import Cache
 from lpo_platform.data.preference_rows import PreferenceRows
+from lpo_platform.evaluation import items
 from lpo_platform.methods.diffusion_dpo import DiffusionDPO, winner_and_loser
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -187,7 +188,7 @@ def test_a_run_from_rated_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
     metrics = build.train(copy.deepcopy(cfg), tmp_path / "run")
     assert set(metrics) == {"image/diversity"}
-    items = [json.loads(line) for line in (tmp_path / "run" / "evaluation" / "items.jsonl").read_text().splitlines()]
-    assert [item["caption"] for item in items] == ["prompt 100", "prompt 100"]
+    rows = items.read(tmp_path / "run" / "evaluation" / "items.parquet")
+    assert [row["caption"] for row in rows] == ["prompt 100", "prompt 100"]
     job = build.assemble(cfg)
     assert len(job.preferences("train")) == 9 and job.rows().rows.tolist() == [0, 1, 3, 4, 6, 7]

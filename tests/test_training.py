@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lpo_platform.data.toy import Toy
+from lpo_platform.evaluation import items
 
 SMALL = [
     "method.steps=6", "method.batch=4", "callbacks.every=2", "callbacks.samples=2", "metrics.num_samples=6",
@@ -63,8 +64,8 @@ def test_run_folder_holds_the_result(straight: Path) -> None:
     lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     assert {"train/loss", "train/grad_norm", "cpo/weight"} <= set(lines[0])
     assert lines[-1]["perf/train_seconds"] > 0
-    items = [json.loads(line) for line in (straight / "evaluation" / "items.jsonl").read_text().splitlines()]
-    assert len(items) == 6 and {"id", "caption", "canny/f1/before", "canny/f1/after"} <= set(items[0])
+    rows = items.read(straight / "evaluation" / "items.parquet")
+    assert len(rows) == 6 and {"id", "caption", "canny/f1/before", "canny/f1/after"} <= set(rows[0])
     assert (straight / "report.html").stat().st_size > 10_000
     assert (straight / "samples" / "grid.png").exists()
 

@@ -1,62 +1,40 @@
 """Held-out measurements of a policy, item by item, so that two models can be compared on the same noise."""
 
 import itertools
-import json
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from lpo_platform.data.cache import write_atomically
 from lpo_platform.data.conditions import truth_of
 from lpo_platform.data.source import Data, Sample, first
-from lpo_platform.distributed import each, everywhere
-from lpo_platform.evaluation.generate import Sampling, sample_latents
-from lpo_platform.evaluation.statistics import compare, compare_frechet, compare_pooled
+from lpo_platform.distributed import agree, each, everywhere, lead
+from lpo_platform.evaluation.compared import LATENT_FD, compare_evaluations
+from lpo_platform.evaluation.evaluated import Evaluation, joined, parts_in, shown
+from lpo_platform.evaluation.generate import Sampler, Sampling, sample_latents
+from lpo_platform.evaluation.measure import Measure, Pictures
+from lpo_platform.evaluation.pictures import save_png
+from lpo_platform.evaluation.protocol import Protocol
+from lpo_platform.evaluation.texts import Texts
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
-from lpo_platform.record import write_text
 from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
 from lpo_platform.tasks.task import Task
 
-LATENT_FD = "image/latent_fd"
+__all__ = ["ALIGNMENT", "DIVERSITY", "LATENT_FD", "Drawing", "Evaluation", "Evaluator", "compare_evaluations"]
 DIVERSITY = "image/diversity"
 ALIGNMENT = "text/alignment"
-PARTS = ("features", "real", "images", "control", "detected", "counts")
 
 
-@dataclass
-class Evaluation:
-    """What one model drew for N items.
+@dataclass(frozen=True)
+class Asking:
+    """Some items: what their pictures should show, and what they are drawn from; maps only where there is a task."""
 
-    scores: per metric (N,), nan where it is undefined. features, real: (N, F) latent statistics of the drawn and of the
-    true pictures. control, images, detected: of the first items, the condition, the picture and what the detector finds
-    in it, (n, 3, H, W) in [0, 1]. counts: of every item, what a task pools over the set, with a first axis N.
-    """
-
-    scores: dict[str, Tensor]
-    features: Tensor | None = None
-    real: Tensor | None = None
-    images: Tensor | None = None
-    control: Tensor | None = None
-    detected: Tensor | None = None
-    counts: Tensor | None = None
-
-    def save(self, file: Path) -> None:
-        tensors = {name: value for name in PARTS if (value := getattr(self, name)) is not None}
-        tensors |= {f"score:{name}": value for name, value in self.scores.items()}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, save({name: value.contiguous() for name, value in tensors.items()}))
-
-    @classmethod
-    def load(cls, file: Path) -> "Evaluation":
-        tensors = load_file(file)
-        scores = {name[6:]: tensors.pop(name) for name in list(tensors) if name.startswith("score:")}
-        return cls(scores, **tensors)
+    samples: list[Sample]
+    target: Tensor | None
+    condition: Condition
 
 
 @dataclass(frozen=True)
@@ -75,7 +53,11 @@ class Evaluator:
     """The protocol: how many held-out items, how pictures are sampled, which seed. Null takes the model's setting.
 
     images_per_item: pictures of each item, whose mean is the item's score; from two on their diversity is measured.
+    pool_items: of a metric that a task can pool (F1), an item's score is that of its pictures taken as one.
     guards: also what else the data can say of a picture, to see at whose expense a score has risen.
+    guidance_base: that of the model compared with, where it is another. same_noise: every item starts from one noise.
+    sampler: ddim, or unipc, which has no eta; FLUX has its own. save: keeps all pictures, as PNG. measures: what else
+    is said of the pictures, by name. protocol: whose settings these are, where they are somebody's.
     """
 
     def __init__(
@@ -89,14 +71,24 @@ class Evaluator:
         shown: int = 16,
         images_per_item: int = 1,
         guards: bool = False,
+        pool_items: bool = False,
+        guidance_base: float | None = None,
+        same_noise: bool = False,
+        sampler: Sampler = "ddim",
+        save: bool = False,
+        protocol: Protocol | None = None,
+        measures: dict[str, Measure] | None = None,
     ) -> None:
         self.num_samples, self.batch, self.seed, self.shown = num_samples, batch, seed, shown
-        self.images_per_item, self.guards = images_per_item, guards
-        self.eta, self.guidance, self.num_steps = eta, guidance, num_steps
+        self.images_per_item, self.pool_items, self.guards = images_per_item, pool_items, guards
+        self.eta, self.guidance, self.guidance_base, self.num_steps = eta, guidance, guidance_base, num_steps
+        self.same_noise, self.sampler, self.save = same_noise, sampler, save
+        self.protocol, self.measures = protocol, measures or {}
 
-    def sampling(self, adapter: Adapter) -> Sampling:
-        guidance = adapter.guidance if self.guidance is None else self.guidance
-        return Sampling(self.num_steps or adapter.num_inference_steps, guidance, self.eta)
+    def sampling(self, adapter: Adapter, *, base: bool = False) -> Sampling:
+        asked = self.guidance if not base or self.guidance_base is None else self.guidance_base
+        guidance = adapter.guidance if asked is None else asked
+        return Sampling(self.num_steps or adapter.num_inference_steps, guidance, self.eta, self.sampler)
 
     def items(self, data: Data) -> list[Sample]:
         """The first num_samples of the held-out split."""
@@ -104,75 +96,132 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(
-        self, policy: Policy, data: Data, task: Task | None, *, title: str, reward: Reward | StepReward | None = None
+        self,
+        policy: Policy,
+        data: Data,
+        task: Task | None,
+        *,
+        title: str,
+        reward: Reward | StepReward | None = None,
+        base: bool = False,
+        under_way: Path | None = None,
+        pictures: Path | None = None,
     ) -> Evaluation:
         """Draws the pictures of every held-out item and scores them; a reward's own score of them stands beside.
 
-        The batches are dealt to the processes, whose number changes nothing; each of them gets the whole result.
+        The batches are dealt to the processes, whose number changes nothing; each of them gets the whole result. What
+        is measured is kept in the folder `under_way`, from which an evaluation that was stopped goes on, with other
+        batches and processes if need be. pictures: the folder that gets them where they are saved.
         """
         policy.eval()
         samples = self.items(data)
-        with tqdm(total=len(samples), desc=title, unit="item") as bar:
+        done = agree(parts_in(under_way) if under_way is not None and lead() else [])
+        known = {number for part in done for number in part.numbers.tolist()}
+        missing = [number for number in range(len(samples)) if number not in known]
+        texts = Texts(policy.adapter, [samples[number].caption for number in missing])
+        with tqdm(total=len(samples), initial=len(known), desc=title, unit="item") as bar:
 
             def measure(start: int) -> Evaluation:
-                chunk = samples[start : start + self.batch]
-                drawn = [self._evaluate(policy, chunk, data, task, reward, n) for n in range(self.images_per_item)]
-                bar.update(everywhere(len(chunk), bar.total - bar.n))
-                return _show(_average(drawn), self.shown - start)
+                numbers = missing[start : start + self.batch]
+                asking = self._ask(policy, [samples[number] for number in numbers], task, texts)
+                drawn = [self._draw(policy, asking, task, n, base=base) for n in range(self.images_per_item)]
+                if self.save and pictures is not None:
+                    save_drawn(pictures, numbers, asking, drawn)
+                part = shown(self._said(policy, asking, drawn, data, task, reward), numbers, self.shown)
+                part.numbers = torch.tensor(numbers)
+                if under_way is not None:
+                    part.save(under_way / f"{numbers[0]:08d}.safetensors", under_way.name)
+                bar.update(everywhere(len(numbers), bar.total - bar.n))
+                return part
 
-            parts = each(range(0, len(samples), self.batch), measure)
-        return _join(parts)
+            new = each(range(0, len(missing), self.batch), measure)
+        return joined([*done, *new], self.shown)
 
     def draw(self, policy: Policy, samples: list[Sample], task: Task | None, number: int = 0) -> Drawing:
         """Picture `number` of every item, rounded to 8 bits as a PNG would be; the same for an item in any batch."""
-        adapter = policy.adapter
+        asking = self._ask(policy, samples, task, Texts(policy.adapter, []))
+        return self._draw(policy, asking, task, number)
+
+    def _ask(self, policy: Policy, samples: list[Sample], task: Task | None, texts: Texts) -> Asking:
         control = target = None
         if task is not None:
-            target, control = truth_of(samples, task, _stack(samples).to(adapter.device))
-        condition = Condition(adapter.embed(adapter.tokenize([s.caption for s in samples])), control)
-        ids, sampling = [s.id for s in samples], self.sampling(adapter)
+            target, control = truth_of(samples, task, _stack(samples).to(policy.adapter.device))
+        return Asking(samples, target, Condition(texts([s.caption for s in samples]), control))
+
+    def _draw(self, policy: Policy, asking: Asking, task: Task | None, number: int, *, base: bool = False) -> Drawing:
+        adapter, control = policy.adapter, asking.condition.control
+        ids = ["every item" if self.same_noise else s.id for s in asking.samples]
         stream = f"evaluate/{number}" if number else "evaluate"
-        latents = sample_latents(policy, condition, ids, sampling, seed=self.seed, stream=stream)
+        sampling = self.sampling(adapter, base=base)
+        latents = sample_latents(policy, asking.condition, ids, sampling, seed=self.seed, stream=stream)
         images = adapter.decode(latents).mul(255).round().div(255)
         maps = None if task is None else task.detect(images)
-        return Drawing(latents, images, control, target, maps, None if maps is None else task.render(maps))
+        return Drawing(latents, images, control, asking.target, maps, None if maps is None else task.render(maps))
 
-    def _evaluate(
+    def _said(
         self,
         policy: Policy,
-        samples: list[Sample],
+        asking: Asking,
+        drawn: list[Drawing],
         data: Data,
         task: Task | None,
         reward: Reward | StepReward | None,
-        number: int,
     ) -> Evaluation:
-        adapter, drawn = policy.adapter, self.draw(policy, samples, task, number)
-        captions, images = [s.caption for s in samples], drawn.images.cpu()
-        scores = {} if task is None else task.score(drawn.maps, drawn.target) | task.judge(drawn.images, drawn.target)
-        counts = None if task is None else task.counts(drawn.maps, drawn.target)
-        alignment = data.alignment(images, captions)
-        if alignment is not None:
-            scores[ALIGNMENT] = alignment
-        if reward is not None:
-            scores |= {f"reward/{part}": score for part, score in scores_of(reward, drawn, captions).items()}
-        if self.guards:
-            scores |= data.guards(images, captions)
-        real = None
-        if samples[0].image is not None:
-            zeros = torch.zeros_like(drawn.latents)
-            real = latent_statistics(adapter.sample_latents(adapter.encode_moments(_stack(samples)), zeros))
+        """All that is said of K pictures of B items, on the CPU."""
+        samples, one = asking.samples, drawn[0]
+        captions, ids = [s.caption for s in samples], [s.id for s in samples]
+        real = None if samples[0].image is None else _stack(samples).to(one.images.device)
+        pictures = [
+            Pictures(d.images, captions, ids, real, asking.target, asking.condition.control, d.maps) for d in drawn
+        ]
+        each_picture = [self._scores(d, p, data, task, reward) for d, p in zip(drawn, pictures, strict=True)]
+        scores = {name: _columns([said[name] for said in each_picture]) for name in each_picture[0]}
+        if len(drawn) > 1:
+            scores[DIVERSITY] = diversity([d.images for d in drawn])
+            scores |= task.grouped([d.maps for d in drawn], asking.target) if task and self.pool_items else {}
+        counts = None
+        if task is not None and (each_count := [task.counts(d.maps, d.target) for d in drawn])[0] is not None:
+            counts = torch.stack(each_count).sum(0)
+        rows = [self._features(p) for p in pictures]
+        true, latents = {}, None
+        if real is not None:
+            true = self._features(Pictures(real, captions, ids, drawn=False))
+            moments = policy.adapter.encode_moments(real)
+            latents = latent_statistics(policy.adapter.sample_latents(moments, torch.zeros_like(one.latents)))
         return Evaluation(
             {name: value.float().cpu() for name, value in scores.items()},
-            latent_statistics(drawn.latents),
-            real,
-            images,
-            None if drawn.control is None else drawn.control.cpu(),
-            None if drawn.detected is None else drawn.detected.cpu(),
-            None if counts is None else counts.cpu(),
+            latent_statistics(one.latents),
+            latents,
+            *(None if value is None else value.cpu() for value in (one.images, one.control, one.detected, counts)),
+            {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]},
+            true,
         )
 
-    def compare(self, before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
-        return compare_evaluations(before, after, task)
+    def _scores(
+        self, drawn: Drawing, pictures: Pictures, data: Data, task: Task | None, reward: Reward | StepReward | None
+    ) -> dict[str, Tensor]:
+        """What is said of one picture of each item, (B,) each."""
+        captions, images = pictures.captions, drawn.images.cpu()
+        scores = {} if task is None else task.score(drawn.maps, drawn.target) | task.judge(drawn.images, drawn.target)
+        alignment = data.alignment(images, captions)
+        scores |= {} if alignment is None else {ALIGNMENT: alignment}
+        if reward is not None:
+            scores |= {f"reward/{part}": score for part, score in scores_of(reward, drawn, captions).items()}
+        scores |= data.guards(images, captions) if self.guards else {}
+        for measure in self.measures.values():
+            scores |= measure.score(pictures)
+        return scores
+
+    def _features(self, pictures: Pictures) -> dict[str, Tensor]:
+        """The rows of every measure, (B, F) under "<measure>:<name>"."""
+        return {
+            f"{name}:{part}": row.float().cpu()
+            for name, measure in self.measures.items()
+            for part, row in measure.features(pictures).items()
+        }
+
+    def compare(self, before: Evaluation | None, after: Evaluation, task: Task | None) -> dict[str, dict]:
+        return compare_evaluations(before, after, task, self.measures)
 
 
 def scores_of(reward: Reward | StepReward, drawn: Drawing, captions: list[str]) -> dict[str, Tensor]:
@@ -200,71 +249,25 @@ def latent_statistics(latents: Tensor) -> Tensor:
     return torch.cat([torch.cat([q.mean((2, 3)), q.std((2, 3))], 1) for q in quadrants], 1).cpu()
 
 
-def compare_evaluations(before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
-    """The `metrics` of result.json: paired differences with 95 % bootstrap intervals."""
-    better = {name: None if name.startswith("guard/") else True for name in before.scores} | (
-        task.scores if task else {}
-    )
-    numbers = [{name: value.numpy() for name, value in side.scores.items()} for side in (before, after)]
-    metrics = pooled(before, after, task) | compare(*numbers, {name: better[name] for name in before.scores})
-    if before.real is None:
-        return metrics
-    features = (side.numpy() for side in (before.real, before.features, after.features))
-    return metrics | {LATENT_FD: compare_frechet(*features)}
+def diversity(images: list[Tensor]) -> Tensor:
+    """Mean root-mean-square distance between two of K pictures of an item: K times (B, 3, H, W) -> (B,)."""
+    pairs = itertools.combinations(images, 2)
+    return torch.stack([(a - b).square().flatten(1).mean(1).sqrt() for a, b in pairs]).mean(0)
 
 
-def pooled(before: Evaluation, after: Evaluation, task: Task | None) -> dict[str, dict]:
-    """The task's metrics of the whole set, {} where it has none."""
-    if task is None or before.counts is None:
-        return {}
-    sides = (before.counts.numpy(), after.counts.numpy())
-    return {
-        name: compare_pooled(
-            *sides, lambda sums, name=name: task.pool(torch.from_numpy(sums))[name].numpy(), higher_is_better=better
-        )
-        for name, better in task.pooled.items()
-    }
-
-
-def write_items(file: Path, samples: list[Sample], before: Evaluation, after: Evaluation) -> None:
-    """One JSON line per held-out item with its scores before and after."""
-    lines = []
-    for index, sample in enumerate(samples):
-        row = {"id": sample.id, "caption": sample.caption}
-        for name in before.scores:
-            for side, evaluation in (("before", before), ("after", after)):
-                value = float(evaluation.scores[name][index])
-                row[f"{name}/{side}"] = value if math.isfinite(value) else None
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(file, "".join(lines))
+def save_drawn(folder: Path, numbers: list[int], asking: Asking, drawn: list[Drawing]) -> None:
+    """group_<picture>/<item>.png as CPO's evaluation names them, and condition/<item>.png."""
+    for row, number in enumerate(numbers):
+        for group, pictures in enumerate(drawn):
+            save_png(pictures.images[row], folder / f"group_{group}" / f"{number}.png")
+        if asking.condition.control is not None:
+            save_png(asking.condition.control[row], folder / "condition" / f"{number}.png")
 
 
 def _stack(samples: list[Sample]) -> Tensor:
     return torch.stack([sample.image for sample in samples])
 
 
-def _average(drawn: list[Evaluation]) -> Evaluation:
-    """Several pictures of the same items: scores are their means, diversity their mean distance."""
-    first = drawn[0]
-    if len(drawn) == 1:
-        return first
-    scores = {name: torch.stack([d.scores[name] for d in drawn]).mean(0) for name in first.scores}
-    counts = None if first.counts is None else torch.stack([d.counts for d in drawn]).sum(0)
-    pairs = itertools.combinations(drawn, 2)
-    distances = [(a.images - b.images).square().flatten(1).mean(1).sqrt() for a, b in pairs]
-    return replace(first, scores=scores | {DIVERSITY: torch.stack(distances).mean(0)}, counts=counts)
-
-
-def _show(part: Evaluation, count: int) -> Evaluation:
-    """Without the pictures of all but the first `count` items."""
-    pictures = {name: getattr(part, name) for name in ("images", "control", "detected")}
-    return replace(part, **{name: v if v is None else v[: max(0, count)].clone() for name, v in pictures.items()})
-
-
-def _join(parts: list[Evaluation]) -> Evaluation:
-    def joined(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)
-
-    scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
-    return Evaluation(scores, **{name: joined(name) for name in PARTS})
+def _columns(values: list[Tensor]) -> Tensor:
+    """(B,) of each of K pictures -> (B, K), or (B,) for one."""
+    return values[0] if len(values) == 1 else torch.stack(values, 1)

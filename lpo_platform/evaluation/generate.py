@@ -3,14 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
+from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from lpo_platform import noise
-from lpo_platform.diffusion.rollout import rollout
+from lpo_platform.config import UserError
+from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.diffusion.process import Process
+from lpo_platform.diffusion.rollout import Predict, rollout
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
+
+Sampler = Literal["ddim", "unipc"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class Sampling:
     num_steps: int
     guidance: float = 1.0
     eta: float = 0.0
+    sampler: Sampler = "ddim"
 
 
 @torch.no_grad()
@@ -36,10 +44,13 @@ def sample_latents(
         encoded = policy.encode_guided(x, t, condition.text, guidance=sampling.guidance, empty=empty)
         return policy.decode_guided(encoded, features, guidance=sampling.guidance)
 
+    start = draw(stream=stream).to(adapter.device)
+    if sampling.sampler == "unipc":
+        return unipc(predict, adapter.process, start, sampling)
     steps = rollout(
         predict,
         adapter.process,
-        draw(stream=stream).to(adapter.device),
+        start,
         num_steps=sampling.num_steps,
         eta=sampling.eta,
         noise=lambda index: draw(stream=f"{stream}/{index}").to(adapter.device),
@@ -47,3 +58,19 @@ def sample_latents(
     for step in steps:
         latents = step.following
     return latents
+
+
+def unipc(predict: Predict, process: Process, x: Tensor, sampling: Sampling) -> Tensor:
+    """The end of diffusers' UniPC (arXiv 2302.04867) from x (B, C, h, w), at its own settings and timesteps, as CPO's
+    evaluation draws. UserError for what has no such chain: eta and flow models."""
+    if sampling.eta or not isinstance(process, DDIM):
+        raise UserError("metrics.sampler=unipc: with metrics.eta=0 and models of Stable Diffusion's; else ddim")
+    before = torch.cat([torch.ones(1), process.alphas_cumprod[:-1].cpu()])
+    scheduler = UniPCMultistepScheduler(
+        num_train_timesteps=process.num_train_steps, trained_betas=(1 - process.alphas_cumprod.cpu() / before).numpy(),
+        prediction_type=process.prediction, steps_offset=process.steps_offset,
+    )  # fmt: skip
+    scheduler.set_timesteps(sampling.num_steps, device=x.device)
+    for t in scheduler.timesteps:
+        x = scheduler.step(predict(x, t.expand(len(x))), t, x, return_dict=False)[0]
+    return x

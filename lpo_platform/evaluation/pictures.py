@@ -8,16 +8,16 @@ from PIL import Image
 from torch import Tensor
 
 from lpo_platform.data.cache import write_atomically
-from lpo_platform.evaluation.evaluate import Evaluation
+from lpo_platform.evaluation.evaluated import Evaluation
 
 
-def save_pictures(folder: Path, before: Evaluation, after: Evaluation) -> None:
+def save_pictures(folder: Path, before: Evaluation | None, after: Evaluation) -> None:
     """condition, before, after, detected_before, detected_after as <i>.png, and all of them as grid.png."""
     columns = {
-        "condition": before.control,
-        "before": before.images,
+        "condition": after.control,
+        "before": before and before.images,
         "after": after.images,
-        "detected_before": before.detected,
+        "detected_before": before and before.detected,
         "detected_after": after.detected,
     }
     present = {name: images for name, images in columns.items() if images is not None}

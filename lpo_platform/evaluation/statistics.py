@@ -278,7 +278,9 @@ def _compared(name: str, metric: Mapping[str, Any], unicode: bool) -> tuple[str,
 def _alone(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
     own = metric["own_ci95"]
     digits = decimals({"ci95": own})
-    return name, number(metric["after"], digits), _bounds(own, digits), "", "", ""
+    known = all(bound is not None and math.isfinite(bound) for bound in own)  # a statistic of the set has none
+    bounds = _bounds(own, digits) if known else ""
+    return name, number(metric["after"], digits), bounds, "", "", ""
 
 
 def _bounds(interval: Sequence[float | None], digits: int, *, sign: bool = False) -> str:

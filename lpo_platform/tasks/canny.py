@@ -62,6 +62,10 @@ class Canny(Gray):
         own = f1(found, wanted)
         return {"canny/f1": own, "canny/f1_above_chance": own - chance(found, wanted)}
 
+    def grouped(self, maps: list[Tensor], target: Tensor) -> dict[str, Tensor]:
+        """F1 over the edges of all pictures, as CPO's tables have it (specs/cpo.md section 7)."""
+        return {"canny/f1": f1(torch.cat(maps, 3) > 0.5, target.repeat(1, 1, 1, len(maps)) > 0.5)}
+
 
 def chance(prediction: Tensor, target: Tensor) -> Tensor:
     """F1 that the same edges reach in the wrong place, (B,): the mean over cyclic shifts by quarters of the picture.

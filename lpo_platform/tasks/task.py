@@ -67,6 +67,10 @@ class Task(ABC):
         """Metrics by a second detector, through which no reward and no loss looks; {} where a task has none."""
         return {}
 
+    def grouped(self, maps: list[Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Metrics of score() for several pictures of an item taken as one, (B,), where that is not their mean."""
+        return {}
+
     def counts(self, maps: Tensor, target: Tensor) -> Tensor | None:
         """What each item adds to the pooled metrics, with a first axis B; None where there are none."""
         return None

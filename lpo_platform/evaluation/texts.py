@@ -1,0 +1,25 @@
+"""Embeddings of prompts for as long as they are needed, each computed once."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from lpo_platform.models.adapter import Adapter
+
+
+class Texts:
+    """prompts: all that will be asked for, as often as they will be; what is asked for no more is let go."""
+
+    def __init__(self, adapter: Adapter, prompts: list[str]) -> None:
+        self.adapter, self.left, self.known = adapter, Counter(prompts), dict[str, Tensor]()
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """(B, L, D) of B prompts."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        if new:
+            self.known |= zip(new, self.adapter.embed(self.adapter.tokenize(new)), strict=True)
+        found = torch.stack([self.known[prompt] for prompt in prompts])
+        self.left.subtract(prompts)
+        self.known = {prompt: text for prompt, text in self.known.items() if self.left[prompt] > 0}
+        return found
