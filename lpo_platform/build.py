@@ -42,7 +42,6 @@ from lpo_platform.evaluation.evaluate import Evaluator
 from lpo_platform.evaluation.generate import Sampling
 from lpo_platform.evaluation.outcome import conclude, evaluate_once
 from lpo_platform.evaluation.pairs import PairEvaluator
-from lpo_platform.doctor.checkup import Checkup
 from lpo_platform.hardware import Hardware
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.online import Online
@@ -307,7 +306,6 @@ def fit(
     folder: Path,
     guest: wandb.Guest | None,
     *,
-    checkup: Checkup | None = None,
 ) -> None:
     """The training itself, from the newest checkpoint of the folder if it has one, and the export of its result."""
     micro_batch, accumulation = job.hardware.split(method.batch)
@@ -323,8 +321,7 @@ def fit(
         )  # fmt: skip
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
     ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
-    checkup = checkup or Checkup(folder, averaged=ema is not None)
-    callbacks = [Resume(), checkup, Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
+    callbacks = [Resume(), Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
     if settings.samples and isinstance(evaluator, Evaluator):
         shown = Samples(
             folder / "samples", job.drawn, job.task, evaluator, settings.samples, every * settings.samples_every
