@@ -305,7 +305,6 @@ def fit(
     settings: Callbacks,
     folder: Path,
     guest: wandb.Guest | None,
-    *,
 ) -> None:
     """The training itself, from the newest checkpoint of the folder if it has one, and the export of its result."""
     micro_batch, accumulation = job.hardware.split(method.batch)
