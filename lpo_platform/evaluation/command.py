@@ -97,14 +97,18 @@ def run_config(cfg: DictConfig, run: str | Path) -> DictConfig:
     return known
 
 
-def load_run(cfg: DictConfig, hardware: Hardware, weights: str, resolution: int | None) -> tuple[Policy, str]:
+def load_run(
+    cfg: DictConfig, hardware: Hardware, weights: str, resolution: int | None, *, control: bool = True
+) -> tuple[Policy, str]:
     """The model of a run at a resolution (None: its own), and what identifies its weights.
 
-    weights: trained, start (those that the run started from) or the place of another ControlNet.
+    weights: trained, start (those that the run started from) or the place of another ControlNet. control: whether the
+    run has to have a ControlNet, or has to have none.
     """
     known = run_config(cfg, cfg.run)
-    if not known.get("control"):
-        raise UserError(f"run={cfg.run}: without a ControlNet; what works: a run with control=controlnet")
+    if bool(known.get("control")) != control:
+        has, works = ("without", "controlnet") if control else ("with", "none")
+        raise UserError(f"run={cfg.run}: {has} a ControlNet; what works: a run with control={works}")
     known.model.resolution = resolution or known.model.resolution
     if weights not in ("trained", "start"):
         known.control.weights, known.control.subfolder = weights, None
