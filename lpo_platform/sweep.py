@@ -7,6 +7,7 @@ missing.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -94,10 +95,10 @@ def begin(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def _essential(overrides: Sequence[str]) -> list[str]:
-    return sorted(item for item in record.redact_command(overrides) if _key(item) not in FREE)
+    return sorted(item for item in record.redact_command(overrides) if key(item) not in FREE)
 
 
-def _key(override: str) -> str:
+def key(override: str) -> str:
     """The group, or the first part of the key, that an override sets."""
     return override.partition("=")[0].lstrip("+~").replace("/", ".").split(".")[0]
 
@@ -178,13 +179,19 @@ class Sweep:
             found.setdefault(label, []).append(job)
         return found
 
-    def repeat(self, jobs: Sequence[Job]) -> list[str]:
-        """One command that runs the jobs of a setting again, in a folder of their own."""
-        words = [item for item in jobs[0].overrides if _key(item) not in ("seed", "hydra", "resume")]
-        seeds = [item.partition("=")[2] for job in jobs for item in job.overrides if _key(item) == "seed"]
-        several = ["-m"] if len(seeds) > 1 else []
-        seed = [f"seed={','.join(seeds)}"] if seeds else []
-        return [f"lpo-{jobs[0].primary}", *several, *record.redact_command(words), *seed]
+
+def repeat(primary: str, runs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What runs these overrides again: one command if they are all combinations of some values, else one for each."""
+    kept = (tuple(w for w in record.redact_command(run) if key(w) not in ("hydra", "resume")) for run in runs)
+    runs = list(dict.fromkeys(kept))
+    keys = [[item.partition("=")[0] for item in run] for run in runs]
+    alike = all(own == keys[0] for own in keys)
+    columns = [list(dict.fromkeys(column)) for column in zip(*runs, strict=True)] if alike else []
+    if not alike or math.prod(map(len, columns)) != len(runs):
+        return [[f"lpo-{primary}", *run] for run in runs]
+    several = ["-m"] if len(runs) > 1 else []
+    joined = [",".join([column[0], *(item.partition("=")[2] for item in column[1:])]) for column in columns]
+    return [[f"lpo-{primary}", *several, *joined]]
 
 
 def read(folder: Path) -> Sweep:

@@ -15,8 +15,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
-from PIL import Image, ImageDraw
+from toy_report import CHOICES, make_run, make_sweep
 
 from lpo_platform import record, sweep
 from lpo_platform.evaluation import items
@@ -28,8 +27,6 @@ from lpo_platform.tracking.page.markup import duration
 from lpo_platform.tracking.page.run import Run
 from lpo_platform.tracking.report import write_report
 from lpo_platform.tracking.serve import server
-
-CHOICES = {"model": "tiny", "method": "cpo", "task": "canny", "control": "controlnet", "data": "toy"}
 
 
 class Page(HTMLParser):
@@ -60,74 +57,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in {"style", "script"}:
             self.words += data
-
-
-def scene(generator: np.random.Generator, *, noise: float, seed: int, side: int) -> np.ndarray:
-    """A drawn shape, blurred by noise that stands for a model's mistakes: (side, side, 3) uint8."""
-    shape = np.random.default_rng(seed)
-    image = Image.new("RGB", (side, side), tuple(int(v) for v in shape.integers(150, 255, 3)))
-    draw, color = ImageDraw.Draw(image), tuple(int(v) for v in shape.integers(0, 150, 3))
-    x, y, r = (int(v) for v in shape.integers(side // 4, side // 2, 3))
-    (draw.ellipse if seed % 2 else draw.rectangle)((x - r // 2, y - r // 2, x + r // 2, y + r // 2), fill=color)
-    pixels = np.asarray(image, dtype=np.float64) + generator.normal(0, noise, (side, side, 3))
-    return pixels.clip(0, 255).astype(np.uint8)
-
-
-def edges(pixels: np.ndarray) -> np.ndarray:
-    gray = pixels.astype(np.float64).mean(axis=2)
-    strength = np.hypot(*np.gradient(gray))
-    return np.repeat(np.where(strength > 18, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def make_run(folder: Path, *, pictures: int = 16, side: int = 64, steps: int = 300, count: int = 128) -> Path:
-    """A finished run as the platform leaves it, with plausible numbers."""
-    generator = np.random.default_rng(0)
-    config = {
-        "name": None, "seed": 0, "resume": None,
-        "model": {"_target_": "lpo_platform.models.tiny.load", "resolution": side, "guidance": 3.0},
-        "task": {"_target_": "lpo_platform.tasks.canny.Canny", "low": 0.1, "high": 0.2},
-        "method": {"_target_": "lpo_platform.methods.cpo.CPO", "loss": "hard", "beta": 2500.0, "steps": steps},
-        "optim": {"lr": 1e-05},
-    }  # fmt: skip
-    record.start(folder, config, ["/somewhere/bin/lpo-train", "method=cpo", "task=canny", "optim.lr=1e-5"])
-    (folder / ".hydra").mkdir()
-    record.write_json(folder / ".hydra" / "hydra.yaml", {"hydra": {"runtime": {"choices": CHOICES}}})
-
-    with (folder / "metrics.jsonl").open("w") as file:
-        for step in range(steps):
-            noise = generator.normal(0, 0.06)
-            row = {"step": step, "time": step * 0.3, "epoch": step // 50}
-            row |= {"train/loss": 0.35 + 0.4 * np.exp(-step / 60) + noise, "train/grad_norm": 0.2 + abs(noise)}
-            row |= {"train/lr": 1e-5 * min(1, step / 30), "cpo/difference": -0.002 * step / steps + noise / 50}
-            row |= {"cpo/implicit_accuracy": 0.5 + 0.4 * (1 - np.exp(-step / 80)) + noise / 2}
-            row |= {"perf/train_seconds": 0.29, "perf/images_per_second": 52.0 + noise}
-            file.write(json.dumps(row) + "\n")
-
-    base = generator.beta(5, 5, count)
-    f1 = (base, (base + generator.normal(0.06, 0.09, count)).clip(0, 1))
-    text = generator.beta(8, 3, count)
-    alignment = (text, (text + generator.normal(0.0, 0.05, count)).clip(0, 1))
-    before = {"canny/f1": f1[0], "text/alignment": alignment[0], "image/distance": 40 * f1[0]}
-    after = {"canny/f1": f1[1], "text/alignment": alignment[1], "image/distance": 40 * f1[0] + 1 + 3 * (f1[1] - f1[0])}
-    better = {"canny/f1": True, "text/alignment": True, "image/distance": False}
-    captions = [f"a large {['red', 'blue', 'green'][i % 3]} circle left of a small square" for i in range(count)]
-    sides = {"before": before, "after": after}
-    items.write(folder / "evaluation" / "items.parquet", [f"{i:05d}" for i in range(count)], captions, sides)
-
-    for i in range(pictures):
-        clean = scene(generator, noise=0, seed=i, side=side)
-        drawn = {
-            "before": scene(generator, noise=22, seed=i, side=side),
-            "after": scene(generator, noise=7, seed=i, side=side),
-        }
-        all_pictures = {"condition": edges(clean), **drawn, **{f"detected_{n}": edges(p) for n, p in drawn.items()}}
-        for name, pixels in all_pictures.items():
-            (folder / "samples" / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / "samples" / name / f"{i}.png")
-
-    metrics = compare(before, after, better, resamples=2000)
-    record.finish(folder, metrics, count, 148.2, {"export": folder / "export"}, seed=0)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -292,21 +221,7 @@ def test_a_model_alone_shows_its_values_and_how_it_departs_from_the_protocol(tmp
 
 @pytest.fixture(scope="module")
 def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two settings with two seeds each and a failed job, as lpo-train -m leaves them."""
-    folder = tmp_path_factory.mktemp("sweeps") / "mine"
-    for number, (beta, seed) in enumerate([(9, 0), (9, 1), (500, 0), (500, 1), ("9 0", 0)]):
-        job = make_run(folder / f"{number}-cpo", pictures=2, side=32, steps=3, count=6)
-        OmegaConf.save([f"method.beta={beta}", "task=canny", f"seed={seed}"], job / ".hydra" / "overrides.yaml")
-        OmegaConf.save({"hydra": {"job": {"num": number, "name": "train"}, "runtime": {"choices": CHOICES}}},
-                       job / ".hydra" / "hydra.yaml")  # fmt: skip
-        (job / ".hydra" / "config.yaml").write_text((job / "resolved.yaml").read_text())
-        result = record.read_json(job / "result.json") | {"seed": seed}
-        result["metrics"]["canny/f1"] |= {"before": 0.4, "after": 0.4 + number / 100}
-        record.write_json(job / "result.json", result)
-        write_report(job)
-    record.fail(job, "beta: <not> a number")
-    record.write_json(folder / "sweep.json", {})
-    return folder
+    return make_sweep(tmp_path_factory.mktemp("sweeps") / "mine")
 
 
 def test_a_sweeps_page_is_a_leaderboard_of_its_settings(sweep_folder: Path) -> None:
@@ -314,8 +229,8 @@ def test_a_sweeps_page_is_a_leaderboard_of_its_settings(sweep_folder: Path) -> N
     page = Page((sweep_folder / "report.html").read_text())
     assert table and page.open == []
     assert "4 of 5 jobs finished. 4-cpo failed: beta: <not> a number." in page.words
-    # differences 0 and 0.01 of the one setting, 0.02 and 0.03 of the other: t(1) x half their distance, 12.706 x 0.005
-    assert "Best by canny/f1: method.beta=500, +0.03 [-0.04, +0.09]." in page.words
+    # differences 0 and 0.02 of the one setting, 0.04 and 0.06 of the other: t(1) x half their distance, 12.706 x 0.01
+    assert "Best by canny/f1: method.beta=500, +0.05 [-0.08, +0.18]." in page.words
     assert "lpo-train -m method.beta=500 task=canny seed=0,1" in page.words
     assert {f"{number}-cpo/report.html" for number in range(5)} <= set(page.addresses)
     assert page.tags.count("img") == 2 * 2 * 5

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lpo_platform import record
 from lpo_platform.evaluation.statistics import decimals, number
+from lpo_platform.sweep import Job, Sweep, repeat
 from lpo_platform.tracking.page.markup import (
     absent,
     cell,
@@ -24,12 +25,11 @@ from lpo_platform.tracking.page.run import Run
 
 if TYPE_CHECKING:
     from lpo_platform.seeds import Row
-    from lpo_platform.sweep import Job, Sweep
 
 SHOWN_EACH, SHOWN_SIDE = 6, 128
 
 
-def sentence(sweep: "Sweep") -> str:
+def sentence(sweep: Sweep) -> str:
     """How many jobs finished, which did not, and the best setting where the settings share their main metric."""
     left = [job for job in sweep.jobs if job.status != "finished"]
     said = [f"{len(sweep.jobs) - len(left)} of {len(sweep.jobs)} jobs finished."]
@@ -44,7 +44,7 @@ def sentence(sweep: "Sweep") -> str:
     return " ".join(said)
 
 
-def leaderboard(sweep: "Sweep") -> str:
+def leaderboard(sweep: Sweep) -> str:
     if not sweep.rows:
         return absent("No job has a result yet.")
     settings = sweep.settings
@@ -73,27 +73,28 @@ def _row(row: "Row", place: int, main: bool) -> str:
     return f"<tr{mark}>{''.join(cells)}</tr>"
 
 
-def main_rows(sweep: "Sweep") -> list["Row"]:
+def main_rows(sweep: Sweep) -> list["Row"]:
     """For each setting the row of the metric that its runs were for."""
     main = {setting: Run.read(jobs[0].folder).main for setting, jobs in sweep.settings.items()}
     return [row for row in sweep.rows if row.metric == main[row.setting]]
 
 
-def settings(sweep: "Sweep") -> str:
+def settings(sweep: Sweep) -> str:
     """Each setting with the command that repeats it, its jobs and their pictures."""
     if not sweep.settings:
         return absent("No job has finished yet.")
     return "".join(_setting(sweep, place, *item) for place, item in enumerate(sweep.settings.items()))
 
 
-def _setting(sweep: "Sweep", place: int, setting: str, jobs: Sequence["Job"]) -> str:
+def _setting(sweep: Sweep, place: int, setting: str, jobs: Sequence[Job]) -> str:
     links = ", ".join(_link(sweep.folder, job, f"seed {job.seed}") for job in jobs)
-    command = f"<pre class=command>{escape(shlex.join(sweep.repeat(jobs)))}</pre>"
+    commands = "\n".join(map(shlex.join, repeat(jobs[0].primary, [job.overrides for job in jobs])))
+    command = f"<pre class=command>{escape(commands)}</pre>"
     title = f"<h3>{escape(setting or 'all jobs')}</h3>"
     return f'<div class=setting id="setting-{place}">{title}{command}<p>Reports: {links}</p>{_sheet(jobs[0])}</div>'
 
 
-def _sheet(job: "Job") -> str:
+def _sheet(job: Job) -> str:
     """The first items of a job, a line for each kind of picture."""
     samples = job.folder / "samples"
     columns, names = kinds(samples)
@@ -107,13 +108,13 @@ def _sheet(job: "Job") -> str:
     return f'<div class="sheet pictures" style="--columns:{len(names)}">{"".join(lines)}</div>'
 
 
-def jobs(sweep: "Sweep") -> str:
+def jobs(sweep: Sweep) -> str:
     columns = heads(("", "job"), ("", "overrides"), ("", "status"), ("number", "time"))
     body = "".join(_job(sweep.folder, job) for job in sweep.jobs)
     return f'<table class="metrics sortable small">{columns}<tbody>{body}</tbody></table>'
 
 
-def _job(folder: Path, job: "Job") -> str:
+def _job(folder: Path, job: Job) -> str:
     colour = {"finished": "better", "failed": "worse", "foreign": "worse"}.get(job.status, "unclear")
     reason = f"<br>{escape(job.reason)}" if job.reason else ""
     cells = [
@@ -125,7 +126,7 @@ def _job(folder: Path, job: "Job") -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _link(folder: Path, job: "Job", words: str) -> str:
+def _link(folder: Path, job: Job, words: str) -> str:
     if not (job.folder / "report.html").is_file():
         return escape(words)
     return f'<a href="{escape(os.path.relpath(job.folder, folder))}/report.html">{escape(words)}</a>'

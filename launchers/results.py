@@ -1,0 +1,70 @@
+"""Tables of finished runs and sweeps, in Markdown, LaTeX or HTML, alone or beside the figures of a paper.
+
+python launchers/results.py outputs/sweeps/2026-01-01_00-00-00
+python launchers/results.py outputs/cpo-tiny-canny outputs/cpo-tiny-hed --paper cpo --format latex
+python launchers/results.py outputs/lpo-tiny-none --metric text/alignment image/diversity
+python launchers/results.py --make outputs/table                     makes the runs of the README's tables that are
+                                                                     missing there (an hour and more), and the tables
+python launchers/results.py --make outputs/table --only cpo spo      of some rows
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpo_platform.config import UserError
+from lpo_platform.tracking import campaign, outcomes
+from lpo_platform.tracking.tabular import FORMATS, Table
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="runs, folders of runs (the newest counts) and sweeps")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="markdown")
+    parser.add_argument("--paper", choices=sorted(outcomes.published()), help="beside the figures that it states")
+    parser.add_argument("--metric", nargs="+", default=[], help="other metrics than the one that each run was for")
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help="the tables of the README, from runs in FOLDER")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="with --make: these rows")
+    asked = parser.parse_args()
+    try:
+        tables, left = made(asked) if asked.make else read(asked)
+    except UserError as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("results.py: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print("\n".join(map(FORMATS[asked.format], tables)), end="")
+    for folder in left:
+        print(f"results.py: {folder}: did not finish, so it is not in the table", file=sys.stderr)
+    return 1 if left and asked.make else 0
+
+
+def read(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:
+    if not asked.folders:
+        raise UserError("no folder is given; name runs or sweeps, or --make FOLDER")
+    found, left = outcomes.read(asked.folders)
+    if not found:
+        raise UserError(f"{left[0]}: did not finish; there is nothing to show")
+    if asked.paper:
+        return outcomes.beside_paper(found, asked.paper), left
+    return [outcomes.summary(found, asked.metric)], left
+
+
+def made(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:
+    tables = campaign.chosen(campaign.read(HERE / "readme_table.yaml"), asked.only)
+    failed = campaign.make(tables, asked.make, train)
+    return [campaign.table(title, rows, asked.make) for title, rows in tables.items() if rows], failed
+
+
+def train(arguments: list[str]) -> int:
+    return subprocess.run([sys.executable, str(HERE / "train.py"), *arguments]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
