@@ -20,6 +20,7 @@ from lpo_platform.distributed import deal, lead, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.evaluation.picture_folders import BROKEN
 from lpo_platform.evaluation.pictures import save_png
+from lpo_platform.evaluation.texts import Texts
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.record import write_json
@@ -80,8 +81,9 @@ class PictureSet:
         }  # fmt: skip
         self._claim(settings, wanted)
         left = deal([p for p in there if not p.file.exists()])
+        texts = Texts(adapter, [p.prompt for p in left])
         for start in tqdm(range(0, len(left), self.batch), desc="pictures", unit="batch"):
-            self._draw(policy, left[start : start + self.batch], sampling)
+            self._draw(policy, texts, left[start : start + self.batch], sampling)
         wait()
         left_out = {
             MISSING: [p.name for p in sorted({*wanted} - {*there}, key=lambda p: p.name)],
@@ -116,14 +118,14 @@ class PictureSet:
     def folder(self) -> Path:
         return Path(self.save).expanduser()
 
-    def _draw(self, policy: Policy, pictures: list[Picture], sampling: Sampling) -> None:
+    def _draw(self, policy: Policy, texts: Texts, pictures: list[Picture], sampling: Sampling) -> None:
         adapter, conditions = policy.adapter, None
         if self.control:
             read = {p: image for p in pictures if (image := condition_image(p, adapter.resolution)) is not None}
             if not read:
                 return
             pictures, conditions = list(read), torch.stack(list(read.values())).to(adapter.device)
-        condition = Condition(adapter.embed(adapter.tokenize([p.prompt for p in pictures])), conditions)
+        condition = Condition(texts([p.prompt for p in pictures]), conditions)
         keys = [p.key for p in pictures]
         latents = sample_latents(policy, condition, keys, sampling, seed=self.seed, stream=self.stream)
         for picture, image in zip(pictures, adapter.decode(latents), strict=True):
