@@ -1,0 +1,72 @@
+"""FLOPs and memory of a piece of work on the meta device, where it costs neither."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx.experimental import _config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lpo_platform.benchmark.measure import flops
+
+__all__ = ["flops", "peak"]
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Most bytes that tensors made by the work held at once: activations, temporary results and new gradients."""
+    tracker = Live()
+    with fused(), tracker, _config.patch(meta_nonzero_assume_all_nonzero=True):
+        work()
+    return tracker.peak
+
+
+class Live(TorchDispatchMode):
+    """Adds up the storages that operations make until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[int, weakref.ref] = {}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+
+        def freed(_: object) -> None:
+            del self.known[key]
+            self.live -= size
+
+        self.known[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """Attention as a GPU computes it, without the matrix of weights, which the meta device would keep."""
+    plain = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if attn_mask is not None:
+            return plain(query, key, value, attn_mask, **options)
+        causal = options.get("is_causal", False)
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal)[0]
+
+    F.scaled_dot_product_attention = attention  # not a mode of torch: checkpoints compute again without it
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain

@@ -1,0 +1,116 @@
+"""The model of a configuration on the meta device: every weight has its shape and none its values, so nothing is read.
+
+A folder in diffusers' layout says its own shape; of hub ids the published shapes are known here.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from lpo_platform.benchmark.random_model import SD15, SD21, SDXL, Config, HashedWords, Shape, random_model
+from lpo_platform.build import create
+from lpo_platform.config import UserError
+from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.diffusion.flow import Flow
+from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel
+from lpo_platform.models.flux import Flux
+from lpo_platform.models.policy import Policy
+from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.models.weights import locate, split
+
+PUBLISHED = {shape.name: shape for shape in (SD15, SD21, SDXL)}
+# FLUX.1-dev where it differs from the defaults of its classes
+FLUX: dict[str, Config] = {
+    "transformer": {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
+    "vae": SD15.vae | {"sample_size": 1024, "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    | {"use_quant_conv": False, "use_post_quant_conv": False},
+    "text_encoder": SD15.text_encoder,
+    "text_encoder_2": {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    | {"feed_forward_proj": "gated-gelu"},
+}  # fmt: skip
+
+
+class MetaFlux(Flux):
+    """FLUX without its weights; parts: their configurations, by their folders in FluxPipeline's layout."""
+
+    def __init__(self, parts: dict[str, Config], resolution: int, max_tokens: int, control_layers: list[int]) -> None:
+        self.name, self.weights, self.controls, self.changes, self.reward = "flux", "meta", {}, {}, None
+        self.resolution, self.max_tokens, self.control_layers = resolution, max_tokens, tuple(control_layers)
+        with torch.device("meta"):
+            self.unet = FluxTransformer2DModel.from_config(parts["transformer"])
+            self.vae = AutoencoderKL.from_config(parts["vae"])
+            self.text_encoder = T5EncoderModel(T5Config(**parts["text_encoder_2"]))
+            self.clip = CLIPTextModel(CLIPTextConfig(**parts["text_encoder"]))
+        self.unet.distilled_guidance = 3.5
+        words = {"vocab_size": self.text_encoder.config.vocab_size, "bos_token_id": 0, "eos_token_id": 1}
+        self.t5_tokenizer = HashedWords(SimpleNamespace(max_position_embeddings=max_tokens, **words))
+        self.tokenizer = HashedWords(self.clip.config)
+        self._finish()
+
+
+def adapter_of(model: DictConfig) -> StableDiffusion:
+    """The model, its process still on the CPU: methods look at its timesteps. UserError where the shape is unknown."""
+    if issubclass(_class(model), Flux):
+        parts = {part: _config(model, part) or FLUX[part] for part in FLUX}
+        layers = OmegaConf.to_container(model.control_layers)
+        adapter, process = MetaFlux(parts, model.resolution, model.max_tokens, layers), Flow(shift=3.0)
+    else:
+        adapter, process = random_model(_shape(model), resolution=model.resolution, device="meta"), DDIM()
+    adapter.process = process
+    adapter.guidance, adapter.num_inference_steps = model.guidance, model.num_inference_steps
+    return adapter
+
+
+def _class(model: DictConfig) -> type:
+    from hydra.utils import get_class
+
+    return get_class(model._target_)
+
+
+def _shape(model: DictConfig) -> Shape:
+    if (unet := _config(model, "unet")) is not None:
+        others = {part: _config(model, part) for part in ("vae", "text_encoder", "text_encoder_2")}
+        return Shape(model.name, model.resolution, unet, **others)
+    if model.name in PUBLISHED:
+        return PUBLISHED[model.name]
+    known = ", ".join([*PUBLISHED, "flux"])
+    raise UserError(
+        f"model.weights={model.weights}: its shape is not known without its files; pass a folder in diffusers' layout "
+        f"(its config.json files are enough), or a model that is known: {known}"
+    )
+
+
+def _config(model: DictConfig, part: str) -> Config | None:
+    """config.json of a part, of the pipeline's folder or what `vae=` and the like put in its place."""
+    place = model.get(part)
+    weights, subfolder = split(place) if place else (model.weights, part)
+    file = Path(locate(weights), subfolder or "") / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def policy_of(cfg: DictConfig) -> Policy:
+    """What learns and what does not, as build.policy_of has it, but for values."""
+    adapter, control = adapter_of(cfg.model), None
+    adapter.process.to("meta")
+    if cfg.get("control"):
+        control = _control(cfg, adapter)
+    tune = OmegaConf.masked_copy(cfg.tune, [key for key in cfg.tune if key not in ("weights", "text_projection")])
+    policy = Policy(adapter, create(tune), control)
+    adapter.process = type(adapter.process)() if isinstance(adapter.process, DDIM) else Flow(shift=3.0)
+    return policy
+
+
+def _control(cfg: DictConfig, adapter: StableDiffusion) -> nn.Module:
+    with torch.device("meta"):
+        control = adapter.load_control("", "unet")
+        if "dino" not in cfg.control:
+            return control
+        auto = "tiny" if cfg.model.name.startswith("tiny") else "small"
+        size = next((name for name in SIZES if cfg.control.dino.endswith(name)), auto)
+        return ControlNetDinoModel.from_controlnet(control, None, adapter_size=size).requires_grad_(True)
