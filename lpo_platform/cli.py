@@ -1,4 +1,4 @@
-"""The commands lpo-train, -eval, -prepare and -score: a check of the whole command line, then Hydra, then the job.
+"""The commands lpo-train, -eval, -prepare, -score, -doctor, -plan: a check of the command line, Hydra, then the job.
 
 Nothing heavy is imported before the check has passed: help, completion and a wrong command line take about a second.
 """
@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,16 @@ def score() -> None:
     _main(Command("lpo-score", "score", _score))
 
 
+def doctor() -> None:
+    """Console command lpo-doctor."""
+    _examine("lpo-doctor", _doctor)
+
+
+def plan() -> None:
+    """Console command lpo-plan."""
+    _examine("lpo-plan", _plan)
+
+
 def _train(cfg: DictConfig, folder: Path) -> object:
     from lpo_platform import build
 
@@ -86,6 +97,63 @@ def _score(cfg: DictConfig, folder: Path) -> object:
     from lpo_platform.score import score
 
     return score(cfg, folder)
+
+
+def _doctor(words: list[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="lpo-doctor-") as name:
+        folder, cfg = Path(name), _composed("lpo-doctor", words)
+        if (count := launch.processes(cfg)) > 1:
+            launch.run("doctor", cfg, folder, count)
+        else:
+            from lpo_platform.doctor.examine import doctor
+
+            doctor(cfg, folder)
+        return int((folder / "failed").exists())
+
+
+def _plan(words: list[str]) -> int:
+    from lpo_platform.plan.settings import settings_of
+
+    settings, words = settings_of(words)
+    cfg = _composed("lpo-plan", words, absent=True)
+    from lpo_platform.plan.plan import plan, text
+
+    print(text(plan(cfg, settings)))
+    return 0
+
+
+def _examine(name: str, work: Callable[[list[str]], int]) -> None:
+    """A command that looks at what lpo-train would do, with its command line and without a run folder."""
+    set_threads()
+    command = Command(name, "train", lambda *_: None)
+    try:
+        sys.exit(work(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(_refuse(command, error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except launch.ProcessFailed as error:
+        say(command, f"{error}\n{error.story}".rstrip())
+        sys.exit(1)
+
+
+def _composed(name: str, words: list[str], *, absent: bool = False) -> DictConfig:
+    """The configuration that lpo-train would run; prints the help where that is asked for. absent: as in _ready."""
+    from lpo_platform.compose import help_text, hydra_settings
+
+    line = _parse(words)
+    if line.helps:
+        print(help_text("train", line.config_dirs, words=name.removeprefix("lpo-")))
+        sys.exit()
+    if line.shows or line.passes:
+        raise UserError(f"{shlex.join(line.flags)}: a flag of lpo-train; {name} has --help and --config-dir")
+    if {"-m", "--multirun"} & {*line.flags} or line.value("sweep") is not None:
+        raise UserError("one configuration at a time; leave -m and sweep= out")
+    line.multirun = False  # hardware=slurm is one job here
+    _ready(Command(name, "train", lambda *_: None), words, line, absent=absent)
+    conf = CONF if line.config_path is None else Path(line.config_path).resolve()
+    cfg = hydra_settings(line.config_name or "train", line.overrides, line.config_dirs, conf)
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
 
 
 def _main(command: Command) -> None:
@@ -237,8 +305,14 @@ def _parse(arguments: Sequence[str]) -> Line:
     )
 
 
-def _ready(command: Command, arguments: list[str], line: Line) -> list[str]:
-    """The arguments for Hydra; raises ConfigError with every problem of the command line."""
+ABSENT = re.compile(r": (no such (file|folder)|required by (control|data|reward)=)")
+
+
+def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool = False) -> list[str]:
+    """The arguments for Hydra; raises ConfigError with every problem of the command line.
+
+    absent: whether data and weights may be missing or not named yet.
+    """
     sys.path.append(str(Path.cwd()))
     _look_in(line.config_dirs)
     if line.passes:
@@ -253,6 +327,7 @@ def _ready(command: Command, arguments: list[str], line: Line) -> list[str]:
     problems += diagnose(
         primary, line.overrides, line.config_dirs, conf=conf, multirun=line.multirun, values=not line.shows
     )
+    problems = [problem for problem in problems if not (absent and ABSENT.search(problem))]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     if not line.shows and conf == CONF:

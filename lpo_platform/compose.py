@@ -76,15 +76,16 @@ def _groups(repo: CachingConfigRepository, primary: str) -> tuple[str, ...]:
     return tuple(sorted(found - {"local"}))
 
 
-def help_text(primary: str, config_dirs: Sequence[str]) -> str:
-    """What `--help` prints: conf/hydra/help/<primary>.yaml with the groups of the command filled in.
+def help_text(primary: str, config_dirs: Sequence[str], words: str | None = None) -> str:
+    """What `--help` prints: conf/hydra/help/<words, else primary>.yaml with the groups of the command filled in.
 
     Hydra's own way to the same text lists every group of Hydra as well and takes seconds.
     """
     files = source(primary, config_dirs, CONF)
-    words = OmegaConf.create({"hydra": {"help": OmegaConf.load(CONF / "hydra" / "help" / f"{primary}.yaml")}})
+    file = CONF / "hydra" / "help" / f"{words or primary}.yaml"
+    filled = OmegaConf.create({"hydra": {"help": OmegaConf.load(file)}})
     groups = "\n".join(f"  {group}: {', '.join(files.options(group))}" for group in files.groups)
-    return Template(str(words.hydra.help.template)).safe_substitute(APP_CONFIG_GROUPS=f"{groups}\n").rstrip()
+    return Template(str(filled.hydra.help.template)).safe_substitute(APP_CONFIG_GROUPS=f"{groups}\n").rstrip()
 
 
 def compose(primary: str, overrides: Sequence[str], config_dirs: Sequence[str], conf: Path) -> Composed:
