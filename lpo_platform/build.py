@@ -38,6 +38,7 @@ from lpo_platform.data.rollouts import Rollouts
 from lpo_platform.data.rounds import Rounds
 from lpo_platform.data.source import Data
 from lpo_platform.distributed import lead, wait
+from lpo_platform.doctor.checkup import Checkup
 from lpo_platform.evaluation.evaluate import Evaluator
 from lpo_platform.evaluation.generate import Sampling
 from lpo_platform.evaluation.outcome import conclude, evaluate_once
@@ -305,6 +306,8 @@ def fit(
     settings: Callbacks,
     folder: Path,
     guest: wandb.Guest | None,
+    *,
+    checkup: Checkup | None = None,
 ) -> None:
     """The training itself, from the newest checkpoint of the folder if it has one, and the export of its result."""
     micro_batch, accumulation = job.hardware.split(method.batch)
@@ -320,7 +323,8 @@ def fit(
         )  # fmt: skip
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
     ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
-    callbacks = [Resume(), Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
+    checkup = checkup or Checkup(folder, averaged=ema is not None)
+    callbacks = [Resume(), checkup, Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
     if settings.samples and isinstance(evaluator, Evaluator):
         shown = Samples(
             folder / "samples", job.drawn, job.task, evaluator, settings.samples, every * settings.samples_every

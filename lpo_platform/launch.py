@@ -187,10 +187,11 @@ def main(primary: str, folder: Path) -> None:
     _log_to(folder / f"{primary}.log")
     try:
         from lpo_platform import build
+        from lpo_platform.doctor.examine import doctor
         from lpo_platform.evaluation import command
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        work = {"train": build.train, "eval": command.evaluate, "prepare": build.prepare}[primary]
+        work = {"train": build.train, "eval": command.evaluate, "prepare": build.prepare, "doctor": doctor}[primary]
         work(OmegaConf.load(folder / "resolved.yaml"), folder)
     except BaseException as error:
         # no orderly end: another process may be waiting for this one inside of a collective operation
