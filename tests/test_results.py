@@ -2,7 +2,7 @@
 
 import itertools
 import math
-import subprocess
+import runpy
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -203,10 +203,12 @@ def test_only_missing_runs_are_made_and_failures_stop_no_other(tmp_path: Path, c
         (["--make", "x", "--only", "nothing"], "--only nothing: no such row; there are control,"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], words: str) -> None:
-    line = [sys.executable, "launchers/results.py", *arguments]
-    done = subprocess.run(line, cwd=REPO, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and words in done.stderr
+def test_mistakes_are_one_line(arguments: list[str], words: str, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr(sys, "argv", ["results.py", *arguments])
+    assert runpy.run_path("launchers/results.py")["main"]() == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and words in shown.err
 
 
 def test_a_metric_without_a_number_is_left_out(tmp_path: Path) -> None:
