@@ -263,6 +263,8 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         **{("reward", name): ["method=spo"] for name in BY_PICTURE},
         **{("reward", name): CONTROLLED for name in ("consistency", "keypoint_cosine", "oks", "skeleton_dino")},
         **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
+        ("metrics", "quality"): ["metrics.measures.fid.weights=w", "metrics.measures.lpips.weights=w"],
+        ("metrics", "preference"): ["metrics.measures.aesthetic.reward.weights=w"],
         ("debug", "smoke_online"): ["method=lpo"],
         ("reward", "lrm"): ["method=lpo"],
         ("reward", "random"): ["method=lpo"],
@@ -293,6 +295,8 @@ def hydras(primary: str, overrides: list[str]) -> dict:
         ("train", ["method=ddpo", "reward=blend", "+reward@reward.rewards.a=toy", "+reward.weights.a=2"]),
         ("prepare", ["task=canny", "force=true"]),
         ("eval", ["run=/tmp", "metrics.batch=2"]),
+        ("eval", ["run=/tmp", "+measure@metrics.measures.a=reward", "+reward@metrics.measures.a.reward=toy"]),
+        *(("eval", ["run=/tmp", f"+measure@metrics.measures.a={name}"]) for name in shipped("measure")),
     ],
 )
 def test_our_composition_equals_hydras(primary: str, overrides: list[str]):
