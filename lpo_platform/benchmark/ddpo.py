@@ -117,8 +117,8 @@ class DDPOBench(Bench):
         for rows in torch.arange(self.units).split(self.micro):
             weight = torch.full((len(rows),), 1 / self.units)
             place = {"sample": rows // steps, "step": rows % steps, "weight": weight}
-            batch = {name: column.to(self.device) for name, column in self.method.of_samples(place).items()}
-            yield self.method.loss(batch | {"position": rows + self.units})[0]  # as after an update: with a ratio
+            batch = self.method.of_samples(place) | {"position": rows + self.units}  # as after an update: with a ratio
+            yield self.method.loss(self.method.transfer_batch_to_device(batch, self.device, 0))[0]
 
     @property
     def stride(self) -> int:

@@ -13,6 +13,7 @@ from lpo_platform.config import UserError
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
 from lpo_platform.tasks.task import Task
+from lpo_platform.upload import upload
 
 
 class ControlReward(Method):
@@ -39,7 +40,7 @@ class ControlReward(Method):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         process = self.policy.adapter.process
         z, e, drawn = self.latents(batch), self.normal(batch, "pretrain"), self.drawn_times(batch, "pretrain")
-        t = drawn.to(self.device)
+        t = upload(drawn, self.device)
         x, target = process.add_noise(z, e, t), process.target(z, e, t)
         output = self.policy.predict(x, t, Condition(self.text(batch), batch["control"]))
         pretraining = losses.denoising_error(output, target).mean()
@@ -47,6 +48,7 @@ class ControlReward(Method):
         rows = (drawn <= self.max_timestep).nonzero().flatten()  # on the CPU: the GPU is not asked which they are
         reward = output.new_zeros(())
         if len(rows):
+            rows = upload(rows, self.device)
             clean, _ = process.clean(output[rows], t[rows], x[rows])
             pictures = self.policy.adapter.decode(clean)
             reward = self.task.loss(pictures, batch["target"][rows].float()).sum() / self.expected(len(drawn))

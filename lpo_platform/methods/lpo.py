@@ -23,6 +23,7 @@ from lpo_platform.methods.online import Online
 from lpo_platform.preferences import Rule, select, thresholds
 from lpo_platform.rewards.refresh import Refresh
 from lpo_platform.rewards.reward import StepReward
+from lpo_platform.upload import upload
 
 
 class LPO(Online):
@@ -89,7 +90,7 @@ class LPO(Online):
         }
         step, prompt = valid.nonzero(as_tuple=True)
         return {
-            "prompt": torch.tensor(positions, device=step.device)[prompt],
+            "prompt": torch.arange(positions.start, positions.stop, device=step.device)[prompt],
             "step": step,
             "t": t[step],
             "x": x[step, prompt],
@@ -104,10 +105,11 @@ class LPO(Online):
 
         def draw(index: int) -> Tensor:
             drawn = noise.normal(keys, shape, seed=self.seed, stream=f"candidates/{index}")
-            return drawn.transpose(0, 1).to(self.device, non_blocking=True)
+            return upload(drawn, self.device).transpose(0, 1)
 
         def choose(index: int) -> Tensor:
-            return noise.integers(keys, self.candidates, seed=self.seed, stream=f"choice/{index}").to(self.device)
+            drawn = noise.integers(keys, self.candidates, seed=self.seed, stream=f"choice/{index}")
+            return upload(drawn, self.device)
 
         steps = list(
             rollout(

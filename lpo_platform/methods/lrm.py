@@ -8,6 +8,7 @@ from torch import Tensor
 from lpo_platform import losses, noise
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.latent_reward import LatentReward
+from lpo_platform.upload import upload
 
 
 class LRM(Method):
@@ -32,8 +33,8 @@ class LRM(Method):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         process, moments = self.policy.adapter.process, batch["moments"]
         num, count = moments.shape[:2]
-        chosen = noise.integers(self._keys(batch), self.num_steps, seed=self.seed, stream="reward/t").to(self.device)
-        t = process.times(self.num_steps)[chosen].repeat_interleave(count)
+        chosen = noise.integers(self._keys(batch), self.num_steps, seed=self.seed, stream="reward/t")
+        t = process.times(self.num_steps)[upload(chosen, self.device)].repeat_interleave(count)
         z = self.policy.adapter.sample_latents(moments.flatten(0, 1), self._draw(batch, "vae", count))
         e = self._draw(batch, "reward", 1 if self.noise == "shared" else count)
         e = e.repeat_interleave(num * count // len(e), 0)
@@ -46,7 +47,7 @@ class LRM(Method):
         """Normal noise for `count` pictures of every row, (B count, C, h, w)."""
         shape = (count, *self.policy.adapter.latent_shape)
         drawn = noise.normal(self._keys(batch), shape, seed=self.seed, stream=stream)
-        return drawn.flatten(0, 1).to(self.device, non_blocking=True)
+        return upload(drawn.flatten(0, 1), self.device)
 
     def _report(self, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {

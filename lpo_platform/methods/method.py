@@ -14,6 +14,7 @@ from lpo_platform.distributed import mean
 from lpo_platform.methods.optim import Optim
 from lpo_platform.models.policy import Policy
 from lpo_platform.sharding import whole
+from lpo_platform.upload import upload
 
 Batch = dict[str, Tensor]
 
@@ -61,7 +62,8 @@ class Method(L.LightningModule):
             norm = torch.nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
         else:
             norm = torch.nn.utils.clip_grad_norm_(weights, self.optim.clip)
-        self.log_dict({"train/grad_norm": whole(norm), "train/lr": optimizer.param_groups[0]["lr"]})
+        rate = torch.tensor(optimizer.param_groups[0]["lr"])  # on the CPU: Lightning would wait to move a float
+        self.log_dict({"train/grad_norm": whole(norm), "train/lr": rate})
 
     def _unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Lightning leaves the gradients of a fused optimiser scaled, as that divides them in its step: clipped now,
@@ -88,11 +90,11 @@ class Method(L.LightningModule):
     def normal(self, batch: Batch, stream: str) -> Tensor:
         """Standard normal noise in the shape of latents, one stream per purpose."""
         drawn = noise.normal(self._keys(batch), self.policy.adapter.latent_shape, seed=self.seed, stream=stream)
-        return drawn.to(self.device, non_blocking=True)
+        return upload(drawn, self.device)
 
     def times(self, batch: Batch, stream: str) -> Tensor:
         """The times to train at, as the process draws them, (B,)."""
-        return self.drawn_times(batch, stream).to(self.device)
+        return upload(self.drawn_times(batch, stream), self.device)
 
     def drawn_times(self, batch: Batch, stream: str) -> Tensor:
         """times() on the CPU, where they are drawn: a choice by timestep then waits for no GPU."""
@@ -101,7 +103,7 @@ class Method(L.LightningModule):
 
     def uniform(self, batch: Batch, stream: str) -> Tensor:
         """u ~ U[0, 1), (B,)."""
-        return noise.uniform(self._keys(batch), seed=self.seed, stream=stream).to(self.device)
+        return upload(noise.uniform(self._keys(batch), seed=self.seed, stream=stream), self.device)
 
     def _keys(self, batch: Batch) -> list[int]:
         return batch["position"].tolist()

@@ -19,6 +19,7 @@ from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.method import Batch
 from lpo_platform.preferences import select
 from lpo_platform.rewards.reward import PredictionReward, Reward, predicted
+from lpo_platform.upload import upload
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ class SPO(LPO):
             parts += [self.pairs(move, prompt, best, worst) for move in fork.moves]
         rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         prompt = rows["prompt"]
-        return rows | {"prompt": torch.tensor(positions, device=prompt.device)[prompt], "text": text[prompt]}
+        return rows | {
+            "prompt": torch.arange(positions.start, positions.stop, device=prompt.device)[prompt],
+            "text": text[prompt],
+        }
 
     def pairs(self, move: Move, prompt: Tensor, best: Tensor, worst: Tensor) -> Rows:
         """One step of the best and of the worst branch. `x_loser` stands beside x where inner steps set them apart."""
@@ -131,7 +135,8 @@ class SPO(LPO):
             output = self.predict(flat, t, many)
             forks.append(Fork(moves, process.clean(output, t, flat)[0].view_as(branches), times[end]))
             kept = noise.integers(list(positions), self.candidates, seed=self.seed, stream=f"choice/{end}")
-            x, output = (of.view_as(branches)[kept.to(text.device), prompts] for of in (branches, output))
+            kept = upload(kept, text.device)
+            x, output = (of.view_as(branches)[kept, prompts] for of in (branches, output))
         return forks
 
     def step(self, output: Tensor, index: int, x: Tensor) -> Gaussian:
@@ -144,7 +149,7 @@ class SPO(LPO):
         """Standard normal noise for `count` points after a step, (count, B, C, h, w)."""
         shape = (count, *self.policy.adapter.latent_shape)
         drawn = noise.normal(list(positions), shape, seed=self.seed, stream=f"candidates/{index}")
-        return drawn.transpose(0, 1).to(self.device, non_blocking=True)
+        return upload(drawn, self.device).transpose(0, 1)
 
     def score(self, captions: list[str], t: Tensor, clean: Tensor) -> Tensor:
         """Rewards of the pictures of clean latents (F, K, B, C, h, w) predicted at t (F,): (F, K, B)."""
@@ -164,9 +169,11 @@ class SPO(LPO):
         """LPO's; winner and loser of an inner step come from two points, which take a forward each."""
         if not self.inner_steps:
             return super().loss(batch)
-        policy = self.gaussians(batch)
+        first = (batch["step"] - self.skip_steps) % (1 + self.inner_steps) == 0
+        apart = (~first).nonzero().flatten()
+        policy = self.gaussians(batch, apart)
         with self.policy.reference():
-            reference = self.gaussians(batch)
+            reference = self.gaussians(batch, apart)
         winner, loser = (
             ours.log_prob(batch[name]) - theirs.log_prob(batch[name])
             for ours, theirs, name in zip(policy, reference, ("winner", "loser"), strict=True)
@@ -174,10 +181,10 @@ class SPO(LPO):
         pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
         return (batch["weight"] * pairs).sum(), self._report(winner.detach(), loser.detach())
 
-    def gaussians(self, batch: Batch) -> tuple[Gaussian, Gaussian]:
-        """Where the steps from x and from x_loser lead, in one forward; the first step of a fork has one point."""
-        count, first = len(batch["t"]), (batch["step"] - self.skip_steps) % (1 + self.inner_steps) == 0
-        apart = (~first).nonzero().flatten()
+    def gaussians(self, batch: Batch, apart: Tensor) -> tuple[Gaussian, Gaussian]:
+        """Where the steps from x and from x_loser lead, in one forward; apart: the rows where the two differ, which are
+        not those of a fork's first step."""
+        count = len(batch["t"])
         rows = torch.arange(count, device=apart.device)
         points = {name: torch.cat([batch[name], batch[name][apart]]) for name in ("t", "text")}
         gaussian = self.gaussian(points | {"x": torch.cat([batch["x"], batch["x_loser"][apart]])})

@@ -17,6 +17,7 @@ from lpo_platform.diffusion.flow import Flow
 from lpo_platform.models import flux_transformer  # noqa: F401 (its halves serve policies of this model)
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import pack
+from lpo_platform.upload import upload
 
 
 class Flux(StableDiffusion):
@@ -94,7 +95,7 @@ class Flux(StableDiffusion):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Packed text: (B, L5 + L) -> (B, L5 + 1, D)."""
-        t5, clip = tokens.to(self.device).split([self.max_tokens, tokens.shape[1] - self.max_tokens], 1)
+        t5, clip = upload(tokens, self.device).split([self.max_tokens, tokens.shape[1] - self.max_tokens], 1)
         return pack(self.text_encoder(t5).last_hidden_state, self.clip(clip).pooler_output)
 
     def load_control(self, task: str, weights: str, subfolder: str | None = None) -> FluxControlNetModel:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.shared_encoder import descend, embed_time
 from lpo_platform.models.stable_diffusion_xl import encode_text, unpack
+from lpo_platform.upload import upload
 
 UP = ("up_blocks.", "conv_norm_out.", "conv_out.")
 Text = dict[str, Tensor]
@@ -84,7 +85,7 @@ class LatentReward(nn.Module):
 
     def encode(self, tokens: Tensor) -> Text:
         """What the score needs to know of B prompts: context (B, L, D) of the image tower and target (B, d)."""
-        tokens = tokens.to(self.visual_projection.weight.device)
+        tokens = upload(tokens, self.visual_projection.weight.device)
         if len(self.text_encoders) == 2:
             context = encode_text(*self.text_encoders, tokens)
             return {"context": context, "target": unpack(context, self.text_encoders[1].config.projection_dim)[1]}

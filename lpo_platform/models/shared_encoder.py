@@ -8,7 +8,7 @@ times (specs/cpo.md section 10, item 1). encode followed by decode equals UNet2D
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cache, singledispatch
 
 import torch
 from diffusers import ControlNetModel, Transformer2DModel, UNet2DConditionModel
@@ -59,8 +59,14 @@ def conditions(
     if pooled is None:
         return sequence, None
     height, width = (PIXELS_PER_LATENT * size for size in x.shape[-2:])
-    time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x.device)
-    return sequence, {"text_embeds": pooled, "time_ids": time_ids.expand(len(text), -1)}
+    return sequence, {"text_embeds": pooled, "time_ids": time_ids(height, width, x.device).expand(len(text), -1)}
+
+
+@cache
+def time_ids(height: int, width: int, device: torch.device) -> Tensor:
+    """(6,) on the device: to copy it there in every forward would wait for the GPU each time."""
+    with torch.inference_mode(False):
+        return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
 
 
 def embed_time(

@@ -14,6 +14,7 @@ from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.lora import merge, read
 from lpo_platform.models.weights import digest, load, split
+from lpo_platform.upload import upload
 
 HALF = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -125,7 +126,7 @@ class StableDiffusion:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Last hidden state of the text encoder: (B, L) -> (B, L, D)."""
-        return self.text_encoder(tokens.to(self.device)).last_hidden_state
+        return self.text_encoder(upload(tokens, self.device)).last_hidden_state
 
     def empty_text(self) -> Tensor:
         """What guidance leads away from, (1, L, D): the embedding of the empty prompt."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.upload import upload
 
 PIXELS_PER_LATENT = 8  # of every SDXL autoencoder
 
@@ -54,7 +55,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Packed text: (B, 2, L) -> (B, L + 1, D)."""
-        return encode_text(*self.text_encoders, tokens.to(self.device))
+        return encode_text(*self.text_encoders, upload(tokens, self.device))
 
     def empty_text(self) -> Tensor:
         """What guidance leads away from: zeros, as StableDiffusionXLPipeline does without a negative prompt."""
