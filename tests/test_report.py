@@ -230,7 +230,7 @@ def test_a_sweeps_page_is_a_leaderboard_of_its_settings(sweep_folder: Path) -> N
     assert table and page.open == []
     assert "4 of 5 jobs finished. 4-cpo failed: beta: <not> a number." in page.words
     # differences 0 and 0.02 of the one setting, 0.04 and 0.06 of the other: t(1) x half their distance, 12.706 x 0.01
-    assert "Best by canny/f1: method.beta=500, +0.05 [-0.08, +0.18]." in page.words
+    assert "Best by canny/f1: method.beta=500, +0.05 [-0.08, +0.18], unclear." in page.words
     assert "lpo-train -m method.beta=500 task=canny seed=0,1" in page.words
     assert {f"{number}-cpo/report.html" for number in range(5)} <= set(page.addresses)
     assert page.tags.count("img") == 2 * 2 * 5

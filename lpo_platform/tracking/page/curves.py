@@ -9,7 +9,7 @@ import numpy as np
 from lpo_platform.tracking.page.markup import absent, escape, note, pairs, short
 from lpo_platform.tracking.page.run import Run
 
-CHART = {"left": 46, "top": 10, "width": 262, "height": 116}
+CHART = {"left": 54, "top": 10, "width": 254, "height": 116}
 MOST_POINTS = 800
 SPAN = 12  # the moving average reaches over about this part of a series
 

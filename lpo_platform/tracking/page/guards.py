@@ -1,5 +1,7 @@
 """The guard rails: what the sentinel of a run found while it trained."""
 
+from collections.abc import Sequence
+
 from lpo_platform.tracking.page.markup import absent, cell, escape, heads, note, short
 from lpo_platform.tracking.page.run import Run
 
@@ -10,18 +12,25 @@ def guards(run: Run) -> str:
         return absent("Not watched: this run had no sentinel.")
     if not run.alarms:
         return '<p><span class="tag better">silent</span> The sentinel watched this run and found nothing.</p>'
-    columns = heads(("number", "step"), ("", "metric"), ("", "kind"), ("", "what it found"))
+    columns = heads(("", "metric"), ("number", "step"), ("", "kind"), ("", "what it found"))
     body = "".join(
         "<tr>"
-        + cell(escape(_step(alarm.get("step"))), alarm.get("step"))
-        + "".join(f"<td class=path>{escape(str(alarm.get(key, '')))}</td>" for key in ("metric", "kind", "message"))
+        + cell(escape(str(alarm.get("metric", ""))), kind="name")
+        + cell(escape(_step(alarm.get("step"))), alarm.get("step"), label="step")
+        + cell(escape(str(alarm.get("kind", ""))), kind="path")
+        + cell(escape(str(alarm.get("message", ""))), kind="path wide")
         + "</tr>"
         for alarm in run.alarms
     )
-    count = f"{len(run.alarms)} alarm{'s' if len(run.alarms) > 1 else ''}"
-    said = f'<p><span class="tag worse">{count}</span> Look at the pictures before you trust the scores.</p>'
+    said = (
+        f'<p><span class="tag worse">{counted(run.alarms)}</span> Look at the pictures before you trust the scores.</p>'
+    )
     told = note("An alarm names a metric that went the wrong way while what was trained for rose.")
-    return f'{said}<div class=scroll><table class="sortable small">{columns}<tbody>{body}</tbody></table></div>{told}'
+    return f'{said}<table class="metrics sortable small">{columns}<tbody>{body}</tbody></table>{told}'
+
+
+def counted(alarms: Sequence[object]) -> str:
+    return f"{len(alarms)} alarm{'s' if len(alarms) > 1 else ''}"
 
 
 def _step(step: object) -> str:

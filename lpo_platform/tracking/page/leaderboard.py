@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpo_platform import record
-from lpo_platform.evaluation.statistics import decimals, number
+from lpo_platform.evaluation.statistics import decimals, number, verdict
 from lpo_platform.sweep import Job, Sweep, repeat
+from lpo_platform.tracking.page.guards import counted
 from lpo_platform.tracking.page.markup import (
     absent,
     cell,
@@ -21,7 +22,7 @@ from lpo_platform.tracking.page.markup import (
 )
 from lpo_platform.tracking.page.pictures import kinds
 from lpo_platform.tracking.page.results import numbers
-from lpo_platform.tracking.page.run import Run
+from lpo_platform.tracking.page.run import Run, alarms
 
 if TYPE_CHECKING:
     from lpo_platform.seeds import Row
@@ -39,7 +40,9 @@ def sentence(sweep: Sweep) -> str:
         best = max(main, key=lambda row: row.difference if row.higher_is_better else -row.difference)
         low, high = (number(bound, decimals(best.entry()), sign=True) for bound in best.ci95)
         change = number(best.difference, decimals(best.entry()), sign=True)
-        said.append(f"Best by {best.metric}: {best.setting or 'all'}, {change} [{low}, {high}].")
+        said.append(
+            f"Best by {best.metric}: {best.setting or 'all'}, {change} [{low}, {high}], {verdict(best.entry())}."
+        )
         said.append(f"The best of {len(main)} settings looks better than it is.")
     return " ".join(said)
 
@@ -53,7 +56,7 @@ def leaderboard(sweep: Sweep) -> str:
     columns += [("number", "difference"), ("", "95\u00a0% interval"), ("", ""), ("", "verdict")]
     body = "".join(_row(row, list(settings).index(row.setting), id(row) in main) for row in sweep.rows)
     names = list(dict.fromkeys(row.metric for row in sweep.rows))
-    choice = menu("Metric", ["of each setting its own", "all", *names], "data-rows")
+    choice = menu("Metric", ["each setting's own", "all", *names], "data-rows")
     intervals = "; ".join(dict.fromkeys(row.interval for row in sweep.rows))
     words = f"Means over the seeds of a setting. 95\u00a0% interval: {intervals}. Click a heading to sort."
     table = f'<table class="metrics sortable">{heads(*columns)}<tbody>{body}</tbody></table>'
@@ -116,11 +119,13 @@ def jobs(sweep: Sweep) -> str:
 
 def _job(folder: Path, job: Job) -> str:
     colour = {"finished": "better", "failed": "worse", "foreign": "worse"}.get(job.status, "unclear")
+    rang = alarms(job.folder)
+    rings = f' <span class="tag worse">{counted(rang)}</span>' if rang else ""
     reason = f"<br>{escape(job.reason)}" if job.reason else ""
     cells = [
         cell(_link(folder, job, job.folder.name), job.number, kind="name"),
         cell(escape(" ".join(record.redact_command(job.overrides))), kind="path mono wide"),
-        cell(f'<span class="tag {colour}">{job.status}</span>{reason}', job.status, kind="path"),
+        cell(f'<span class="tag {colour}">{job.status}</span>{rings}{reason}', job.status, kind="path wide"),
         cell(duration(job.seconds) if job.seconds else "", job.seconds or ""),
     ]
     return f"<tr>{''.join(cells)}</tr>"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpo_platform.evaluation.statistics import decimals, many, number, verdict
+from lpo_platform.tracking.page.guards import counted
 from lpo_platform.tracking.page.markup import absent, cell, escape, heads, note
 from lpo_platform.tracking.page.run import Run
 
@@ -24,7 +25,9 @@ def sentence(run: Run) -> str:
         value, interval = _value(run.metrics[run.main])
         return f"{run.main} is {value} {interval}".rstrip() + f"{where}."
     guards = [name for name in run.metrics if name != run.main]
-    return f"{_change(run.main, run.metrics[run.main], run.option('method'))}{where}. {_guards(run.metrics, guards)}"
+    rang = f" The sentinel rang: {counted(run.alarms)}." if run.alarms else ""
+    changed = _change(run.main, run.metrics[run.main], run.option("method"))
+    return f"{changed}{where}. {_guards(run.metrics, guards)}{rang}"
 
 
 def results(run: Run) -> str:

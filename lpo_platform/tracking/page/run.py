@@ -33,7 +33,6 @@ class Run:
     def read(cls, folder: Path) -> Run:
         hydra = _yaml(folder / ".hydra" / "hydra.yaml", resolve=False).get("hydra", {})
         choices = (hydra.get("runtime") or {}).get("choices") or {}
-        alarms = record.read_json(folder / "sentinel.json")
         return cls(
             folder,
             config=record.redact_config(_yaml(folder / "resolved.yaml", resolve=True)),
@@ -45,7 +44,7 @@ class Run:
             # items.jsonl: runs of before
             items=items.read(folder / "evaluation" / "items.parquet")
             or record.read_lines(folder / "evaluation" / "items.jsonl"),
-            alarms=[alarm for alarm in alarms if isinstance(alarm, dict)] if isinstance(alarms, list) else None,
+            alarms=alarms(folder),
         )
 
     @cached_property
@@ -83,6 +82,12 @@ class Run:
                 if name not in {"step", "time", "epoch"} and isinstance(value, int | float):
                     found.setdefault(name, []).append((row.get("step", 0), float(value)))
         return {name: sorted(points, key=lambda point: point[0]) for name, points in found.items()}
+
+
+def alarms(folder: Path) -> list[dict[str, Any]] | None:
+    """What the sentinel of a run found; None where none watched."""
+    found = record.read_json(folder / "sentinel.json")
+    return [alarm for alarm in found if isinstance(alarm, dict)] if isinstance(found, list) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:
