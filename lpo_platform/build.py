@@ -24,6 +24,7 @@ from lpo_platform.callbacks.checkpoint import Checkpoint, newest
 from lpo_platform.callbacks.ema import EMA
 from lpo_platform.callbacks.progress import Progress
 from lpo_platform.callbacks.samples import Samples
+from lpo_platform.callbacks.sentinel import Sentinel
 from lpo_platform.callbacks.settings import Callbacks
 from lpo_platform.config import UserError
 from lpo_platform.data import aligned_pairs, condition_pairs, preference_rows
@@ -54,8 +55,9 @@ from lpo_platform.rewards.reward import Reward, StepReward
 from lpo_platform.signature import signature
 from lpo_platform.tasks.pose import Pose
 from lpo_platform.tasks.task import Task
-from lpo_platform.tracking import wandb
+from lpo_platform.tracking import lineage, telling
 from lpo_platform.tracking.files import Files, Resume
+from lpo_platform.tracking.guest import About, Guest, invite
 
 CACHE = Path("outputs/cache")
 create = partial(instantiate, _convert_="all")
@@ -207,13 +209,23 @@ def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | 
 
 def evaluator_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Evaluator | PairEvaluator:
     """The evaluator with its measures, which get what rewards get."""
-    node, live = cfg.metrics, {"adapter": adapter, "task": task}
-    if not node.get("measures"):
-        return create(node)
-    measures = {name: _judge(part, f"metrics.measures.{name}", live) for name, part in node.measures.items() if part}
-    return create(OmegaConf.masked_copy(node, [key for key in node if key != "measures"]), _partial_=True)(
-        measures=measures
-    )
+    return _with_judges(cfg.metrics, "metrics", "measures", {"adapter": adapter, "task": task})()
+
+
+def sentinel_of(job: Job, folder: Path) -> Sentinel | None:
+    """What watches the training, with its gold rewards."""
+    if not (node := job.cfg.callbacks.get("sentinel")):
+        return None
+    build = _with_judges(node, "callbacks.sentinel", "gold", {"adapter": job.policy.adapter, "task": job.task})
+    return build(folder=folder, data=job.drawn, task=job.task, reward=job.reward)
+
+
+def _with_judges(node: DictConfig, path: str, key: str, live: dict[str, Adapter | Task | None]) -> partial:
+    """The class of a node with its arguments, those of `key` made into rewards or measures."""
+    parts = {name: part for name, part in (node.get(key) or {}).items() if part}
+    judges = {name: _judge(part, f"{path}.{key}.{name}", live) for name, part in parts.items()}
+    build = create(OmegaConf.masked_copy(node, [name for name in node if name != key]), _partial_=True)
+    return partial(build, **({key: judges} if judges else {}))
 
 
 def _judge(node: DictConfig, path: str, live: dict[str, Adapter | Task | None]) -> Any:
@@ -254,25 +266,32 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     phases = Phases()
     with phases("evaluate_base"):
         before = evaluate_once(job, evaluator, folder, "before", job.identity)
-    guest = track(cfg, folder)
+    guest = invite(create(cfg.logger), folder, about(cfg, folder)) if cfg.get("logger") else None
     try:
         with phases("prepare"):
             rows = job.rows()
+        if guest:
+            lineage.tell_inputs(guest, job)
         with phases("train"):
             method = method_of(job)
             fit(job, method, rows, evaluator, settings, folder, guest)
         with phases("evaluate_trained"):
             load_trained(job.policy, folder, settings)
             after = evaluate_once(job, evaluator, folder, "after", trained_identity(folder, settings))
-        if lead():
-            Files(folder).log_metrics(phases.seconds, step=max(0, method.trainer.global_step - 1))
+        last = max(0, method.trainer.global_step - 1)
+        for logger in [Files(folder), *([guest] if guest else [])] if lead() else ():
+            logger.log_metrics(phases.seconds, last)
         export_folder, seconds = folder / "export", time.monotonic() - started
         metrics = conclude(job, evaluator, before, after, folder, export_folder, seconds)
-        tell(guest, metrics, folder)
+        if guest:
+            telling.tell(guest, metrics, folder, last)
+            lineage.tell_outputs(guest, job, folder, about(cfg, folder).series, _suffix(settings), metrics)
     except BaseException:
-        wandb.finish(guest, failed=True)
+        if guest:
+            guest.finish(failed=True)
         raise
-    wandb.finish(guest)
+    if guest:
+        guest.finish()
     return metrics
 
 
@@ -305,7 +324,7 @@ def fit(
     evaluator: Evaluator,
     settings: Callbacks,
     folder: Path,
-    guest: wandb.Guest | None,
+    guest: Guest | None,
     *,
     checkup: Checkup | None = None,
 ) -> None:
@@ -325,11 +344,15 @@ def fit(
     ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
     checkup = checkup or Checkup(folder, averaged=ema is not None)
     callbacks = [Resume(), checkup, Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
-    if settings.samples and isinstance(evaluator, Evaluator):
-        shown = Samples(
-            folder / "samples", job.drawn, job.task, evaluator, settings.samples, every * settings.samples_every
-        )
-        callbacks.append(shown)
+    sentinel = sentinel_of(job, folder)
+    if (settings.samples or sentinel) and isinstance(evaluator, Evaluator):
+        callbacks.append(
+            Samples(
+                folder / "samples", job.drawn, job.task, evaluator, settings.samples, every * settings.samples_every,
+                sentinel,
+            )
+        )  # fmt: skip
+        callbacks += [sentinel] if sentinel else []
     if isinstance(evaluator, PairEvaluator):
         callbacks.append(Best(folder / "export", evaluator, job.preferences("validation")))
     callbacks.append(Checkpoint(folder / "checkpoints", every))  # last: it saves what the others have done
@@ -399,33 +422,18 @@ def _suffix(settings: Callbacks) -> str:
     return "_ema" if settings.evaluate == "ema" and settings.ema_decay is not None else ""
 
 
-def track(cfg: DictConfig, folder: Path) -> wandb.Guest | None:
-    if not cfg.get("logger"):
-        return None
+def about(cfg: DictConfig, folder: Path) -> About:
+    """What a guest is told of a run; the runs of a sweep are a group."""
     sweep = (folder.parent / "sweep.json").exists()
-    return wandb.connect(
-        folder,
-        project=cfg.logger.project,
-        entity=cfg.logger.entity,
+    task = [get_class(cfg.task._target_).name] if cfg.get("task") else []
+    return About(
         name=cfg.name or folder.name,
         group=folder.parent.name if sweep else cfg.name or folder.parent.name,
-        job_type=cfg.method._target_.rsplit(".", 1)[-1].lower(),
-        tags=[cfg.model.name, *([get_class(cfg.task._target_).name] if cfg.get("task") else [])],
+        job_type=title(cfg),
+        tags=[cfg.model.name, *task],
+        series=cfg.name or "-".join([title(cfg), cfg.model.name, *task]),
         config=plain(cfg),
     )
-
-
-def tell(guest: wandb.Guest | None, metrics: dict, folder: Path) -> None:
-    """The result as W&B shows it: numbers that a sweep of W&B can steer by, the table and the grid of the report."""
-    if guest is None:
-        return
-    guest.log_metrics({f"eval/{name}": m["after"] for name, m in metrics.items()})
-    columns = ["metric", "before", "after", "difference", "low", "high"]
-    rows = [[name, m["before"], m["after"], m["difference"], *m["ci95"]] for name, m in metrics.items()]
-    wandb.log_table(guest, "eval/table", columns, rows)
-    grid = folder / "samples" / "grid.png"
-    if grid.is_file():  # a reward model draws nothing
-        wandb.log_images(guest, "eval/grid", [str(grid)], ["condition, base, trained, re-detected"])
 
 
 def plain(cfg: DictConfig) -> dict:

@@ -95,17 +95,6 @@ class Score:
 ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval, "score": Score}
 
 
-@dataclass(frozen=True)
-class Wandb:
-    """Where W&B files the run."""
-
-    project: str
-    entity: str | None
-
-
-# Groups whose options are plain values instead of a `_target_`.
-SCHEMAS: dict[str, type] = {"logger": Wandb}
-
 # Arguments that build.py passes, by group; a configuration may not set them. Keyword-only arguments without a default
 # whose annotation is not a plain scalar count as such without standing here.
 RUNTIME: dict[str, frozenset[str]] = {
@@ -123,6 +112,7 @@ PATHS = {
     "lpo_platform.evaluation.fid_folders.FidOfFolder": {
         "pictures": "folder",
         "weights": "file",
+    "callbacks": frozenset({"folder"}),
         "reference": "file or folder",
     },
     "lpo_platform.evaluation.folders.Oks": {"original": "file or folder", "target": "file or folder"},
@@ -437,10 +427,8 @@ def _schema(schema: type) -> Signature:
 
 
 def _node_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
-    """Problems of a node with a `_target_`, of a node of plain values, or of a mapping of such nodes."""
+    """Problems of a node with a `_target_`, or of a mapping of such nodes."""
     target = node.get("_target_")
-    if target is None and path == group and group in SCHEMAS:
-        return _argument_problems(composed, path, node, _schema(SCHEMAS[group]), group)
     if target is None:
         return _mapping_problems(composed, path, node, group)
     if not isinstance(target, str) or target.startswith("${"):

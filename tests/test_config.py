@@ -39,7 +39,7 @@ TYPOS = [
     ("method", "method: not an override; write key=value"),
     (
         "logger.projekt=x",
-        "logger.projekt: logger=wandb has no such option; did you mean 'project'? Options: entity, project",
+        "logger.projekt: Wandb has no such option; did you mean 'project'? Options: entity, project, weights",
     ),
 ]
 

@@ -14,7 +14,7 @@ from lpo_platform.config import UserError
 
 
 class Checkpoint(Callback):
-    """Saves at the end of every n-th epoch and of the last.
+    """Saves at the end of every n-th epoch and of the last, also where that comes early.
 
     The first Ctrl-C finishes the step in hand and stops, the second aborts it; of several processes, which may be in
     different steps, the first aborts it.
@@ -45,7 +45,7 @@ class Checkpoint(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         done = trainer.current_epoch + 1
-        if done % self.every and done < trainer.max_epochs:
+        if done % self.every and done < trainer.max_epochs and not trainer.should_stop:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"step={trainer.global_step:08d}.ckpt"

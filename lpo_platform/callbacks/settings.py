@@ -1,7 +1,7 @@
 """What happens around the training steps of a run."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -9,7 +9,8 @@ class Callbacks:
     """every: optimiser steps in a round, at whose end a checkpoint is written; log_every: steps between two log lines.
 
     ema_decay: upper limit of the moving average's decay, null for none; evaluate: raw or ema, the weights that the
-    final evaluation judges (both are exported); samples: pictures drawn every samples_every rounds, 0 for none.
+    final evaluation judges (both are exported); samples: pictures drawn every samples_every rounds, 0 for none;
+    sentinel: the arguments of what watches these rounds (sentinel.py), null for nothing.
     """
 
     every: int = 20
@@ -18,3 +19,4 @@ class Callbacks:
     evaluate: Literal["raw", "ema"] = "ema"
     samples: int = 8
     samples_every: int = 2
+    sentinel: Any = None

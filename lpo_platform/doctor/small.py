@@ -33,7 +33,7 @@ def small(cfg: DictConfig, processes: int) -> DictConfig:
     most = min(cfg.hardware.micro_batch or own, own)
     cfg.hardware.micro_batch = max(size for size in range(1, most + 1) if own % size == 0)
     cfg.optim.lr, cfg.optim.warmup_steps, cfg.optim.schedule = RATE, 0, "constant"
-    cfg.callbacks.samples, cfg.callbacks.every = 0, 2
+    cfg.callbacks.samples, cfg.callbacks.every, cfg.callbacks.sentinel = 0, 2, None
     if "merged" in cfg.tune:
         cfg.tune.merged = False
     return cfg

@@ -27,7 +27,9 @@ class Control(Method):
         z, e, t = self.latents(batch), self.normal(batch, "pretrain"), self.times(batch, "pretrain")
         encoded = self.policy.encode(process.add_noise(z, e, t), t, self.prompts(batch))
         output = self.policy.decode(encoded, self.policy.features(batch.get("control")))
-        return denoising_error(output, process.target(z, e, t)).mean(), {}
+        errors = denoising_error(output, process.target(z, e, t))
+        self.note("loss", errors, t)
+        return errors.mean(), {}
 
     def prompts(self, batch: Batch) -> Tensor:
         """Text embeddings, some of them that of the empty prompt."""

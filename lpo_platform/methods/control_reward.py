@@ -43,7 +43,9 @@ class ControlReward(Method):
         t = upload(drawn, self.device)
         x, target = process.add_noise(z, e, t), process.target(z, e, t)
         output = self.policy.predict(x, t, Condition(self.text(batch), batch["control"]))
-        pretraining = losses.denoising_error(output, target).mean()
+        errors = losses.denoising_error(output, target)
+        self.note("loss", errors, t)
+        pretraining = errors.mean()
 
         rows = (drawn <= self.max_timestep).nonzero().flatten()  # on the CPU: the GPU is not asked which they are
         reward = output.new_zeros(())

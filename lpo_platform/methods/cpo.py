@@ -86,6 +86,7 @@ class CPO(Method):
         policy_winner, policy_loser, *pretrain = errors.split(len(winner))
 
         four = (policy_winner, policy_loser, reference_winner, reference_loser)
+        self.note("loss", policy_winner, t[pair])
         preference = losses.cpo(*four, t[pair], beta=self.beta, margin=self.margin, form=self.form)
         pretraining = (pretrain[0] if pretrain else policy_winner).mean()
         return preference + self.pretrain_weight * pretraining, self._report(four, preference, pretraining)

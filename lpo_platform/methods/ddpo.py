@@ -14,7 +14,7 @@ from torch import Tensor
 from lpo_platform import advantages, losses, noise
 from lpo_platform.config import UserError
 from lpo_platform.diffusion.gaussian import Gaussian
-from lpo_platform.distributed import Rows
+from lpo_platform.distributed import Rows, share
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.ratios import Ratios
 from lpo_platform.methods.trajectories import Trajectories
@@ -78,6 +78,9 @@ class DDPO(Trajectories):
         advantage = self.advantage(rewards, rows["key"].repeat_interleave(self.group))
         flat = {name: rows[name].flatten(0, 1) for name in ("latents", "log_prob")}
         self.samples = rows | flat | {"advantage": advantages.clip(advantage, self.advantage_clip)}
+        own = share(range(len(advantage)))
+        self.note("reward", score.flatten()[own.start : own.stop])
+        self.note("advantage", self.samples["advantage"][own.start : own.stop])
         for name, column in rewards.items():
             if (column == column[0, 0]).all():
                 log.warning("round %d: %s is %g for all %d pictures", number, name, column[0, 0], column.numel())
@@ -139,7 +142,10 @@ class DDPO(Trajectories):
                 reference = self.gaussian(shared, self.conditions(batch))
             terms = terms + self.kl * losses.gaussian_kl(gaussian.mean, reference.mean, gaussian.std)
         drift = torch.where(first, log_prob - sampled, 0).detach()
-        self.ratios.add(step, log_ratio.detach(), drift, advantage, batch["weight"] > 0)
+        counts = batch["weight"] > 0
+        self.ratios.add(step, log_ratio.detach(), drift, advantage, counts)
+        self.note("loss", torch.where(counts, terms, torch.nan), t)
+        self.note("log_ratio", torch.where(counts, log_ratio, torch.nan), t)
         return (batch["weight"] * terms).sum(), {}
 
     def conditions(self, batch: Batch) -> Tensor | None:
@@ -157,6 +163,7 @@ class DDPO(Trajectories):
         self.ratios = Ratios(self.t, self.clip)
 
     def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
         self.log_dict(self.ratios.report())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

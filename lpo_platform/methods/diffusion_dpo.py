@@ -51,6 +51,7 @@ class DiffusionDPO(Method):
             for output in self.outputs(x, t, text, batch.get("control"), rows)
         )
         pairs = losses.diffusion_dpo(*policy, *reference, beta=self.beta)
+        self.note("loss", pairs, t[: len(pairs)])
         return pairs.mean(), self._report(*policy, *reference)
 
     def outputs(

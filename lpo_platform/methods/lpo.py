@@ -82,6 +82,7 @@ class LPO(Online):
         text = self.embed(captions)
         t, x, candidates = self.explore(text, positions)
         scores = self.score(captions, t, candidates)
+        self.note("reward", scores, t[:, None, None].expand_as(scores).flatten())
         winner, loser, valid = select(scores.transpose(0, 1), self.thresholds(t)[:, None])
         self.round = {
             "rollout/valid": valid.float().mean(),
@@ -145,8 +146,7 @@ class LPO(Online):
         with self.policy.reference():
             reference = self.gaussian(batch)
         winner, loser = (policy.log_prob(batch[k]) - reference.log_prob(batch[k]) for k in ("winner", "loser"))
-        pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
-        return (batch["weight"] * pairs).sum(), self._report(winner.detach(), loser.detach())
+        return self.of_pairs(batch, winner, loser)
 
     def gaussian(self, batch: Batch) -> Gaussian:
         """Where a step from x_t leads; winner and loser were both drawn there."""
@@ -154,6 +154,14 @@ class LPO(Online):
         output = self.predict(batch["x"], t, batch["text"])
         previous = process.previous(t, self.num_steps, eta=self.eta)
         return process.step(output, t, previous, batch["x"], eta=self.eta)
+
+    def of_pairs(self, batch: Batch, winner: Tensor, loser: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of pairs whose log-ratios are winner and loser, (B,) each."""
+        pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
+        counts, t = batch["weight"] > 0, batch["t"]
+        self.note("loss", torch.where(counts, pairs, torch.nan), t)
+        self.note("log_ratio", torch.where(counts, torch.stack([winner, loser]), torch.nan), t.repeat(2))
+        return (batch["weight"] * pairs).sum(), self._report(winner.detach(), loser.detach())
 
     def _report(self, winner: Tensor, loser: Tensor) -> dict[str, Tensor]:
         low, high = math.log1p(-self.clip), math.log1p(self.clip)

@@ -41,6 +41,7 @@ class LRM(Method):
         text = {name: part.repeat_interleave(count, 0) for name, part in self.model.encode(batch["tokens"]).items()}
         scores = self.model(process.add_noise(z, e, t), t, text, self.model.empty()).view(num, count)
         rows = losses.pair_preference(scores, batch["labels"])
+        self.note("loss", rows, t[::count])
         return (batch["weight"] * rows).sum(), self._report(scores.detach(), batch["labels"])
 
     def _draw(self, batch: Batch, stream: str, count: int) -> Tensor:

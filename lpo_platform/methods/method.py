@@ -14,6 +14,7 @@ from lpo_platform.distributed import mean
 from lpo_platform.methods.optim import Optim
 from lpo_platform.models.policy import Policy
 from lpo_platform.sharding import whole
+from lpo_platform.tracking.distributions import Noted, histograms, note
 from lpo_platform.upload import upload
 
 Batch = dict[str, Tensor]
@@ -39,6 +40,7 @@ class Method(L.LightningModule):
         super().__init__()
         self.policy, self.optim, self.seed, self.steps, self.batch = policy, optim, seed, steps, batch
         self.strict_loading = False
+        self.noted: Noted = {}
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -49,6 +51,16 @@ class Method(L.LightningModule):
         values = mean({"train/loss": loss.detach(), **report}, 1)  # every process has as many samples
         self.log_dict(values, on_step=True, on_epoch=False)
         return loss
+
+    def note(self, name: str, values: Tensor, t: Tensor | None = None) -> None:
+        """Keeps values (B,), at timesteps t (B,) where they have such, for the histograms of this round."""
+        note(self.noted, name, values, t)
+
+    def on_train_epoch_end(self) -> None:
+        found, self.noted = histograms(self.noted), {}
+        for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
+            if hasattr(logger, "log_histograms"):
+                logger.log_histograms(found, max(0, self.trainer.global_step - 1))
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer, schedule = self.optim.build(self.policy.trainable().values(), self.steps)

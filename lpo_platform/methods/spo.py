@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpo_platform import losses, noise
+from lpo_platform import noise
 from lpo_platform.config import UserError
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.distributed import Rows
@@ -77,6 +77,7 @@ class SPO(LPO):
         forks = self.explore(text, positions)
         t, clean = (torch.stack([getattr(fork, name) for fork in forks]) for name in ("t", "clean"))
         scores = self.score(captions, t, clean)
+        self.note("reward", scores, t[:, None, None].expand_as(scores).flatten())
         winner, loser, valid = select(scores.transpose(0, 1), self.thresholds(t)[:, None])
         self.round = {
             "rollout/valid": valid.float().mean(),
@@ -178,8 +179,7 @@ class SPO(LPO):
             ours.log_prob(batch[name]) - theirs.log_prob(batch[name])
             for ours, theirs, name in zip(policy, reference, ("winner", "loser"), strict=True)
         )
-        pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
-        return (batch["weight"] * pairs).sum(), self._report(winner.detach(), loser.detach())
+        return self.of_pairs(batch, winner, loser)
 
     def gaussians(self, batch: Batch, apart: Tensor) -> tuple[Gaussian, Gaussian]:
         """Where the steps from x and from x_loser lead, in one forward; apart: the rows where the two differ, which are

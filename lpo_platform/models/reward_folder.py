@@ -52,7 +52,7 @@ def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward
     auto is the model's own. Settings override what the folder says (the original's says nothing: guidance 7.5,
     multi-scale). UserError where the folder is none, or belongs to another kind of model.
     """
-    folder = _folder(adapter, weights)
+    folder = folder_of(adapter, weights)
     try:
         model = _read(adapter, folder, settings, weights)
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
@@ -93,7 +93,7 @@ def _head(model: LatentReward) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if not k.startswith(("unet.", "text_encoders."))}
 
 
-def _folder(adapter: Adapter, weights: str) -> Path:
+def folder_of(adapter: Adapter, weights: str) -> Path:
     if weights == "auto":
         if adapter.reward is None:
             raise UserError(

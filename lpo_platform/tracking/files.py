@@ -1,4 +1,4 @@
-"""The tracker that always runs: metrics.jsonl (the record) and metrics.csv (the same as a table)."""
+"""The tracker that always runs: metrics.jsonl (the record), metrics.csv (the same as a table), histograms.jsonl."""
 
 import csv
 import io
@@ -16,6 +16,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lpo_platform.record import read_lines, write_text
+from lpo_platform.tracking.distributions import Histogram
 
 
 class Files(Logger):
@@ -33,6 +34,7 @@ class Files(Logger):
         super().__init__()
         self.folder = Path(folder)
         self.jsonl, self.csv = self.folder / "metrics.jsonl", self.folder / "metrics.csv"
+        self.histograms = self.folder / "histograms.jsonl"
         self._columns: list[str] | None = None
         self._inherited = 0
         self._offset, self._started = 0.0, time.monotonic()
@@ -73,6 +75,21 @@ class Files(Logger):
             write_text(self.csv, _csv(read_lines(self.jsonl), self._columns, header=True))
 
     @rank_zero_only
+    def log_histograms(self, found: Mapping[str, Histogram], step: int) -> None:
+        """Lines {"step", "name", "values", "edges"}; a bin without a mean is null."""
+        lines = [
+            {
+                "step": step,
+                "name": name,
+                "values": [v if math.isfinite(v) else None for v in of.values],
+                "edges": of.edges,
+            }
+            for name, of in found.items()
+        ]
+        with self.histograms.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    @rank_zero_only
     def resume(self, step: int | None) -> None:
         """Continues the files at `step`.
 
@@ -87,6 +104,9 @@ class Files(Logger):
         self._columns = list(dict.fromkeys(["step", "time", *(name for row in rows for name in row)]))
         write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in rows))
         write_text(self.csv, _csv(rows, self._columns, header=True))
+        if self.histograms.exists():
+            bars = [row for row in read_lines(self.histograms) if step is None or row["step"] < step]
+            write_text(self.histograms, "".join(json.dumps(row) + "\n" for row in bars))
         if not own:
             self._offset, self._started = (kept[-1]["time"] if kept else 0.0), time.monotonic()
 

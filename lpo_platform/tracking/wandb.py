@@ -1,80 +1,124 @@
-"""Weights & Biases as a guest: online with a key, offline without, and never the reason that a run stops."""
+"""Weights & Biases: online with a key, offline without."""
 
-import logging
+import json
 import netrc
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlparse
 
+import numpy as np
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from lpo_platform.record import redact_config, write_text
-
-log = logging.getLogger(__name__)
+from lpo_platform.tracking.distributions import Histogram
+from lpo_platform.tracking.guest import About, Artifact, Guest
+from lpo_platform.tracking.metrics import AXES, find
 
 INIT_SECONDS = 20
-STEP = "trainer/global_step"
 
 
-class Guest(WandbLogger):
-    """Lightning's logger that gives up with one warning when the service fails in the middle of a run."""
+class WandbGuest(Guest, WandbLogger):
+    """A name is defined with its axis when it is first logged. All of it works offline, too.
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.attempt(lambda: WandbLogger.log_metrics(self, metrics, step))
-
-    def attempt(self, action: Callable[[], None]) -> None:
-        if getattr(self, "lost", False):
-            return
-        try:
-            action()
-        except Exception as error:  # any failure of a guest is survivable
-            self.lost = True
-            log.warning("W&B stopped logging (%s); metrics.csv and metrics.jsonl go on.", _first_line(error))
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Nothing: the configuration was given once, when the run started."""
-
-
-def connect(
-    folder: str | Path,
-    *,
-    project: str,
-    name: str,
-    entity: str | None = None,
-    group: str | None = None,
-    job_type: str | None = None,
-    tags: Sequence[str] = (),
-    config: Mapping[str, Any] | None = None,
-) -> Guest | None:
-    """Starts (or, by the id in the run folder, continues) a W&B run that writes below `folder`.
-
-    None, with one line of warning at most, if W&B is switched off, missing or does not answer; None on other
-    ranks.
+    weights: whether artifacts hold the files of models, or what identifies them only.
     """
-    mode = choose_mode(os.environ)
-    if mode == "disabled" or rank_zero_only.rank != 0:
-        return None
-    folder = Path(folder)
-    identifier = run_id(folder)
-    arguments = {
-        "project": project,
-        "name": name,
-        "group": group,
-        "job_type": job_type,
-        "id": identifier,
-        "entity": entity,
-    }
-    try:
-        run = _init(folder, mode=mode, config=redact_config(config or {}), tags=list(tags), **arguments)
-        _define_axes(run)
-        return Guest(experiment=run, save_dir=str(folder), log_model=False, **arguments)
-    except (Exception, SystemExit) as error:
-        log.warning("W&B is not used (%s); metrics.csv and metrics.jsonl hold everything.", _first_line(error))
-        return None
+
+    service: ClassVar[str] = "W&B"
+
+    def __init__(self, run: Any, folder: Path, *, weights: bool = False) -> None:
+        super().__init__(experiment=run, save_dir=str(folder), log_model=False, id=run.id, project=run.project)
+        self.run, self.weights, self.defined = run, weights, set(AXES.values())
+
+    def write(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        for name in metrics.keys() - self.defined:
+            metric = find(name)
+            axis = AXES[metric.axis if metric else "step"]
+            self.run.define_metric(name, step_metric=axis, summary=metric and metric.summary)
+            self.defined.add(name)
+        WandbLogger.log_metrics(self, metrics, step)
+
+    def pictures(self, key: str, pictures: Sequence[Any], captions: Sequence[str], step: int | None = None) -> None:
+        import wandb
+
+        shown = [wandb.Image(picture, caption=text) for picture, text in zip(pictures, captions, strict=True)]
+        self.log_metrics({key: shown}, step)
+
+    def log_histograms(self, found: Mapping[str, Histogram], step: int) -> None:
+        import wandb
+
+        bars = {name: wandb.Histogram(np_histogram=(np.nan_to_num(h.values), h.edges)) for name, h in found.items()}
+        self.log_metrics(bars, step)
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None = None) -> None:
+        import wandb
+        from PIL.Image import Image
+
+        data = [[wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row] for row in rows]
+        self.log_metrics({key: wandb.Table(columns=list(columns), data=data)}, step)
+
+    def used(self, artifact: Artifact) -> None:
+        """As run.use_artifact() does it with what is not logged yet, whose identity the service knows by its content.
+
+        That method refuses to work offline, but the record that it makes is valid there and draws the lineage when the
+        run is synchronised.
+        """
+        self.attempt(
+            lambda: self.run._log_artifact(self._packed(artifact), is_user_created=True, use_after_commit=True)
+        )
+
+    def made(self, artifact: Artifact) -> None:
+        self.attempt(lambda: self.run.log_artifact(self._packed(artifact), aliases=list(artifact.aliases) or None))
+
+    def end(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+    def _packed(self, artifact: Artifact) -> Any:
+        import wandb
+
+        packed = wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.metadata))
+        with packed.new_file("identity.json") as file:
+            json.dump({"digest": artifact.digest}, file)
+        for path in artifact.files if self.weights or artifact.kind == "evaluation" else ():
+            add = packed.add_dir if path.is_dir() else packed.add_file
+            add(str(path.resolve()), name=path.name, policy="immutable", skip_cache=True)
+        return packed
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Where W&B files the run; weights: whether the files of models are uploaded, too."""
+
+    name: ClassVar[str] = "W&B"
+    project: str
+    entity: str | None = None
+    weights: bool = False
+
+    def start(self, folder: Path, about: About) -> WandbGuest | None:
+        """Starts or, by the id in the run folder, continues a run; None if W&B is switched off."""
+        mode = choose_mode(os.environ)
+        if mode == "disabled":
+            return None
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # else what is not uploaded yet lies at home
+        run = _init(
+            folder, mode=mode, project=self.project, entity=self.entity, name=about.name, group=about.group,
+            job_type=about.job_type, tags=list(about.tags), config=shareable(about.config), id=run_id(folder),
+        )  # fmt: skip
+        for axis in AXES.values():
+            run.define_metric(axis)
+        return WandbGuest(run, folder, weights=self.weights)
+
+
+def shareable(config: Any) -> Any:
+    """A configuration without secrets and without the name of the home directory."""
+    if isinstance(config, Mapping):
+        return redact_config({key: shareable(value) for key, value in config.items()})
+    if isinstance(config, list | tuple):
+        return [shareable(value) for value in config]
+    return config.replace(str(Path.home()), "~") if isinstance(config, str) else config
 
 
 def choose_mode(environ: Mapping[str, str]) -> str:
@@ -106,35 +150,7 @@ def run_id(folder: Path) -> str:
     return made
 
 
-def log_images(
-    logger: Guest | None, key: str, images: Sequence[Any], captions: Sequence[str], step: int | None = None
-) -> None:
-    """Logs pictures (PIL, array or path) with captions; without a run it does nothing."""
-    if logger is not None and rank_zero_only.rank == 0:
-        logger.attempt(lambda: logger.log_image(key, list(images), step=step, caption=list(captions)))
-
-
-def log_table(
-    logger: Guest | None,
-    key: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    step: int | None = None,
-) -> None:
-    """Logs a table; without a run it does nothing."""
-    if logger is not None and rank_zero_only.rank == 0:
-        data = [list(row) for row in rows]
-        logger.attempt(lambda: logger.log_table(key, columns=list(columns), data=data, step=step))
-
-
-def finish(logger: Guest | None, *, failed: bool = False) -> None:
-    """Ends the run at the end of a job, so that the next job of a sweep starts its own."""
-    if logger is not None and rank_zero_only.rank == 0:
-        logger.lost = False
-        logger.attempt(lambda: logger.experiment.finish(exit_code=int(failed)))
-
-
-def _init(folder: Path, *, mode: str, **arguments: Any) -> Any:
+def _init(folder: Path, **arguments: Any) -> Any:
     import wandb
 
     if wandb.run is not None:  # left over from an interrupted job of the same process
@@ -148,13 +164,7 @@ def _init(folder: Path, *, mode: str, **arguments: Any) -> Any:
         save_code=False,
     )
     wandb.setup(settings=settings)  # before init, or the login speaks up
-    return wandb.init(dir=str(folder), mode=mode, resume="allow", settings=settings, **arguments)
-
-
-def _define_axes(run: Any) -> None:
-    run.define_metric(STEP)
-    run.define_metric("*", step_metric=STEP, step_sync=True)
-    run.define_metric("reward/mean", step_metric=STEP, summary="max")
+    return wandb.init(dir=str(folder), resume="allow", settings=settings, **arguments)
 
 
 def _netrc_has(file: Path, host: str) -> bool:
@@ -162,8 +172,3 @@ def _netrc_has(file: Path, host: str) -> bool:
         return netrc.netrc(str(file)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

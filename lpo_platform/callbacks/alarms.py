@@ -1,0 +1,76 @@
+"""When a run should be looked at: pure functions of what a fixed set of pictures was worth, then and now."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lpo_platform.evaluation.statistics import paired_interval
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric's mean over the same items at the start and now; `spread` is its standard deviation at the start."""
+
+    before: float
+    value: float
+    ci95: tuple[float, float]
+    spread: float
+
+    @property
+    def difference(self) -> float:
+        return self.value - self.before
+
+    def beyond(self, effect: float) -> int:
+        """1 or -1 where the whole interval of the difference is further from 0 than `effect` spreads, else 0."""
+        low, high = self.ci95
+        least = effect * self.spread
+        return int(low > least) - int(high < -least)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """kind: hacked or drift."""
+
+    metric: str
+    kind: str
+    message: str
+    change: Change
+
+
+def change(before: ArrayLike, now: ArrayLike) -> Change:
+    """Of (N,) items, paired; an item that is nan on a side does not count."""
+    before, now = np.asarray(before, dtype=np.float64), np.asarray(now, dtype=np.float64)
+    keep = ~(np.isnan(before) | np.isnan(now))
+    before, now = before[keep], now[keep]
+    if not len(before):
+        return Change(np.nan, np.nan, (np.nan, np.nan), np.nan)
+    return Change(float(before.mean()), float(now.mean()), paired_interval(before, now), float(before.std()))
+
+
+def hacked(trained: Mapping[str, Change], gold: Mapping[str, Change], effect: float) -> list[Alarm]:
+    """An alarm for every gold metric that has fallen by more than `effect` spreads while what is trained for rose.
+
+    Higher is better for all of them.
+    """
+    risen = [name for name, of in trained.items() if of.beyond(0.0) > 0]
+    return [
+        Alarm(name, "hacked", f"{name} fell by {-of.difference:.3g} while {risen[0]} rose by "
+              f"{trained[risen[0]].difference:.3g}: the reward may be exploited", of)
+        for name, of in gold.items() if risen and of.beyond(effect) < 0
+    ]  # fmt: skip
+
+
+def drifting(looks: Mapping[str, Change], history: Mapping[str, Sequence[float]], patience: int, effect: float) -> list:
+    """An alarm for every statistic that has moved one way in each of the last `patience` evaluations, and by now by
+    more than `effect` spreads. history: its means at all evaluations so far, the start first."""
+    found = []
+    for name, of in looks.items():
+        moves = np.sign(np.diff(history[name][-patience - 1 :]))
+        way = of.beyond(effect)
+        if way and len(moves) == patience and (moves == way).all():
+            went = "rises" if way > 0 else "falls"
+            text = f"{name} {went} at every evaluation, from {of.before:.3g} to {of.value:.3g}: look at the pictures"
+            found.append(Alarm(name, "drift", text, of))
+    return found
