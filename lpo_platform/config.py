@@ -98,6 +98,7 @@ ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval, "sco
 # Arguments that build.py passes, by group; a configuration may not set them. Keyword-only arguments without a default
 # whose annotation is not a plain scalar count as such without standing here.
 RUNTIME: dict[str, frozenset[str]] = {
+    "callbacks": frozenset({"folder"}),
     "data": frozenset({"resolution", "task"}),
     "method": frozenset({"policy", "optim", "seed", "task"}),
     "task": frozenset({"resolution", "toy"}),
@@ -112,7 +113,6 @@ PATHS = {
     "lpo_platform.evaluation.fid_folders.FidOfFolder": {
         "pictures": "folder",
         "weights": "file",
-    "callbacks": frozenset({"folder"}),
         "reference": "file or folder",
     },
     "lpo_platform.evaluation.folders.Oks": {"original": "file or folder", "target": "file or folder"},
