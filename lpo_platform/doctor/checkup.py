@@ -30,6 +30,8 @@ from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.models.policy import Policy
 from lpo_platform.plan.bytes import checkpoint, exported, size
 
+DISCONNECTED = "its branch is disconnected, or skipped in the forward pass: check tune= and control="
+APART = "the reference is not the policy's start: check what is frozen, and when"
 log = logging.getLogger(__name__)
 
 
@@ -51,11 +53,17 @@ class Checkup(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._stepped = trainer.global_step > 0  # a resumed run has passed
-        self._note(trainable(module.policy), disk(module, self.folder, averaged=self.averaged))
+        self._note(trainable(module.policy))
+        if self.stops:  # else somebody asks about another run than this one
+            self._note(disk(module, self.folder, averaged=self.averaged))
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self._stepped and isinstance(module, Online):
             self._note(*first_round(module))
+
+    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        if not self._stepped and not loss.requires_grad:
+            self._note(failed("gradient", "the loss does not depend on anything that learns", DISCONNECTED))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         if not self._stepped and not getattr(module, "_nothing", False):
@@ -124,8 +132,7 @@ def gradient(policy: Policy) -> Finding:
         return doubtful("gradient", f"not finite in {len(bad)} of {len(found)} tensors, first {bad[0]}", advice)
     moved = [name for name, grad in found.items() if grad is not None and bool(_local(grad).any())]
     if not moved:
-        advice = "the loss does not depend on what learns: its branch is disconnected, or skipped in the forward pass"
-        return failed("gradient", f"zero in all {len(found)} tensors that learn", advice)
+        return failed("gradient", f"zero in all {len(found)} tensors that learn", DISCONNECTED)
     return ok("gradient", f"reaches {len(moved)} of {len(found)} tensors that learn")
 
 
@@ -170,9 +177,6 @@ def first_loss(method: Method, loss: Tensor, batch: dict[str, Tensor], *, exact:
         what = f"the first loss is {value:.4f}; -log sigmoid(0) = 0.6931 while policy and reference agree"
         return _judged(what, abs(value - math.log(2)), 0.02, exact, APART)
     return ok("loss", f"the first loss is {value:.4g}, finite; it has no closed form")
-
-
-APART = "the reference is not the policy's start: check what is frozen, and when"
 
 
 def _judged(what: str, error: float, limit: float, exact: bool, advice: str) -> Finding:

@@ -47,3 +47,8 @@ def difference(one: Tensor, other: Tensor) -> float:
     """|one - other| relative to |one|; infinite where one of them is not finite."""
     change = float((one.float() - other.float()).norm() / one.float().norm().clamp_min(1e-12))
     return change if change == change else float("inf")
+
+
+def percent(share: float) -> str:
+    """`0.0012 %`: small changes count, too."""
+    return f"{100 * share:.2g} %"

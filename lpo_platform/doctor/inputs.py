@@ -9,7 +9,7 @@ from torch import Tensor
 from lpo_platform import noise
 from lpo_platform.build import Job
 from lpo_platform.data.source import Sample, first
-from lpo_platform.doctor.finding import NOTHING, Finding, difference, failed, ok, skipped
+from lpo_platform.doctor.finding import NOTHING, Finding, difference, failed, ok, percent, skipped
 from lpo_platform.evaluation.evaluate import Drawing, Evaluator
 from lpo_platform.evaluation.generate import sample_latents
 from lpo_platform.models.adapter import Condition
@@ -84,28 +84,28 @@ def prompt(look: Look) -> Finding:
     if change <= NOTHING:
         advice = "the text does not reach the model: check model.weights and its text encoder"
         return failed("prompt", "another caption changes nothing", advice)
-    return ok("prompt", f"another caption changes the output by {change:.2%}")
+    return ok("prompt", f"another caption changes the output by {percent(change)}")
 
 
 def guidance(look: Look) -> Iterator[Finding]:
-    """Of the method's own sampling and of evaluations'."""
-    asked = {
-        "model.guidance": look.job.policy.adapter.guidance,
-        "method.guidance": look.job.cfg.method.get("guidance", 1.0),
-    }
+    """Of the method's own sampling and of other pictures'."""
+    policy, method = look.job.policy, look.job.cfg.method
+    asked = {"model.guidance": policy.adapter.guidance, "method.guidance": method.get("guidance", 1.0)}
     wanted = {key: value for key, value in asked.items() if value != 1.0}
-    if "reward" in look.job.policy.learning or not wanted:
-        yield skipped("guidance", "a reward model draws nothing" if not wanted else "of a reward model: not asked here")
-        return
-    caption, control = look.samples[0].caption, look.control
-    plain = look.output(caption, control)
-    for key, value in wanted.items():
-        change = difference(plain, look.output(caption, control, value))
-        if change <= NOTHING:
-            advice = "the text without a prompt equals the text with it: check the text encoder"
-            yield failed("guidance", f"{key}={value:g} changes nothing", advice)
-        else:
-            yield ok("guidance", f"{key}={value:g} changes the output by {change:.2%}")
+    if "reward" in policy.learning:
+        yield skipped("guidance", "what learns draws no pictures")
+    elif not wanted:
+        yield skipped("guidance", "there is none: model.guidance and method.guidance are 1")
+    else:
+        caption, control = look.samples[0].caption, look.control
+        plain = look.output(caption, control)
+        for key, value in wanted.items():
+            change = difference(plain, look.output(caption, control, value))
+            if change <= NOTHING:
+                advice = "the model sees no difference between a prompt and none: check its text encoder"
+                yield failed("guidance", f"{key}={value:g} changes nothing", advice)
+            else:
+                yield ok("guidance", f"{key}={value:g} changes the output by {percent(change)}")
 
 
 def condition(look: Look) -> Finding:
@@ -120,4 +120,4 @@ def condition(look: Look) -> Finding:
     if change <= NOTHING:
         advice = "the control branch is disconnected: check control= and control.weights"
         return failed("condition", "another condition changes nothing, after two steps of training either", advice)
-    return ok("condition", f"another condition changes the output by {change:.2%}")
+    return ok("condition", f"another condition changes the output by {percent(change)}")
