@@ -112,6 +112,20 @@ def test_probe_9_a_part_that_only_one_picture_shows() -> None:
     assert similarity_of_parts(with_hand, without, half=True).item() == pytest.approx(0.001465, abs=1e-6)
 
 
+def test_probe_9_hands_and_faces_of_whole_bodies() -> None:
+    """The same through the reward of a task that finds 133 keypoints; of 17, or without hands, the body alone."""
+    without = torch.zeros(1, 1, 133, 3)
+    without[0, :, :17] = person(BODY)
+    with_hand = without.clone()
+    with_hand[0, 0, 91:112] = torch.tensor([[620.0 + i, 520.0 + 2 * i, 1] for i in range(21)])
+    for maps, wanted, expected in ((with_hand, without, 0.0015391), (with_hand, with_hand, 1), (without, without, 1)):
+        found = KeypointCosine(task=Shown(maps))(numbered(1), [""], asked(wanted, [0]))
+        assert found.item() == pytest.approx(expected, abs=1e-6)
+    found = KeypointCosine(task=Shown(without))(numbered(1), [""], asked(person(BODY)[None], [0]))
+    assert found.item() == pytest.approx(1)
+    assert Oks(task=Shown(with_hand))(numbered(1), [""], asked(person(BODY)[None], [0])).item() == 1
+
+
 def test_two_people_or_none_have_no_cosine() -> None:
     """One person each, or 0; coordinates of a picture of 512 px are those of 1024, cut to whole pixels."""
     one, two, nobody = person(BODY), torch.cat([person(BODY), person(BODY)]), torch.zeros(1, 17, 3)

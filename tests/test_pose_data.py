@@ -1,5 +1,6 @@
 """Photographs to data of pose control: keypoints in their pixels, skeletons, lines in the seed's form, split 30:1."""
 
+import colorsys
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import VitPoseForPoseEstimation, VitPoseImageProcessor
 
 from lpo_platform.config import UserError, diagnose
 from lpo_platform.data import pose_extraction
@@ -19,7 +21,7 @@ from lpo_platform.data.pose_extraction import NOBODY, extract
 from lpo_platform.data.source import first
 from lpo_platform.data.toy import ToySplit
 from lpo_platform.tasks.oks import oks
-from lpo_platform.tasks.pose import Pose
+from lpo_platform.tasks.pose import Pose, small
 from lpo_platform.tasks.skeleton import draw
 
 CPU = torch.device("cpu")
@@ -150,3 +152,114 @@ def test_the_command_line_asks_for_what_it_needs(tmp_path: Path) -> None:
         f"pose={tmp_path}/none: no such folder"
     ]
     assert diagnose("prepare", [f"pose={tmp_path}", "task=pose", "export=x"]) == []
+
+
+# Hands and face
+
+
+@pytest.fixture(scope="module")
+def vitpose(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A ViTPose of COCO-WholeBody at random."""
+    folder = tmp_path_factory.mktemp("vitpose")
+    torch.manual_seed(0)
+    VitPoseForPoseEstimation(small(133)).save_pretrained(folder)
+    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
+    return str(folder)
+
+
+def noise_pictures(folder: Path) -> None:
+    folder.mkdir()
+    for i, size in enumerate([(80, 60), (60, 100)]):
+        pixels = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_hands_and_faces_are_stored_drawn_and_read_as_labels(vitpose: str, tmp_path: Path) -> None:
+    noise_pictures(tmp_path / "photographs")
+    task = Pose("published", vitpose, None, joint_threshold=-9.0, whole_body=True, resolution=64)
+    extract(str(tmp_path / "photographs"), tmp_path / "out", task, CPU)
+    (found,) = read(tmp_path / "out" / "keypoints" / "1.png.json").values()
+    pixels = torch.from_numpy(np.array(Image.open(tmp_path / "photographs" / "1.png"))).permute(2, 0, 1)[None] / 255
+    (person,) = task.find(pixels)[0].double().numpy()
+    places = {"face": slice(23, 91), "hand_left": slice(91, 112), "hand_right": slice(112, 133)}
+    assert set(found.parts) == set(places)
+    for name, where in places.items():
+        assert np.abs(found.parts[name][0] - person[where]).max() < 0.01, name
+    shown = np.asarray(Image.open(tmp_path / "out" / "skeletons" / "1.png.png"))
+    wanted, body = (
+        draw(torch.from_numpy(person[None, :count]), 100)[:, :, :60].mul(255).round().permute(1, 2, 0).numpy()
+        for count in (133, 17)
+    )
+    assert (shown != wanted).any(2).mean() < 0.02 < 0.1 < (shown != body).any(2).mean()
+    data = Captioned(
+        str(tmp_path / "out"), condition="condition_image", labels="pose", test=None, cache_folder=None, resolution=64,
+        task=task,
+    )  # fmt: skip
+    assert {sample.labels.shape for sample in first(data.train, 9)} == {(1, 133, 3)}
+
+
+def test_without_the_option_a_body_is_all(vitpose: str) -> None:
+    images = torch.rand(2, 3, 60, 80, generator=torch.Generator().manual_seed(0))
+    body, whole = (Pose("published", vitpose, None, whole_body=hands).find(images) for hands in (False, True))
+    assert body.shape == (2, 1, 17, 3) and torch.equal(body, whole[:, :, :17])
+    task = Pose("published", vitpose, None, joint_threshold=-9.0, whole_body=True, resolution=64)
+    maps = task.detect(images)
+    assert maps.shape == (2, 1, 133, 3) and task.score(maps, maps[:, :, :17])["pose/oks"].tolist() == [1, 1]
+    with pytest.raises(UserError, match=r"task.whole_body=true: task.detector=toy finds no hands and faces"):
+        Pose("toy", whole_body=True)
+    coco = Path(vitpose, "coco")
+    VitPoseForPoseEstimation(small()).save_pretrained(coco)
+    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(coco)
+    with pytest.raises(UserError, match=r"names 17 keypoints, not the 133 of COCO-WholeBody"):
+        Pose("published", str(coco), None, whole_body=True)
+
+
+def test_hands_and_face_have_openposes_colours_and_proportions() -> None:
+    """At 512 pixels: white discs of radius 3, blue ones of 4, bones 2 wide in 20 hues, finger by finger."""
+    person = torch.zeros(1, 133, 3)
+    person[0, 23] = torch.tensor([100.5, 100.5, 1])
+    person[0, 91:96] = torch.tensor(
+        [[200.5, 200.5, 1], [240.5, 200.5, 1], [280.5, 200.5, 1], [0, 0, 0], [300.5, 300.5, 1]]
+    )
+    person[0, 117] = torch.tensor([200.5, 400.5, 1])  # a lone knuckle of the other hand
+    picture = draw(person, 512).permute(1, 2, 0)
+    lit = (picture > 0).any(2)
+    assert picture[100, 97:104].tolist() == [[1, 1, 1]] * 7 and lit[90:110, 90:110].sum() == disc(3)
+    assert (picture[390:410, 190:210] == torch.tensor([0, 0, 1.0])).all(2).sum() == disc(4)
+    for x, hue in ((220, 0), (260, 1 / 20)):
+        column = picture[190:211, x]
+        assert (column > 0).any(1).nonzero().flatten().tolist() == [9, 10, 11]
+        assert torch.allclose(column[10], torch.tensor(colorsys.hsv_to_rgb(hue, 1, 1)))
+    bones = 2 * (39 + 2 * (39 - 2 * 3))  # pixels between the discs, which are narrower a row off their middle
+    assert lit.sum() < disc(3) + 5 * disc(4) + bones, "a bone leads to a point that is missing"
+
+
+def disc(radius: int) -> int:
+    return sum(x * x + y * y <= radius**2 for x in range(-9, 10) for y in range(-9, 10))
+
+
+def test_what_openpose_has_found_is_drawn(tmp_path: Path) -> None:
+    """From its own files; the 70 points of its face end with the pupils, which have no place among 68."""
+    noise_pictures(tmp_path / "photographs")
+    rng, counts = np.random.default_rng(0), {"pose": 18, "face": 70, "hand_left": 21, "hand_right": 21}
+    found = {name: np.c_[rng.uniform(5, 55, (count, 2)), np.full(count, 0.9)] for name, count in counts.items()}
+    found["hand_left"][4, 2] = 0.1
+    files = tmp_path / "openpose"
+    files.mkdir()
+    row = {f"{name}_keypoints_2d": values.flatten().tolist() for name, values in found.items()}
+    (files / "0_keypoints.json").write_text(json.dumps({"version": 1.3, "people": [row]}))
+    task = Pose("openpose", str(files), whole_body=True)
+    findings = extract(str(tmp_path / "photographs"), tmp_path / "out", task, CPU)
+    assert findings.report()["skipped"][NOBODY] == {"count": 1, "examples": ["1.png"]}
+    person = torch.zeros(1, 133, 3)
+    for where, name in ((slice(23, 91), "face"), (slice(91, 112), "hand_left"), (slice(112, 133), "hand_right")):
+        person[0, where] = torch.from_numpy(found[name][:68])
+    person[0, 95] = 0
+    person[0, :17] = torch.from_numpy(found["pose"])[[0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]]
+    wanted = draw(person.double(), 80)[:, :, :80].mul(255).round().permute(1, 2, 0).numpy()
+    shown = np.asarray(Image.open(tmp_path / "out" / "skeletons" / "0.png.png"))
+    assert shown.shape == (60, 80, 3) and (shown == wanted[:60]).all()
+    with pytest.raises(UserError, match=r"task.detector=openpose: reads files and looks at no picture"):
+        task.detect(torch.zeros(1, 3, 8, 8))
+    body = Pose("openpose", str(files)).detector
+    assert body.of("0").shape == (1, 17, 3) and len(body.of("1")) == 0

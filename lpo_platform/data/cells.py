@@ -11,7 +11,7 @@ from lpo_platform.data.pictures import FORMATS, HUGE, MAX_PIXELS, MIN_SIDE, TINY
 
 NO_PICTURE = "row without a picture"
 BROKEN = f"picture {UNREADABLE}"
-NO_LABELS = "row whose labels are neither a label map nor people of 17 keypoints"
+NO_LABELS = "row whose labels are neither a label map nor people of 17 or 133 keypoints"
 UNLABELLED = 255
 
 
@@ -58,9 +58,9 @@ def labels(cell: object, where: str, *, size: tuple[int, int], resolution: int, 
     """An item of a task's maps.
 
     cell: a label map, H lists of W numbers or a picture of one channel, which becomes (1, R, R), each number raised by
-    `offset`, 255 ("no label") 0; or people, P lists of 17 x, y, visibility in a picture of `size` (width, height),
-    which become (P, 17, 3) in a picture of side R, visibility 0 or 1. Of nobody: one person without visible joints.
-    Raises Unusable.
+    `offset`, 255 ("no label") 0; or people, P lists of K = 17 or 133 x, y, visibility in a picture of `size` (width,
+    height), which become (P, K, 3) in a picture of side R, visibility 0 or 1. Of nobody: one person without visible
+    joints. Raises Unusable.
     """
     try:
         data = _bytes(cell)
@@ -73,7 +73,7 @@ def labels(cell: object, where: str, *, size: tuple[int, int], resolution: int, 
         resized = Image.fromarray(values.astype(np.int32)).resize((resolution,) * 2, Image.Resampling.NEAREST)
         numbers = torch.from_numpy(np.array(resized))[None].float()
         return torch.where(numbers == UNLABELLED, 0, numbers + offset)
-    if values.shape[1:] != (17, 3):
+    if values.shape[1:] not in {(17, 3), (133, 3)}:
         raise Unusable(where, NO_LABELS)
     people = torch.from_numpy(values).float()
     seen = (people[..., 2:] > 0).float()

@@ -51,8 +51,9 @@ def _annotated(samples: list[Sample], images: Tensor) -> Tensor:
 
 
 def _labels(samples: list[Sample], images: Tensor) -> Tensor:
-    """Label maps, or people with rows of zeros where others have more."""
+    """Label maps, or people with rows of zeros where others have more people or keypoints."""
     labels = [sample.labels for sample in samples]
     most = max(len(one) for one in labels)
-    padded = [F.pad(one, (0, 0, 0, 0, 0, most - len(one))) for one in labels]
+    joints = max(one.shape[1] for one in labels)
+    padded = [F.pad(one, (0, 0, 0, joints - one.shape[1], 0, most - len(one))) for one in labels]
     return torch.stack(padded).to(images.device)

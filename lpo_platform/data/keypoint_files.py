@@ -18,6 +18,8 @@ OF_OPENPOSE = {
     25: (0, 16, 15, 18, 17, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11),
 }
 PARTS = {"hand_left": "hand_left_keypoints_2d", "hand_right": "hand_right_keypoints_2d", "face": "face_keypoints_2d"}
+WHOLE = 133  # keypoints of COCO-WholeBody: the 17, six of the feet, and these
+OF_WHOLE = {"face": slice(23, 91), "hand_left": slice(91, 112), "hand_right": slice(112, 133)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,22 @@ def write(file: Path, found: People, **more: object) -> None:
         row = {"keypoints": found.keypoints[i].round(2).tolist(), "score": round(float(found.scores[i]), 4)}
         rows.append(row | {name: part[i].round(2).tolist() for name, part in found.parts.items()})
     write_text(file, json.dumps({"size": found.size, "people": rows} | more) + "\n")
+
+
+def parts_of(person: NDArray[np.float64]) -> dict[str, list]:
+    """A row for people() of one of COCO-WholeBody's (133, 3), or of COCO's (17, 3)."""
+    parts = OF_WHOLE if len(person) == WHOLE else {}
+    return {"keypoints": person[:JOINTS].tolist()} | {name: person[where].tolist() for name, where in parts.items()}
+
+
+def whole(found: People) -> NDArray[np.float64]:
+    """(P, 133, 3): feet are 0, and what was not detected; of OpenPose's face the 68 points without the pupils."""
+    people = np.zeros((len(found.keypoints), WHOLE, 3))
+    people[:, :JOINTS] = found.keypoints
+    for name, points in found.parts.items():
+        room = people[:, OF_WHOLE[name]]
+        room[:, : points.shape[1]] = points[:, : room.shape[1]]
+    return people
 
 
 def _openpose(row: dict) -> dict:

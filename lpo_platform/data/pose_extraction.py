@@ -1,5 +1,6 @@
 """From photographs to data of pose control: keypoints, skeleton pictures, and lines that name them (pose_ddpo.md 2.4).
 
+Hands and faces are drawn and stored where the task finds them (task.whole_body, or keypoint files of OpenPose).
 Leaves in a folder, below the name of each picture: `keypoints/<name>.json`, `skeletons/<name>.png`; and `train.jsonl`
 and `test.jsonl` with the seed's keys image, condition_image and text, and the people as labels under pose, which
 data=jsonl reads. Pictures whose keypoints are there are not looked at again.
@@ -18,12 +19,12 @@ from tqdm import tqdm
 from lpo_platform.config import UserError
 from lpo_platform.data.findings import Findings
 from lpo_platform.data.folder import Folder, Picture
-from lpo_platform.data.keypoint_files import people, read, write
+from lpo_platform.data.keypoint_files import JOINTS, parts_of, people, read, whole, write
 from lpo_platform.data.pictures import open_rgb
 from lpo_platform.distributed import deal, everywhere, lead, wait
 from lpo_platform.evaluation.pictures import save_png
 from lpo_platform.record import write_text
-from lpo_platform.tasks.pose import Pose
+from lpo_platform.tasks.pose import Files, Pose
 from lpo_platform.tasks.skeleton import draw
 
 TEST_FRACTION = 1 / 31  # the published 30:1
@@ -81,13 +82,16 @@ def _is_done(out: Path, picture: Picture) -> bool:
 
 def _extract(picture: Picture, out: Path, task: Pose, device: torch.device) -> None:
     image = open_rgb(picture.path, side=WHOLE)[0]
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    found = task.find(pixels.to(device))[0].cpu().double()
-    found = found[(found[..., 2] > task.joint_threshold).any(1)]
-    seen = found[..., 2:] > task.joint_threshold
-    found = found * seen
-    scores = (found[..., 2].sum(1) / seen.sum((1, 2))).tolist()
-    rows = [{"keypoints": person.tolist(), "score": score} for person, score in zip(found, scores, strict=True)]
+    if isinstance(task.detector, Files):
+        found = task.detector.of(picture.path.stem)
+    else:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        found = task.find(pixels.to(device))[0].cpu().double()
+    found = found[(found[:, :JOINTS, 2] > task.joint_threshold).any(1)]
+    found = found * (found[..., 2:] > task.joint_threshold)
+    levels = found[:, :JOINTS, 2]
+    scores = (levels.sum(1) / (levels > 0).sum(1)).tolist()
+    rows = [parts_of(person.numpy()) | {"score": score} for person, score in zip(found, scores, strict=True)]
     keypoints, skeleton = _places(out, picture)
     keypoints.parent.mkdir(parents=True, exist_ok=True)
     save_png(drawn(found, image), skeleton)
@@ -95,7 +99,7 @@ def _extract(picture: Picture, out: Path, task: Pose, device: torch.device) -> N
 
 
 def drawn(found: Tensor, image: Image.Image) -> Tensor:
-    """The skeletons of people (P, 17, 3) in pixels of a picture: (3, H, W) in [0, 1]."""
+    """The skeletons of people (P, 17 or 133, 3) in pixels of a picture: (3, H, W) in [0, 1]."""
     return draw(found, max(image.size))[:, : image.height, : image.width]
 
 
@@ -109,5 +113,5 @@ def _line(picture: Picture, out: Path, findings: Findings) -> dict[str, object] 
         "image": os.path.relpath(picture.path, out),
         "condition_image": os.path.relpath(skeleton, out),
         "text": picture.caption,
-        "pose": found.keypoints.tolist(),
+        "pose": (whole(found) if found.parts else found.keypoints).tolist(),
     }

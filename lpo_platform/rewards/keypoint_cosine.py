@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lpo_platform.data.keypoint_files import OF_WHOLE
 from lpo_platform.rewards.of_condition import OfCondition
 from lpo_platform.rewards.oks import people_of
 from lpo_platform.tasks.skeleton import COCO_OF, SHOULDERS
@@ -18,6 +19,7 @@ FRAME = 1024  # pixels: the side of the pictures on which the original measured
 class KeypointCosine(OfCondition):
     """Cosine between the coordinates of OpenPose's 18 joints, in [-1, 1]; 0 unless both pictures show one person.
 
+    With task.whole_body the mean over body, hands and face, as far as either picture shows them.
     half: rounds it to half precision as the original does.
     """
 
@@ -34,8 +36,16 @@ class KeypointCosine(OfCondition):
             if len(found) != 1 or len(wanted) != 1:
                 scores.append(maps.new_zeros(()))
                 continue
-            scores.append(similarity([body(found[0], scale)], [body(wanted[0], scale)], half=self.half))
+            both = (described(person[0], scale) for person in (found, wanted))
+            scores.append(similarity(*both, half=self.half))
         return torch.stack(scores)
+
+
+def described(person: Tensor, scale: float) -> list[Tensor | None]:
+    """The parts of (17 or 133, 3) for similarity(): the body, then hands and face, None for what is not seen."""
+    parts = (person[where] for where in OF_WHOLE.values())
+    places = (torch.where(part[:, 2:] > 0, part[:, :2] * scale, -1.0) if part[:, 2].any() else None for part in parts)
+    return [body(person, scale), *places]
 
 
 def body(person: Tensor, scale: float) -> Tensor:

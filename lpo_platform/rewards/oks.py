@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lpo_platform.data.keypoint_files import JOINTS
 from lpo_platform.rewards.of_condition import OfCondition
 from lpo_platform.tasks.oks import oks
 
@@ -19,7 +20,8 @@ class Oks(OfCondition):
     name: ClassVar[str] = "oks"
 
     def compare(self, maps: Tensor, reference: Tensor) -> Tensor:
-        return torch.stack([similarity(*pair) for pair in zip(people_of(maps), people_of(reference), strict=True)])
+        bodies = (people_of(of[..., :JOINTS, :]) for of in (maps, reference))
+        return torch.stack([similarity(*pair) for pair in zip(*bodies, strict=True)])
 
 
 def similarity(found: Tensor, wanted: Tensor) -> Tensor:
@@ -34,5 +36,5 @@ def similarity(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def people_of(maps: Tensor) -> list[Tensor]:
-    """The people of each picture, (P, 17, 3) without the empty rows."""
+    """The people of each picture, (P, K, 3) without the empty rows."""
     return [people[(people[..., 2] > 0).any(1)] for people in maps]

@@ -1,4 +1,5 @@
-"""Human poses: 17 keypoints of each person, by ViTPose (arXiv 2204.12484) in the boxes of a person detector."""
+"""Human poses: COCO's 17 keypoints of each person, or 133 with hands and face, by ViTPose (arXiv 2204.12484) in the
+boxes of a person detector."""
 
 import json
 from functools import partial
@@ -15,6 +16,8 @@ from transformers import (
 )
 
 from lpo_platform.config import UserError
+from lpo_platform.data.keypoint_files import JOINTS, WHOLE, read_folder, whole
+from lpo_platform.models.weights import digest
 from lpo_platform.tasks.blazepose import blazepose
 from lpo_platform.tasks.detector import (
     SETTING,
@@ -30,20 +33,20 @@ from lpo_platform.tasks.skeleton import draw, read
 from lpo_platform.tasks.task import Task
 from lpo_platform.tasks.toy_detector import SECOND
 
-Choice = Literal["auto", "toy", "published", "blazepose"]
+Choice = Literal["auto", "toy", "published", "blazepose", "openpose"]
 PUBLISHED = "usyd-community/vitpose-base-simple"
 PEOPLE = "PekingU/rtdetr_r50vd_coco_o365"
 MARGIN = 1.25  # by which a person's box is enlarged before its joints are sought
-COCO_EXPERT = 0  # of ViTPose++, whose last layers differ by data set
+EXPERTS = {JOINTS: 0, WHOLE: 5}  # of ViTPose++, whose last layers differ by data set: COCO, COCO-WholeBody
 
 
-def small() -> VitPoseConfig:
+def small(keypoints: int = JOINTS) -> VitPoseConfig:
     """A ViTPose of 0.1 million weights."""
     backbone = VitPoseBackboneConfig(
         image_size=[64, 48], patch_size=[16, 16], hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         mlp_ratio=2, out_features=["stage2"],
     )  # fmt: skip
-    return VitPoseConfig(backbone_config=backbone, num_labels=17)
+    return VitPoseConfig(backbone_config=backbone, num_labels=keypoints)
 
 
 class PeopleNetwork(nn.Module):
@@ -81,13 +84,19 @@ def _none() -> None:
 
 
 class PoseNetwork(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> (B, P, 17, 3): x, y in pixels and score; rows of people who are not there are 0."""
+    """(B, 3, H, W) in [0, 1] -> (B, P, K, 3): x, y in pixels and score; rows of people who are not there are 0.
 
-    def __init__(self, weights: str, people: str | None, pretrained: bool, threshold: float) -> None:
+    keypoints: K, COCO's 17, which a network of COCO-WholeBody's 133 has too, or these.
+    """
+
+    def __init__(self, weights: str, people: str | None, pretrained: bool, threshold: float, keypoints: int) -> None:
         super().__init__()
-        self.model = from_transformers(lambda _: VitPoseForPoseEstimation, weights, pretrained, small)
-        if self.model.config.num_labels != 17:
-            raise UserError(f"{SETTING}={weights}: names {self.model.config.num_labels} keypoints, not the 17 of COCO")
+        random = partial(small, keypoints)
+        self.model = from_transformers(lambda _: VitPoseForPoseEstimation, weights, pretrained, random)
+        named, self.keypoints = self.model.config.num_labels, keypoints
+        if named not in {keypoints, WHOLE}:
+            what = "17 of COCO" if keypoints == JOINTS else "133 of COCO-WholeBody, which task.whole_body asks for"
+            raise UserError(f"{SETTING}={weights}: names {named} keypoints, not the {what}")
         self.preprocessing = Preprocessing(weights, pretrained=pretrained)
         self.size = tuple(self.model.config.backbone_config.image_size)
         self.experts = getattr(self.model.config.backbone_config, "num_experts", 1)
@@ -99,14 +108,15 @@ class PoseNetwork(nn.Module):
         boxes = [whole] * len(images) if self.people is None else self.people(images)
         rows = torch.cat([torch.full((len(b),), i, device=images.device) for i, b in enumerate(boxes)])
         most = max(1, *(len(b) for b in boxes))
-        found = images.new_zeros(len(images), most, 17, 3)
+        found = images.new_zeros(len(images), most, self.keypoints, 3)
         if len(rows) == 0:
             return found
         places = padded(torch.cat(boxes), self.size)
         pixels = self.preprocessing(crops(images[rows], places, self.size))
-        expert = torch.full((len(rows),), COCO_EXPERT, device=images.device) if self.experts > 1 else None
+        number = EXPERTS[self.model.config.num_labels]
+        expert = torch.full((len(rows),), number, device=images.device) if self.experts > 1 else None
         heat = self.model(pixel_values=pixels, dataset_index=expert).heatmaps
-        joints = placed(peaks(heat), places, heat.shape[-2:])
+        joints = placed(peaks(heat[:, : self.keypoints]), places, heat.shape[-2:])
         column = torch.cat([torch.arange(len(b), device=images.device) for b in boxes])
         found[rows, column] = joints
         return found
@@ -131,7 +141,7 @@ def crops(images: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def peaks(heat: Tensor) -> Tensor:
-    """(N, 17, h, w) -> (N, 17, 3): column and row of the highest point, and its height.
+    """(N, K, h, w) -> (N, K, 3): column and row of the highest point, and its height.
 
     Between pixels by the parabola through the logarithms of three neighbours, which is exact for a Gaussian.
     """
@@ -146,7 +156,7 @@ def peaks(heat: Tensor) -> Tensor:
 
 
 def _offset(line: Tensor, peak: Tensor) -> Tensor:
-    """(N, 17, L) values with their highest at (N, 17) -> where the parabola through it and its neighbours peaks."""
+    """(N, K, L) values with their highest at (N, K) -> where the parabola through it and its neighbours peaks."""
     inside = peak.clamp(1, line.shape[-1] - 2)
     before, at, after = (line.gather(2, (inside + step)[..., None])[..., 0] for step in (-1, 0, 1))
     curve = before - 2 * at + after
@@ -161,15 +171,33 @@ def placed(joints: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([xy, joints[..., 2:]], 2)
 
 
+class Files:
+    """In the place of a detector: people whom somebody else has found, by the names of their pictures."""
+
+    def __init__(self, folder: str, keypoints: int) -> None:
+        self.people, self.keypoints = read_folder(SETTING, folder), keypoints
+        self.identity = json.dumps([digest(folder), keypoints])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        raise UserError("task.detector=openpose: reads files and looks at no picture; it serves lpo-prepare pose=")
+
+    def of(self, name: str) -> Tensor:
+        """(P, keypoints, 3); nobody where there is no file."""
+        found = self.people.get(name)
+        people = torch.zeros(0, WHOLE, 3) if found is None else torch.from_numpy(whole(found))
+        return people[:, : self.keypoints]
+
+
 class Pose(Task):
     """Poses, (B, P, 17, 3): x, y in pixels of a square picture of side `resolution`, visibility 0 or 1; P people.
 
-    Rows without a visible joint are nobody. detector: toy, published, blazepose, or auto (config: toy where model or
-    data are the embedded ones, else published). weights: folder or hub id of a ViTPose, or the wheel of blazepose;
-    people: of a detector of persons, null looks at the whole picture; blazepose has its own. pretrained: false builds
-    the pose network at random and looks at whole pictures. person_threshold, joint_threshold: scores from which a
-    person is looked at and a joint is visible. judge: `weights` of another detector, by which pose/oks_judge is
-    measured; toy pictures have one.
+    Rows without a visible joint are nobody. detector: toy, published, blazepose, openpose, or auto (config: toy where
+    model or data are the embedded ones, else published). weights: folder or hub id of a ViTPose, the wheel of
+    blazepose, or the keypoint files that lpo-prepare reads. people: folder or hub id of a detector of persons, null
+    looks at the whole picture; blazepose has its own. pretrained: false builds the pose network at random and looks at
+    whole pictures. person_threshold, joint_threshold: scores from which a person is looked at and a joint is visible.
+    judge: `weights` of another detector, by which pose/oks_judge is measured; toy pictures have one. whole_body: poses
+    are (B, P, 133, 3), as COCO-WholeBody counts them, and drawn with hands and face; scores are of the 17.
     """
 
     name: ClassVar[str] = "pose"
@@ -184,15 +212,20 @@ class Pose(Task):
         person_threshold: float = 0.3,
         joint_threshold: float = 0.3,
         judge: str | None = None,
+        whole_body: bool = False,
         *,
         resolution: int = 512,
         toy: bool = False,
     ) -> None:
         self.toy, self.resolution = wants_toy(detector, toy), resolution
         self.person_threshold, self.joint_threshold = person_threshold, joint_threshold
+        if whole_body and (self.toy or detector == "blazepose"):
+            raise UserError(f"task.whole_body=true: task.detector={detector} finds no hands and faces; published does")
         made = partial(_made, people=people, pretrained=pretrained, threshold=person_threshold)
-        self.detector = Embedded() if self.toy else made(weights, blaze=detector == "blazepose")
-        self.second = Embedded(SECOND) if self.toy else judge and made(judge, blaze=judge.endswith(".whl"))
+        keypoints = WHOLE if whole_body else JOINTS
+        self.detector = Embedded() if self.toy else made(weights, detector, keypoints=keypoints)
+        kind = "blazepose" if judge and judge.endswith(".whl") else "published"
+        self.second = Embedded(SECOND) if self.toy else judge and made(judge, kind, keypoints=JOINTS)
 
     @property
     def fingerprint(self) -> str:
@@ -200,7 +233,7 @@ class Pose(Task):
         return json.dumps([self.name, self.detector.identity, *thresholds, self.resolution])
 
     def find(self, images: Tensor, detector: Detector | None = None) -> Tensor:
-        """(B, P, 17, 3): x, y in pixels of the images, and the detector's score."""
+        """(B, P, K, 3): x, y in pixels of the images, and the detector's score."""
         found = (detector or self.detector)(images)
         return _of_toy(found.joints, images) if self.toy else found
 
@@ -244,16 +277,23 @@ class Pose(Task):
         }
 
 
-def _made(weights: str, *, blaze: bool, people: str | None, pretrained: bool, threshold: float) -> Detector:
-    if blaze:
+def _made(
+    weights: str, kind: Choice, *, people: str | None, pretrained: bool, threshold: float, keypoints: int
+) -> Detector | Files:
+    if kind == "openpose":
+        return Files(weights, keypoints)
+    if kind == "blazepose":
         return blazepose(weights, threshold)
     identity = [identity_of(weights, pretrained), people and identity_of(people, pretrained)]
-    return Detector(PoseNetwork(weights, people, pretrained, threshold), json.dumps(identity))
+    if keypoints != JOINTS:
+        identity.append(keypoints)
+    return Detector(PoseNetwork(weights, people, pretrained, threshold, keypoints), json.dumps(identity))
 
 
 def _pairs(maps: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The people of each item, without the empty rows."""
-    return [(a[_there(a)], b[_there(b)]) for a, b in zip(maps, target, strict=True)]
+    """The bodies of each item, without the empty rows."""
+    bodies = zip(maps[..., :JOINTS, :], target[..., :JOINTS, :], strict=True)
+    return [(a[_there(a)], b[_there(b)]) for a, b in bodies]
 
 
 def _there(people: Tensor) -> Tensor:

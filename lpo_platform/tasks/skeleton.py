@@ -1,11 +1,14 @@
 """The OpenPose drawing of people, and its reading (specs/cpo.md section 1)."""
 
+import colorsys
 import math
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lpo_platform.data.keypoint_files import OF_WHOLE
 
 Shade = tuple[float, ...]
 
@@ -24,6 +27,10 @@ COLOURS = (
 )  # fmt: skip
 THICKNESS = 4 / 512  # of the picture's side: radius of a joint and half the width of a limb
 DISCS, LIMB = 0.4, 0.6  # shares of the joints alone, and of joints with limbs over them
+BONES = tuple((0 if k % 4 == 1 else k - 1, k) for k in range(1, 21))  # of a hand, along each finger from the wrist
+BONE_COLOURS = tuple(colorsys.hsv_to_rgb(k / len(BONES), 1, 1) for k in range(len(BONES)))
+KNUCKLE, FACE = (0, 0, 1), (1, 1, 1)
+BONE, DOT = 1 / 4, 3 / 4  # half the width of a bone and the radius of a point of the face, by the radius of a joint
 
 
 def radius_at(resolution: int) -> float:
@@ -34,8 +41,10 @@ def radius_at(resolution: int) -> float:
 def draw(people: Tensor, resolution: int) -> Tensor:
     """(P, 17, 3) x, y in pixels and visibility of COCO's keypoints -> (3, R, R) in [0, 1] on black.
 
-    A pixel belongs to a joint or limb that its middle lies in; where several do, the last one drawn. People follow each
-    other in every layer. The original draws with whole-pixel polygons, which differ at their borders.
+    Of COCO-WholeBody's, (P, 133, 3), also hands and face, which lie over all bodies, in the colours and proportions of
+    OpenPose's and DWPose's pictures. A pixel belongs to a joint or limb that its middle lies in; where several do, the
+    last one drawn. People follow each other in every layer. The originals draw with whole-pixel polygons, which differ
+    at their borders.
     """
     radius, middle = radius_at(resolution), torch.arange(resolution, device=people.device) + 0.5
     x, y = middle[None, :], middle[:, None]
@@ -51,7 +60,33 @@ def draw(people: Tensor, resolution: int) -> Tensor:
         for person in joints:
             if person[start][2] and person[end][2]:
                 limbs = torch.where(_ellipse(x, y, person[start], person[end], radius), colour, limbs)
-    return DISCS * discs + LIMB * limbs
+    picture = DISCS * discs + LIMB * limbs
+    for person in people if people.shape[1] > 17 else ():
+        for hand in ("hand_left", "hand_right"):
+            picture = _hand(picture, x, y, person[OF_WHOLE[hand]].tolist(), radius)
+        picture = _dots(picture, x, y, person[OF_WHOLE["face"]].tolist(), DOT * radius, FACE)
+    return picture
+
+
+def _hand(picture: Tensor, x: Tensor, y: Tensor, points: list[list[float]], radius: float) -> Tensor:
+    for (start, end), colour in zip(BONES, BONE_COLOURS, strict=True):
+        (xa, ya, seen), (xb, yb, too) = points[start], points[end]
+        if seen and too:
+            dx, dy = xb - xa, yb - ya
+            along = (((x - xa) * dx + (y - ya) * dy) / max(dx * dx + dy * dy, 1e-9)).clamp(0, 1)
+            near = (x - xa - along * dx).square() + (y - ya - along * dy).square() <= (BONE * radius) ** 2
+            picture = torch.where(near, picture.new_tensor(colour)[:, None, None], picture)
+    return _dots(picture, x, y, points, radius, KNUCKLE)
+
+
+def _dots(
+    picture: Tensor, x: Tensor, y: Tensor, points: list[list[float]], radius: float, colour: tuple[int, int, int]
+) -> Tensor:
+    hit = torch.zeros_like(picture[0], dtype=torch.bool)
+    for a, b, seen in points:
+        if seen:
+            hit |= (x - a).square() + (y - b).square() <= radius**2
+    return torch.where(hit, picture.new_tensor(colour)[:, None, None], picture)
 
 
 def _joints(person: Tensor) -> list[list[float]]:
