@@ -1,5 +1,6 @@
 """Writes what was trained in diffusers' own formats, so that stock pipelines need none of our code."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from lpo_platform.models import lora
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward, save_reward
+from lpo_platform.record import write_text
 from lpo_platform.sharding import kept, like
 
+ORIGINS = {"_name_or_path", "name_or_path"}
 FOLDERS = {"control": "controlnet", "reward": "reward"}  # of the denoiser's parts the adapter knows
 
 
@@ -44,8 +47,19 @@ def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
                 lora.merged(module).save_pretrained(target)
                 written.append(target)
         module.to(memory_format=torch.channels_last)
+    for target in written:
+        forget_origin(target)
     wait()
     return written
+
+
+def forget_origin(folder: Path) -> None:
+    """Takes out of the JSON files where diffusers and transformers had the weights from: a folder of this machine."""
+    for file in folder.rglob("*.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and config.keys() & ORIGINS:
+            kept = {name: value for name, value in config.items() if name not in ORIGINS}
+            write_text(file, json.dumps(kept, indent=2) + "\n")
 
 
 def _unsharded(module: nn.Module) -> nn.Module:

@@ -69,14 +69,15 @@ def merge(unet: nn.Module, factors: Factors, *, setting: str) -> None:
         module.weight = nn.Parameter(weight + delta.to(weight), requires_grad=weight.requires_grad)
 
 
-def merged(unet: ModelMixin) -> ModelMixin:
-    """A plain one with the adapters merged; it shares every other weight with the one given, which stays as it is."""
+def merged(unet: ModelMixin, factors: Factors | None = None) -> ModelMixin:
+    """A plain one with these adapters merged, or those that it carries; it shares every other weight with the one
+    given, which stays as it is."""
     with torch.device("meta"):
         plain = type(unet).from_config(unet.config)
     state = {name.replace(".base_layer.", "."): w for name, w in unet.state_dict().items() if ".lora_" not in name}
     plain.load_state_dict(state, assign=True)
-    device = unet.device
-    merge(plain, {name: (down.to(device), up.to(device)) for name, (down, up) in extract(unet).items()}, setting="lora")
+    device, factors = unet.device, extract(unet) if factors is None else factors
+    merge(plain, {name: (down.to(device), up.to(device)) for name, (down, up) in factors.items()}, setting="lora")
     return plain
 
 
