@@ -24,11 +24,12 @@ from lpo_platform.tracking.page.run import Run, mapping
 PARTS = Path(__file__).with_name("page")
 LIVE = """
 <script>
-let known;
+let shown;
 setInterval(async () => {
-  const state = await fetch("/state").then((answer) => answer.text(), () => known);
-  if (known !== undefined && state !== known) location.reload();
-  known = state;
+  const state = await fetch("/state").then((answer) => answer.text(), () => shown);
+  shown ??= state;
+  // not so often that nobody can read
+  if (state !== shown && performance.now() > 10000) location.reload();
 }, 2000);
 </script>"""
 

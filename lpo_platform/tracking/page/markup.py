@@ -30,8 +30,8 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return f"<div class=scroll><table class=small><tbody>{body}</tbody></table></div>"
 
 
-def fold(summary: str, inside: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
+def fold(summary: str, inside: str, *, opened: bool = False) -> str:
+    return f"<details{' open' if opened else ''}><summary>{escape(summary)}</summary>{inside}</details>"
 
 
 def menu(label: str, options: Sequence[str], attribute: str) -> str:

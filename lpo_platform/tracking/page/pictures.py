@@ -22,7 +22,7 @@ def pictures(run: Run) -> str:
     folder = run.folder / "samples"
     columns, names = kinds(folder)
     if not columns:
-        return _progress(folder) or absent("samples/ holds no pictures.")
+        return _progress(folder, opened=True) or absent("samples/ holds no pictures.")
     strips = [_strip(run, name, columns) for name in names]
     heads = "".join(f"<span>{words}</span>" for words in columns.values())
     shape = f'class="strips{" few" if len(columns) < 3 else ""}" style="--columns:{len(columns)}"'
@@ -60,15 +60,13 @@ def _strip(run: Run, name: str, columns: Mapping[str, str]) -> str:
     return f"<div class=strip{anchor}><div class=caption>{text}</div><div class=pictures>{row}</div></div>"
 
 
-def _progress(samples: Path) -> str:
+def _progress(samples: Path, *, opened: bool = False) -> str:
     steps = sorted(samples.glob("step-*.png"))
     if not steps:
         return ""
     step = int(steps[-1].stem.rpartition("-")[2])
-    return fold(
-        f"During training, at step {step}",
-        f"<div class=progress>{picture(steps[-1], f'samples at step {step}', PROGRESS_SIDE)}</div>",
-    )
+    shown = picture(steps[-1], f"samples at step {step}", PROGRESS_SIDE)
+    return fold(f"During training, at step {step}", f"<div class=progress>{shown}</div>", opened=opened)
 
 
 def _natural(name: str) -> tuple[int, str]:
