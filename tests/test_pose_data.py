@@ -172,6 +172,8 @@ def noise_pictures(folder: Path) -> None:
     for i, size in enumerate([(80, 60), (60, 100)]):
         pixels = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
+    lines = [{"file_name": f"{i}.png", "text": "noise"} for i in range(2)]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_hands_and_faces_are_stored_drawn_and_read_as_labels(vitpose: str, tmp_path: Path) -> None:
@@ -192,8 +194,8 @@ def test_hands_and_faces_are_stored_drawn_and_read_as_labels(vitpose: str, tmp_p
     )
     assert (shown != wanted).any(2).mean() < 0.02 < 0.1 < (shown != body).any(2).mean()
     data = Captioned(
-        str(tmp_path / "out"), condition="condition_image", labels="pose", test=None, cache_folder=None, resolution=64,
-        task=task,
+        str(tmp_path / "out"), condition="condition_image", labels="pose", test={"split": "test"}, cache_folder=None,
+        resolution=64, task=task,
     )  # fmt: skip
     assert {sample.labels.shape for sample in first(data.train, 9)} == {(1, 133, 3)}
 
