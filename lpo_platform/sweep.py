@@ -146,7 +146,7 @@ def gain(folder: Path) -> float | None:
 def wait(folder: Path) -> None:
     """Waits until nothing of a sweep is in Slurm's queue or at work in its folder."""
     numbers = {path.name.partition("_")[0] for path in folder.glob(".submitit/*/*_submission.sh")}
-    while _queued() & numbers or any(map(in_use, _runs(folder))):
+    while _queued() & numbers or any(map(in_use, runs(folder))):
         time.sleep(2)
 
 
@@ -180,16 +180,16 @@ class Sweep:
         return found
 
 
-def repeat(primary: str, runs: Sequence[Sequence[str]]) -> list[list[str]]:
+def repeat(primary: str, lines: Sequence[Sequence[str]]) -> list[list[str]]:
     """What runs these overrides again: one command if they are all combinations of some values, else one for each."""
-    kept = (tuple(w for w in record.redact_command(run) if key(w) not in ("hydra", "resume")) for run in runs)
-    runs = list(dict.fromkeys(kept))
-    keys = [[item.partition("=")[0] for item in run] for run in runs]
+    kept = (tuple(w for w in record.redact_command(line) if key(w) not in ("hydra", "resume")) for line in lines)
+    lines = list(dict.fromkeys(kept))
+    keys = [[item.partition("=")[0] for item in line] for line in lines]
     alike = all(own == keys[0] for own in keys)
-    columns = [list(dict.fromkeys(column)) for column in zip(*runs, strict=True)] if alike else []
-    if not alike or math.prod(map(len, columns)) != len(runs):
-        return [[f"lpo-{primary}", *run] for run in runs]
-    several = ["-m"] if len(runs) > 1 else []
+    columns = [list(dict.fromkeys(column)) for column in zip(*lines, strict=True)] if alike else []
+    if not alike or math.prod(map(len, columns)) != len(lines):
+        return [[f"lpo-{primary}", *line] for line in lines]
+    several = ["-m"] if len(lines) > 1 else []
     joined = [",".join([column[0], *(item.partition("=")[2] for item in column[1:])]) for column in columns]
     return [[f"lpo-{primary}", *several, *joined]]
 
@@ -198,7 +198,7 @@ def read(folder: Path) -> Sweep:
     """What lies in a sweep's folder, whether it is at work or at its end."""
     from lpo_platform import seeds
 
-    jobs = sorted(map(Job.read, _runs(folder)), key=lambda job: job.number)
+    jobs = sorted(map(Job.read, runs(folder)), key=lambda job: job.number)
     labels = [setting(own) for own in distinct([job.overrides for job in jobs])]
     both = zip(labels, jobs, strict=True)
     rows = seeds.rows([(label, job.seed, job.metrics) for label, job in both if job.status == "finished"])
@@ -230,13 +230,13 @@ def conclude(folder: Path) -> tuple[list[Job], str]:
     return jobs, _table(rows)
 
 
-def _runs(folder: Path) -> Iterator[Path]:
+def runs(folder: Path) -> Iterator[Path]:
     """The run folders below a folder, but not what lies inside a run (its evaluations)."""
     for child in sorted(folder.iterdir()):
         if (child / ".hydra" / "overrides.yaml").is_file():
             yield child
         elif child.is_dir() and not child.name.startswith("."):
-            yield from _runs(child)
+            yield from runs(child)
 
 
 def distinct(overrides: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -217,3 +217,16 @@ def test_a_metric_without_a_number_is_left_out(tmp_path: Path) -> None:
     result["metrics"]["canny/f1"]["before"] = math.nan
     record.write_json(folder / "result.json", result)
     assert outcomes.summary(outcomes.read([folder])[0]).rows == []
+
+
+def test_a_model_alone_has_a_value_and_no_base(tmp_path: Path) -> None:
+    choices = {"model": "sd15", "task": "none", "data": "prompts"}
+    folder = outcome(tmp_path / "a", ["model=sd15"], choices, {"preference/hps_v2": (0.1, 0.2646, 0.1, 0.2)})
+    result = record.read_json(folder / "result.json")
+    result["metrics"]["preference/hps_v2"] |= {"before": None, "difference": None, "ci95": [None, None],
+                                               "own_ci95": [0.260, 0.269]}  # fmt: skip
+    record.write_json(folder / "result.json", result)
+    found, _ = outcomes.read([folder])
+    assert outcomes.summary(found).rows[0][:7] == ["sd15", "preference/hps_v2", "0", "", "0.2646", "", ""]
+    (table,) = outcomes.beside_paper(found, "lpo")
+    assert [row[3] for row in table.rows[-2:]] == ["28.96", "26.46"] and table.rows[-1][0] == "sd15, on prompts"

@@ -46,7 +46,7 @@ class Outcome:
         words = [str(word) for word in OmegaConf.load(overrides)] if overrides.is_file() else []
         method, model, task, data = (run.option(group) or "none" for group in ("method", "model", "task", "data"))
         own = [w for w in words if w.partition("=")[0] not in APART and sweep.key(w) not in sweep.FREE]
-        label = ", ".join([method, model, *([" ".join(own)] if own else [])])
+        label = ", ".join(word for word in (method, model, " ".join(own)) if word not in ("none", ""))
         seed = run.result.get("seed")
         return cls(label, model, task, data, seed, run.metrics, run.main, run.config_name, words)
 
@@ -70,18 +70,45 @@ def read(folders: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
     return found, left
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one setting over its seeds, as texts; of a model that is compared with nothing `after` alone."""
+
+    seeds: str
+    after: str
+    before: str = ""
+    change: str = ""
+    verdict: str = ""
+    interval: str = ""
+
+    @classmethod
+    def of(cls, group: Sequence[Outcome], metric: str, scale: float = 1) -> Figure | None:
+        """None where no run of the group has the metric."""
+        found = [(o.seed, o.metrics[metric]) for o in group if metric in o.metrics]
+        for row in seeds.rows([("", seed, {metric: entry}) for seed, entry in found]):
+            entry = _scaled(row.entry(), scale)
+            before, after = (number(entry[side], decimals(entry)) for side in ("before", "after"))
+            return cls(", ".join(map(str, row.seeds)), after, before, change(entry), verdict(entry), row.interval)
+        alone = [(seed, entry) for seed, entry in found if "own_ci95" in entry and entry["after"] is not None]
+        if not alone:
+            return None
+        entry = _scaled(
+            {"after": sum(e["after"] for _, e in alone) / len(alone), "ci95": alone[0][1]["own_ci95"]}, scale
+        )
+        return cls(", ".join(str(seed) for seed, _ in alone), number(entry["after"], decimals(entry)))
+
+
 def summary(outcomes: Sequence[Outcome], metrics: Sequence[str] = ()) -> Table:
     """A line for each setting and task: the metric that it was for, or those that are named."""
     rows, intervals = [], []
     for group in _groups(outcomes, lambda o: (o.label, o.task)):
-        for row in _rows(group, metrics or [group[0].main]):
-            entry = row.entry()
-            cells = [group[0].label, row.metric, ", ".join(map(str, row.seeds)), number(row.before, decimals(entry))]
-            cells += [number(row.after, decimals(entry)), change(entry), verdict(entry), command(group)]
-            rows.append(cells)
-            intervals.append(row.interval)
+        for metric in metrics or [group[0].main]:
+            if (f := Figure.of(group, metric)) is not None:
+                rows.append([group[0].label, metric, f.seeds, f.before, f.after, f.change, f.verdict, command(group)])
+                intervals.append(f.interval)
     heads = ["setting", "metric", "seeds", "before", "after", "difference [95 % interval]", "", "command"]
-    notes = [f"Means over the seeds. Interval: {'; '.join(dict.fromkeys(intervals))}."] if rows else []
+    kinds = [kind for kind in dict.fromkeys(intervals) if kind]
+    notes = [f"Means over the seeds. Interval: {'; '.join(kinds)}."] if kinds else []
     return Table("Results", heads, rows, notes)
 
 
@@ -101,7 +128,8 @@ def _beside(outcomes: Sequence[Outcome], table: Mapping[str, Any]) -> Table:
         if any(trained != "-" for _, trained in cells):
             on = f"on {', '.join(dict.fromkeys(o.data for o in group))}"
             base, trained = zip(*cells, strict=True)
-            rows.append([f"before: {group[0].label}, {on}", *base, "ours, the base of the next line"])
+            if any(cell != "-" for cell in base):
+                rows.append([f"before: {group[0].label}, {on}", *base, "ours, the base of the next line"])
             rows.append([f"{group[0].label}, {on}", *trained, command(group)])
     notes = [f"{table['source']}: {PAPER}. {table['note']}"]
     if len(rows) == len(table["rows"]):
@@ -117,22 +145,15 @@ def _cells(group: Sequence[Outcome], column: Mapping[str, Any]) -> tuple[str, st
     kept = [o for o in group if column.get("task", o.task) == o.task and column.get("data", o.data) == o.data]
     if "data" not in column:
         kept = [o for o in kept if o.data != "humanart"]
-    entries = [_scaled(row, column.get("scale", 1)) for row in _rows(kept, column["metric"])]
-    before = "/".join(number(entry["before"], decimals(entry)) for entry in entries)
-    after = "/".join(f"{number(entry['after'], decimals(entry))} ({change(entry)})" for entry in entries)
+    found = [f for metric in column["metric"] if (f := Figure.of(kept, metric, column.get("scale", 1))) is not None]
+    before = "/".join(f.before for f in found if f.before)
+    after = "/".join(f"{f.after} ({f.change})" if f.change else f.after for f in found)
     return before or "-", after or "-"
 
 
-def _scaled(row: seeds.Row, scale: float) -> dict[str, Any]:
-    entry = row.entry()
-    scaled = {name: scale * entry[name] for name in ("before", "after", "difference")}
-    return entry | scaled | {"ci95": [scale * bound for bound in entry["ci95"]]}
-
-
-def _rows(group: Sequence[Outcome], metrics: Sequence[str]) -> list[seeds.Row]:
-    """The named metrics over the seeds of one setting, in that order; those that it does not have are left out."""
-    rows = {row.metric: row for row in seeds.rows([("", o.seed, o.metrics) for o in group])}
-    return [rows[name] for name in metrics if name in rows]
+def _scaled(entry: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    numbers = {name: scale * entry[name] for name in ("before", "after", "difference") if name in entry}
+    return {**entry, **numbers, "ci95": [None if bound is None else scale * bound for bound in entry["ci95"]]}
 
 
 def _groups(outcomes: Sequence[Outcome], key: Callable[[Outcome], Hashable]) -> list[list[Outcome]]:

@@ -6,6 +6,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from lpo_platform import sweep
 from lpo_platform.config import UserError
 from lpo_platform.tracking.report import render
 
@@ -29,8 +30,8 @@ def state(folder: Path) -> str:
 
 def runs(folder: Path) -> dict[str, Path]:
     """The pages there are, by their address: the folder's own, and those of the jobs of a sweep."""
-    jobs = sorted(file.parents[1] for file in folder.glob("*/.hydra/overrides.yaml"))
-    return {"/": folder} | {f"/{job.name}/report.html": job for job in jobs}
+    jobs = sweep.runs(folder) if (folder / "sweep.json").is_file() else ()
+    return {"/": folder} | {f"/{job.relative_to(folder)}/report.html": job for job in jobs}
 
 
 class Pages(BaseHTTPRequestHandler):

@@ -25,7 +25,10 @@ def guards(run: Run) -> str:
     said = (
         f'<p><span class="tag worse">{counted(run.alarms)}</span> Look at the pictures before you trust the scores.</p>'
     )
-    told = note("An alarm names a metric that went the wrong way while what was trained for rose.")
+    told = note(
+        "hacked: a score that nothing was trained for fell while the trained one rose. "
+        "drift: the look of the pictures moved one way, look after look."
+    )
     return f'{said}<table class="metrics sortable small">{columns}<tbody>{body}</tbody></table>{told}'
 
 
