@@ -156,7 +156,7 @@ class Job:
     @property
     def identity(self) -> str:
         """What identifies the weights that it starts from."""
-        return fingerprint(self.policy.adapter.fingerprint, self.control_digest, self.cfg.seed)
+        return identity_of(self.policy, self.control_digest, self.cfg)
 
 
 def forget(cache: Cache) -> None:
@@ -411,6 +411,11 @@ def extract_poses(cfg: DictConfig) -> None:
 def load_trained(policy: Policy, run: Path, settings: Callbacks) -> None:
     """Gives the policy the weights that a run exported: their average, or the raw ones."""
     restore(policy, run / "export", _suffix(settings))
+
+
+def identity_of(policy: Policy, control_digest: str | None, cfg: DictConfig) -> str:
+    """What identifies the weights that a configuration starts from; new ones are drawn from its seed."""
+    return fingerprint(policy.adapter.fingerprint, control_digest, cfg.seed)
 
 
 def trained_identity(run: Path, settings: Callbacks) -> str:

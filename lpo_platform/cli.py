@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from lpo_platform import launch, record, slurm, sweep
-from lpo_platform.config import CONF, ConfigError, UserError, check, diagnose, run_folder, several
+from lpo_platform.config import CONF, ConfigError, UserError, check, diagnose, run_folder, several, users
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -520,9 +519,7 @@ def _interrupted(command: Command, folder: Path) -> int:
 
 def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
     """2 for what the user can put right, 1 for everything else, whose traceback goes to the log."""
-    cause: BaseException = error
-    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = users(error)
     debug = os.environ.get("LPO_DEBUG", "") not in ("", "0")
     whole = "".join(traceback.format_exception(error))
     if debug:

@@ -6,6 +6,7 @@ Nothing here imports torch: a wrong command line is answered in about a second.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,19 @@ CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_di
 
 class UserError(Exception):
     """Something that the user can put right; the commands print it without a traceback."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def users(error: BaseException) -> BaseException:
+    """What is behind an error, a disk that has no room as a UserError."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" {error.filename}" if error.filename else ""
+        return UserError(f"cannot write{where}: {error.strerror}; make room, then the same command goes on")
+    return error
 
 
 class ConfigError(UserError):
@@ -110,6 +124,7 @@ PATHS = {
     "lpo_platform.data.folder.Folder": {"path": "folder"},
     "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
     "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
+    "lpo_platform.evaluation.controllability.Controllability": {"originals": "folder", "generated": "folder"},
     "lpo_platform.evaluation.fid_folders.FidOfFolder": {
         "pictures": "folder",
         "weights": "file",
@@ -386,9 +401,8 @@ def _root_problems(composed: Composed) -> list[str]:
             problems.append(f"{key}{composed.where(key)}: no such key or group{hint(key, names)}")
         elif value == "???":
             problems.append(f"{key}: required; add {key}=<value>")
-        elif key == "run" and value is None and composed.choices.get("what") in OF_A_RUN:
-            others = ", ".join(f"what={name}" for name in shipped("what") if name not in OF_A_RUN)
-            problems.append(f"run: required by {_chosen(composed, 'what')}; add run=<value> ({others} need none)")
+        elif key == "run" and composed.choices.get("what") in OF_A_RUN and not (value or composed.values["model"]):
+            problems.append(f"run: required by {_chosen(composed, 'what')}; add run=<value>, or model=<option>")
         else:
             problems += _value_problems(composed, key, value, parameter)
     return problems
@@ -398,6 +412,8 @@ def _eval_problems(composed: Composed, overrides: Iterable[str] | None) -> list[
     """What lpo-eval lacks to know which model it evaluates, or is told twice."""
     choices, values = composed.choices, composed.values
     asked = {key for key, _ in _pairs(overrides or ())}
+    if choices.get("what") == "controllability" and choices.get("task") in (None, "none"):
+        return [f"what=controllability {_need('task', choices.get('task') or 'null', NOT_NONE)}"]
     if _root(composed) is not Eval or choices.get("what") not in ("model", "run"):
         return []
     if values["run"] is not None:

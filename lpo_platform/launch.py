@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from lpo_platform import record
-from lpo_platform.config import UserError
+from lpo_platform.config import UserError, users
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -206,9 +206,7 @@ def _note(path: Path, error: BaseException) -> int:
     interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
     if interrupted and isinstance(error, KeyboardInterrupt | SystemExit):
         return 130
-    found: BaseException = error
-    while type(found).__name__ == "InstantiationException" and found.__cause__ is not None:
-        found = found.__cause__
+    found = users(error)
     user = isinstance(found, UserError)
     reason = str(found) if user else traceback.format_exception_only(found)[-1].strip()
     story = "".join(traceback.format_exception(error))

@@ -67,8 +67,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
             os.chmod(name, 0o644)
             os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a write that fails does not say where
         raise
     _sync_folder(path.parent)
 

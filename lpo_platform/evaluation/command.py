@@ -3,7 +3,7 @@
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform import record
 from lpo_platform.build import (
-    Job,
     assemble,
     create,
     evaluator_of,
+    identity_of,
     load_trained,
     located,
     plain,
@@ -31,7 +31,6 @@ from lpo_platform.evaluation.outcome import conclude, evaluate_once
 from lpo_platform.evaluation.weights import with_weights
 from lpo_platform.hardware import Hardware
 from lpo_platform.models.policy import Policy
-from lpo_platform.models.weights import digest
 from lpo_platform.signature import signature
 from lpo_platform.tasks.task import Task
 
@@ -46,19 +45,20 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     started = time.monotonic()
     if lead():
         record.start(folder, plain(cfg), sys.argv)
-    job = assemble(of_run(cfg) if cfg.run else of_model(cfg))
+    start = of_run(cfg) if cfg.run else of_model(cfg)
+    place, before = cfg.run or cfg.weights, None
+    after = None if place is None else placed(place, "weights", start, cfg)
+    against = None if cfg.against is None else placed(cfg.against, "against", start, cfg)
+    job = assemble(start)
     evaluator = evaluator_of(job.cfg, job.policy.adapter, job.task)
-    trained, before = cfg.run or cfg.weights, None
-    if trained or cfg.against:
-        side, identity = (job, job.identity) if cfg.against is None else other(job, cfg, cfg.against, "against")
-        before = evaluate_once(side, evaluator, folder, "before", identity, "evaluate base")
-        del side
-    identity, title = job.identity, f"evaluate {'trained' if cfg.run else 'weights' if trained else 'model'}"
-    if trained:
-        job, identity = other(job, cfg, trained, "weights")
-    after = evaluate_once(job, evaluator, folder, "after", identity, title)
-    place = Path(cfg.run) / "export" if cfg.run else trained
-    return conclude(job, evaluator, before, after, folder, place, time.monotonic() - started)
+    own = job.policy, job.identity
+    if after or against:
+        job.policy, identity = policy_at(against, job.hardware) if against else own
+        before = evaluate_once(job, evaluator, folder, "before", identity)
+    job.policy, identity = policy_at(after, job.hardware) if after else own
+    found = evaluate_once(job, evaluator, folder, "after", identity)
+    weights = Path(cfg.run) / "export" if cfg.run else place
+    return conclude(job, evaluator, before, found, folder, weights, time.monotonic() - started)
 
 
 def of_run(cfg: DictConfig) -> DictConfig:
@@ -75,19 +75,31 @@ def of_model(cfg: DictConfig) -> DictConfig:
     return OmegaConf.create(plain(cfg) | {"tune": plain(OmegaConf.load(CONF / "tune" / f"{tune}.yaml"))})
 
 
-def other(job: Job, cfg: DictConfig, place: str, setting: str) -> tuple[Job, str]:
-    """The job with the weights of a place, and what identifies them."""
-    job.policy.to("cpu")
-    if (run := run_folder(place)) is not None:
-        known = run_config(cfg, run)
-        known.model.resolution = job.cfg.model.resolution
-        policy, _ = policy_of(known, job.hardware)
-        settings = create(known.callbacks)
-        load_trained(policy, run, settings)
-        return replace(job, policy=policy), fingerprint(policy.adapter.fingerprint, trained_identity(run, settings))
-    policy, control = policy_of(with_weights(job.cfg, place, setting), job.hardware)
-    changed = replace(job, policy=policy, control_digest=control)
-    return changed, changed.identity
+@dataclass(frozen=True)
+class Placed:
+    """A model with the weights of a place, before anything is loaded: of a run what it trained."""
+
+    cfg: DictConfig
+    run: Path | None
+
+
+def placed(place: str, setting: str, like: DictConfig, cfg: DictConfig) -> Placed:
+    """like: the model that weights which are no run are put into, and whose resolution all have."""
+    run = run_folder(place)
+    known = with_weights(like, place, setting) if run is None else run_config(cfg, run)
+    known.model.resolution = like.model.resolution
+    return Placed(known, run)
+
+
+def policy_at(side: Placed, hardware: Hardware) -> tuple[Policy, str]:
+    """The policy, and what identifies its weights."""
+    policy, control = policy_of(side.cfg, hardware)
+    identity = identity_of(policy, control, side.cfg)
+    if side.run is not None:
+        settings = create(side.cfg.callbacks)
+        load_trained(policy, side.run, settings)
+        identity = fingerprint(identity, trained_identity(side.run, settings))
+    return policy, identity
 
 
 def run_config(cfg: DictConfig, run: str | Path) -> DictConfig:
@@ -97,26 +109,26 @@ def run_config(cfg: DictConfig, run: str | Path) -> DictConfig:
     return known
 
 
-def load_run(
+def load(
     cfg: DictConfig, hardware: Hardware, weights: str, resolution: int | None, *, control: bool = True
 ) -> tuple[Policy, str]:
-    """The model of a run at a resolution (None: its own), and what identifies its weights.
+    """The model of a run, or the one named, at a resolution (None: its own), and what identifies its weights.
 
-    weights: trained, start (those that the run started from) or the place of another ControlNet. control: whether the
-    run has to have a ControlNet, or has to have none.
+    weights: trained, start (those that the run started from, or the model as it is) or the place of another ControlNet.
+    control: whether it has to have a ControlNet, or has to have none.
     """
-    known = run_config(cfg, cfg.run)
+    known = run_config(cfg, cfg.run) if cfg.run else of_model(cfg)
     if bool(known.get("control")) != control:
         has, works = ("without", "controlnet") if control else ("with", "none")
-        raise UserError(f"run={cfg.run}: {has} a ControlNet; what works: a run with control={works}")
+        named, a_run = (f"run={cfg.run}", "a run with ") if cfg.run else (f"model={known.model.name}", "")
+        raise UserError(f"{named}: {has} a ControlNet; what works: {a_run}control={works}")
     known.model.resolution = resolution or known.model.resolution
     if weights not in ("trained", "start"):
         known.control.weights, known.control.subfolder = weights, None
+    elif weights == "trained" and (place := cfg.run or cfg.weights):
+        return policy_at(placed(place, "weights", known, cfg), hardware)
     policy, identity = policy_of(known, hardware)
-    if weights == "trained":
-        load_trained(policy, Path(cfg.run), create(known.callbacks))
-        identity = digest(f"{cfg.run}/export")
-    return policy, identity
+    return policy, identity_of(policy, identity, known)
 
 
 def measure(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -125,7 +137,7 @@ def measure(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     hardware: Hardware = create(cfg.hardware)
     hardware.join()
     asked = signature(cfg.what._target_)
-    live = {"load": partial(load_run, cfg, hardware), "task": partial(detector, cfg)}
+    live = {"load": partial(load, cfg, hardware), "task": partial(detector, cfg)}
     live = {name: value for name, value in live.items() if asked and asked[name]}
     with located("what"), hardware.autocast() if "load" in live else nullcontext():
         result = create(cfg.what, **live)(folder, hardware.device)

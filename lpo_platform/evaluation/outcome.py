@@ -27,9 +27,7 @@ UNDER_WAY = Path("outputs/cache/evaluations")
 SIDES = {"before": "evaluate base", "after": "evaluate trained"}
 
 
-def evaluate_once(
-    job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, side: str, identity: str, title: str | None = None
-) -> Evaluation:
+def evaluate_once(job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, side: str, identity: str) -> Evaluation:
     """The policy as it is now, as a side of a run folder; what is there of it already is not done again.
 
     side: before or after. identity: what tells its weights from others. What an interrupted evaluation has measured
@@ -39,7 +37,7 @@ def evaluate_once(
     key = agree(_key(job, side, identity) if lead() else "")
     if (known := agree(Evaluation.kept(file, key) if lead() else None)) is not None:
         return known
-    title = title or SIDES[side]
+    title = SIDES[side]
     with job.hardware.autocast():
         if isinstance(evaluator, PairEvaluator) != ("reward" in job.policy.learning):
             raise UserError("a reward model is measured with metrics=pairs, and nothing else is")

@@ -8,7 +8,15 @@ from omegaconf import OmegaConf
 
 from lpo_platform.config import CONF
 
-FREE = ("batch", "shown", "guards", "save", "measures", "protocol")  # settings that change no figure of a paper
+FREE = (
+    "_target_",
+    "batch",
+    "defaults",
+    "measures",
+    "protocol",
+    "save",
+    "shown",
+)  # settings that change no figure of a paper
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Protocol:
         lines = [
             f"{key}={settings[key]} instead of {value}"
             for key, value in published.items()
-            if key not in (*FREE, "_target_") and settings.get(key) != value
+            if key not in FREE and settings.get(key) != value
         ]
         if items < min(settings["num_samples"], published["num_samples"]):
             lines.append(f"{items} items instead of {published['num_samples']}: the data has no more")
