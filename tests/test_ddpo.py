@@ -177,6 +177,15 @@ def test_a_reward_of_latents_sees_the_finished_latents() -> None:
     assert step.reward.asked.tolist() == [1] * 6
 
 
+def test_a_bad_reward_of_latents_is_reported_by_name() -> None:
+    class Broken(toy_lpo.Brightness):
+        def __call__(self, latents: Tensor, t: Tensor, text: dict[str, Tensor], prompt: Tensor) -> Tensor:
+            return super().__call__(latents, t, text, prompt) / 0
+
+    with pytest.raises(UserError, match="reward broken: returned NaN or infinity for 6 of 6 samples"):
+        play(method(reward=Broken()))
+
+
 def test_a_bad_part_of_a_reward_is_reported_by_name() -> None:
     def reward(images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
         return {"good": torch.ones(len(images)), "bad": torch.tensor([1.0, math.nan])}
@@ -256,7 +265,7 @@ def test_equal_rewards_leave_nothing_to_train_and_are_named(caplog: pytest.LogCa
     assert "weight" not in batch and step.training_step(batch, 0) is None
     assert step.round["rollout/no_advantage"].item() == 1
     said = [record.getMessage() for record in caplog.records if record.name.startswith("lpo_platform.")]
-    assert said == ["round 0: reward/score is 0.1 for all 6 pictures"]
+    assert said == ["round 0: reward constant: score is 0.1 for all 6 pictures"]
 
 
 def test_captions_that_a_tokenizer_cannot_tell_apart_are_groups_of_their_own() -> None:

@@ -19,7 +19,7 @@ from lpo_platform.methods.method import Batch
 from lpo_platform.methods.ratios import Ratios
 from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.models.shared_encoder import Encoded
-from lpo_platform.rewards.reward import weights_of
+from lpo_platform.rewards.reward import name_of, weights_of
 from lpo_platform.transitions import Order, arrange
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ class DDPO(Trajectories):
         self.note("advantage", self.samples["advantage"][own.start : own.stop])
         for name, column in rewards.items():
             if (column == column[0, 0]).all():
-                log.warning("round %d: %s is %g for all %d pictures", number, name, column[0, 0], column.numel())
+                said = (number, name_of(self.reward), name.removeprefix("reward/"), column[0, 0], column.numel())
+                log.warning("round %d: reward %s: %s is %g for all %d pictures", *said)
         self.round |= {name: column.mean() for name, column in rewards.items()} | {
             "reward/std": score.std(correction=0),
             "reward/spread": score.std(1, correction=0).mean(),

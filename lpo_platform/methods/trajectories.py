@@ -18,7 +18,7 @@ from lpo_platform.evaluation.evaluate import reward_of
 from lpo_platform.methods.aside import Aside
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
-from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
+from lpo_platform.rewards.reward import Asked, Reward, StepReward, checked, name_of, parts
 from lpo_platform.tasks.task import Task
 
 
@@ -145,6 +145,6 @@ class Trajectories(Online):
         """The reward of finished latents (P G, C, h, w) of P captions: `score` and its named parts, (P G,) each."""
         captions = [caption for caption in captions for _ in range(self.group)]
         if isinstance(self.reward, StepReward):
-            return {"score": reward_of(self.reward, latents, captions)}
+            return {"score": checked(name_of(self.reward), reward_of(self.reward, latents, captions), len(latents))}
         images = torch.cat([self.policy.adapter.decode(part) for part in latents.split(self.group)])
         return parts(self.reward, images.mul(255).round().div(255), captions, asked)  # 8 bits, as a file has them

@@ -57,6 +57,10 @@ class StepReward(Protocol):
     def __call__(self, latents: Tensor, t: Tensor, text: dict[str, Tensor], prompt: Tensor) -> Tensor: ...
 
 
+def name_of(reward: Reward | StepReward) -> str:
+    return getattr(reward, "name", type(reward).__name__.lower())
+
+
 def checked(name: str, values: object, batch: int) -> Tensor:
     """What the reward `name` returned for `batch` samples, as (batch,) float32 without a gradient.
 
@@ -78,8 +82,7 @@ def checked(name: str, values: object, batch: int) -> Tensor:
 
 def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
     """What a reward says of pictures: `score`, the number to raise, and its named parts if it has any; each (B,)."""
-    name = getattr(reward, "name", type(reward).__name__.lower())
-    said = reward(images, prompts, condition)
+    name, said = name_of(reward), reward(images, prompts, condition)
     if not isinstance(said, dict):
         return {"score": checked(name, said, len(images))}
     named = {part: checked(f"{name}, {part}", values, len(images)) for part, values in said.items()}
@@ -95,5 +98,5 @@ def weights_of(reward: Reward, named: Iterable[str]) -> dict[str, float]:
 def predicted(reward: Reward | PredictionReward, images: Tensor, prompts: list[str], t: Tensor) -> Tensor:
     """What a reward says of pictures predicted at timesteps t (B,): (B,); one of finished pictures ignores t."""
     if isinstance(reward, PredictionReward):
-        return checked(type(reward).__name__.lower(), reward.at(images, prompts, t), len(images))
+        return checked(name_of(reward), reward.at(images, prompts, t), len(images))
     return parts(reward, images, prompts)["score"]
