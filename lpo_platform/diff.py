@@ -77,7 +77,10 @@ def side(place: str) -> Side:
     if path.exists() or "=" not in place:
         what = "not a run (no resolved.yaml, here or in 'latest')" if path.exists() else "no such file or folder"
         raise UserError(f"{place}: {what}; what works: a run folder, a resolved.yaml, or overrides as experiment=...")
-    words = shlex.split(place)
+    try:
+        words = shlex.split(place)
+    except ValueError as error:
+        raise UserError(f"{place}: {str(error).lower()}") from None
     if problems := diagnose("train", words, values=False):
         raise ConfigError(problems)
     values = OmegaConf.create(compose("train", words, [], CONF).values)

@@ -48,7 +48,7 @@ class Scene:
 
     prompts: list[str]
     control: Tensor | None
-    steps: int = 8
+    steps: int = 4
     seed: int = 0
 
     @classmethod
@@ -88,10 +88,11 @@ def draw_stock(pipeline: DiffusionPipeline, adapter: StableDiffusion, scene: Sce
             given |= {"true_cfg_scale": adapter.guidance, "negative_prompt": [""] * len(scene.prompts)}
     else:
         given |= {"guidance_scale": adapter.guidance}
-    if scene.control is not None:
-        given |= {"control_image" if isinstance(adapter, Flux) else "image": scene.control}
-        if isinstance(adapter, Flux):
-            _without_width(pipeline.vae)
+    if scene.control is not None and isinstance(adapter, Flux):
+        given |= {"control_image": 2 * scene.control - 1}  # this pipeline takes a tensor as it is
+        _without_width(pipeline.vae)
+    elif scene.control is not None:
+        given |= {"image": scene.control}
     return pipeline(**given).images.float().cpu()
 
 
