@@ -215,7 +215,9 @@ def test_a_model_alone_shows_its_values_and_how_it_departs_from_the_protocol(tmp
     scores = compare({"fid": values}, {"fid": values}, {"fid": False}, resamples=100)
     record.start(tmp_path, {"seed": 0}, ["lpo-eval"])
     record.finish(tmp_path, alone(scores, {"fid": values}), 4, 1.0, {}, 0, ["4 items instead of 500"])
+    items.write(tmp_path / "evaluation" / "items.parquet", list("abcd"), ["a cat"] * 4, {"after": {"fid": values}})
     words = Page(write_report(tmp_path).read_text()).words
+    assert words.count("a cat") == 4 and words.count("n/a") == 8
     assert "fid is 0.40 [0." in words and "Not as in the protocol: 4 items instead of 500." in words
 
 
@@ -290,10 +292,10 @@ def test_lpo_report_rebuilds_a_page_and_says_what_it_cannot(run: Path, tmp_path:
         taken.listen()
         port = str(taken.getsockname()[1])
         code, _, said = report(str(run), "--watch", "--port", port, **kit)
-    assert (
-        code == 2
-        and said == f"lpo-report: --port {port}: Address already in use; take another one, or 0 for any free one\n"
-    )
+    advice = "take another one, or 0 for any free one"
+    assert code == 2 and said == f"lpo-report: --port {port}: Address already in use; {advice}\n"
+    code, _, said = report(str(run), "--watch", "--port", "70000", **kit)
+    assert code == 2 and said.endswith(f"{advice}\n") and said.count("\n") == 1
 
 
 def test_watching_ends_with_ctrl_c_and_needs_no_torch(run: Path) -> None:

@@ -18,8 +18,9 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
     """A server of the folder's page, ready to `serve_forever`; port 0 is any free one. UserError if it is taken."""
     try:
         return ThreadingHTTPServer((HOST, port), partial(Pages, folder))
-    except OSError as error:
-        raise UserError(f"--port {port}: {error.strerror}; take another one, or 0 for any free one") from None
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--port {port}: {reason}; take another one, or 0 for any free one") from None
 
 
 def state(folder: Path) -> str:

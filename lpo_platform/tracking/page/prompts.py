@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from lpo_platform.evaluation.statistics import number
 from lpo_platform.tracking.page.markup import absent, cell, escape, heads, menu, note
 from lpo_platform.tracking.page.run import Run
 
@@ -13,7 +14,7 @@ CHANGES = ("all", "better", "worse", "changed", "same")
 
 def prompts(run: Run) -> str:
     """The table of the main metric; page.js puts the numbers of another metric in its place when it is chosen."""
-    scored = [name for name in run.metrics if any(f"{name}/before" in item for item in run.items)]
+    scored = [name for name in run.metrics if any(f"{name}/after" in item for item in run.items)]
     if not scored:
         return absent("evaluation/ holds no score of single items.")
     scored.sort(key=lambda name: name != run.main)
@@ -36,12 +37,10 @@ def prompts(run: Run) -> str:
 def _row(index: int, item: dict[str, Any], pair: list[float | None], drawn: bool) -> str:
     place = f'<a href="#item-{index}">{index}</a>' if drawn else str(index)
     change = None if None in pair else pair[1] - pair[0]
-    numbers = [cell("n/a" if v is None else f"{v:.3f}", "" if v is None else v) for v in pair]
-    difference = cell("n/a" if change is None else f"{change:+.3f}", "" if change is None else change)
+    numbers = [cell(number(value, 3), "" if value is None else value) for value in pair]
+    numbers.append(cell(number(change, 3, sign=True), "" if change is None else change))
     caption = escape(str(item.get("caption") or item.get("id") or ""))
-    return (
-        f"<tr>{cell(place, index, kind='number index')}<td class=path>{caption}</td>{''.join(numbers)}{difference}</tr>"
-    )
+    return f"<tr>{cell(place, index, kind='number index')}<td class=path>{caption}</td>{''.join(numbers)}</tr>"
 
 
 def _number(value: Any) -> float | None:
