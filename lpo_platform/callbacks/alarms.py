@@ -8,10 +8,13 @@ from numpy.typing import ArrayLike
 
 from lpo_platform.evaluation.statistics import paired_interval
 
+MAY_RISE = ("image/diversity",)
+
 
 @dataclass(frozen=True)
 class Change:
-    """A metric's mean over the same items at the start and now; `spread` is its standard deviation at the start."""
+    """A metric's mean over the same items at the start and now; `spread` is its standard deviation over the items, the
+    root mean square of both sides' (the denominator of Cohen's d)."""
 
     before: float
     value: float
@@ -46,7 +49,8 @@ def change(before: ArrayLike, now: ArrayLike) -> Change:
     before, now = before[keep], now[keep]
     if not len(before):
         return Change(np.nan, np.nan, (np.nan, np.nan), np.nan)
-    return Change(float(before.mean()), float(now.mean()), paired_interval(before, now), float(before.std()))
+    spread = float(np.sqrt((before.var() + now.var()) / 2))
+    return Change(float(before.mean()), float(now.mean()), paired_interval(before, now), spread)
 
 
 def hacked(trained: Mapping[str, Change], gold: Mapping[str, Change], effect: float) -> list[Alarm]:
@@ -62,13 +66,17 @@ def hacked(trained: Mapping[str, Change], gold: Mapping[str, Change], effect: fl
     ]  # fmt: skip
 
 
-def drifting(looks: Mapping[str, Change], history: Mapping[str, Sequence[float]], patience: int, effect: float) -> list:
+def drifting(
+    looks: Mapping[str, Change], history: Mapping[str, Sequence[float]], patience: int, effect: float
+) -> list[Alarm]:
     """An alarm for every statistic that has moved one way in each of the last `patience` evaluations, and by now by
-    more than `effect` spreads. history: its means at all evaluations so far, the start first."""
+    more than `effect` spreads. history: its means at all evaluations so far, the start first. Diversity may rise."""
     found = []
     for name, of in looks.items():
         moves = np.sign(np.diff(history[name][-patience - 1 :]))
         way = of.beyond(effect)
+        if way > 0 and name in MAY_RISE:
+            continue
         if way and len(moves) == patience and (moves == way).all():
             went = "rises" if way > 0 else "falls"
             text = f"{name} {went} at every evaluation, from {of.before:.3g} to {of.value:.3g}: look at the pictures"

@@ -40,9 +40,9 @@ def by_timestep(t: ArrayLike, values: ArrayLike, *, last: float = 1000.0, bins: 
 
 def note(noted: Noted, name: str, values: Tensor, t: Tensor | None = None) -> None:
     """Keeps values (B,), and where they belong to timesteps t (B,) those; nan is a sample that does not count."""
-    values = values.detach().flatten().float()
+    values = values.flatten().float()
     rows = torch.stack([values, torch.full_like(values, torch.nan) if t is None else t.to(values)], 1)
-    noted.setdefault(name, []).append(rows)
+    noted.setdefault(name, []).append(rows.detach())
 
 
 def histograms(noted: Noted) -> dict[str, Histogram]:

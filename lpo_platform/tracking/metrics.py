@@ -75,7 +75,6 @@ METRICS = (
     Metric("eval/table", "Evaluation", "every metric before and after, with its interval", kind="table"),
     Metric("eval/items", "Evaluation", "every held-out item, with pictures and scores", kind="table"),
     Metric("eval/*", "Evaluation", "the trained model on all held-out items"),
-    Metric("sentinel/evaluation", "Guard rails", "number of the look at the held-out pictures", "evaluation"),
     Metric("sentinel/alarms", "Guard rails", "alarms so far", "evaluation", "max"),
     Metric("sentinel/*", "Guard rails", "trained reward, gold rewards and what pictures look like", "evaluation"),
     Metric("perf/*", "Time", "seconds of each part of the job"),
