@@ -111,5 +111,7 @@ def _value_range(values: Sequence[float], smooth: Sequence[float]) -> tuple[floa
 
 
 def _tick(value: float) -> str:
-    text = f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
-    return "0" if value == 0 else text.replace(".00e", "e").replace("0e", "e").replace("e-0", "e-").replace("e+0", "e")
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{value:.6g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
