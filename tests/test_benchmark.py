@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_shapes import TOY
 
+from lpo_platform.benchmark import cell
 from lpo_platform.benchmark.cpo import SETTINGS, CPOStep
 from lpo_platform.benchmark.measure import flops, part_flops, step_flops, timed
 from lpo_platform.benchmark.plain.cpo import Draws, plain_losses
@@ -95,7 +96,7 @@ def test_sd15_has_the_published_size() -> None:
 def test_the_command_prints_ratios_of_time_flops_and_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(benchmark, "tiny", lambda: TOY)
+    monkeypatch.setitem(cell.MODELS, "tiny", lambda: TOY)
     options = ["--device", "cpu", "--repeats", "2", "--variants", "plain,exact", "--no-memory"]
     report = benchmark.main([*options, "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out

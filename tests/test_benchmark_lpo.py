@@ -1,7 +1,6 @@
 """The benchmark compares like with like: LRM's and LPO's original steps and ours give the same numbers."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from toy_shapes import TOY, TOY_XL
 
 from lpo_platform import noise
-from lpo_platform.benchmark import lpo
+from lpo_platform.benchmark import cell, lpo
 from lpo_platform.benchmark.lrm import LRMStep
 from lpo_platform.benchmark.measure import part_flops, step_flops
 from lpo_platform.benchmark.plain import lpo as plain_lpo
@@ -160,9 +159,23 @@ def test_words_without_a_vocabulary_have_stable_ids() -> None:
 def test_the_command_measures_every_step(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(benchmark, "tiny", lambda: replace(TOY, name="sd15"))  # which has published figures
+    monkeypatch.setitem(cell.MODELS, "sd15", lambda: TOY)  # which has published figures
     few = ["--steps", "2", "--valid", "0.5"] if what == "lpo-iteration" else []
-    options = ["--what", what, "--device", "cpu", "--repeats", "2", "--variants", "plain,exact", "--batch", "2", *few]
+    options = [
+        "--what",
+        what,
+        "--model",
+        "sd15",
+        "--device",
+        "cpu",
+        "--repeats",
+        "2",
+        "--variants",
+        "plain,exact",
+        "--batch",
+        "2",
+        *few,
+    ]
     report = benchmark.main([*options, "--no-memory", "--json", str(tmp_path / "out.json")])
     assert "| plain / this: FLOPs, time, CPU time |" in capsys.readouterr().out
     assert report["variants"]["plain"]["flops"] > report["variants"]["exact"]["flops"]

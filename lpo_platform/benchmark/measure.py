@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lpo_platform.benchmark.bench import Bench
 
+Result = dict[str, Any]
+
 
 def flops(work: Callable[[], object]) -> int:
     """2 per multiply-add, forward and backward. On the meta device a mask selects every row."""
@@ -50,15 +52,28 @@ def timed(bench: Bench, variant: str) -> tuple[float, float]:
     return seconds, torch.cuda.max_memory_allocated() if cuda else time.process_time() - busy
 
 
-def interleaved(bench: Bench, variants: list[str], repeats: int, warmup: int) -> dict[str, dict[str, Any]]:
-    """Seconds of every repeat, one variant after the other in each round; the warm-up rounds are dropped."""
-    rounds = []
+def interleaved(
+    bench: Bench, variants: Iterable[str], repeats: int, warmup: int, until: float | None = None
+) -> dict[str, Result]:
+    """Seconds of every repeat, one variant after the other in each round; the warm-up rounds are dropped.
+
+    A variant that has no room on the GPU is left out of the rounds and says so. until: time.monotonic() after which no
+    round starts but the first one that counts.
+    """
+    results: dict[str, Result] = {variant: {} for variant in variants}
+    rounds: list[dict[str, tuple[float, float]]] = []
     for number in range(warmup + repeats):
-        rounds.append({variant: timed(bench, variant) for variant in variants})
+        if until is not None and number > warmup and time.monotonic() > until:
+            break
+        rounds.append({})
+        for variant in [name for name, result in results.items() if "failed" not in result]:
+            try:
+                rounds[-1][variant] = timed(bench, variant)
+            except torch.cuda.OutOfMemoryError:
+                results[variant] = {"failed": "out of memory"}
         spent = ", ".join(f"{variant} {seconds:.2f} s" for variant, (seconds, _) in rounds[-1].items())
         print(f"round {number + 1} of {warmup + repeats}: {spent}", file=sys.stderr, flush=True)
-    results: dict[str, dict[str, Any]] = {}
-    for variant in variants:
+    for variant in [name for name, result in results.items() if "failed" not in result]:
         seconds, others = zip(*(r[variant] for r in rounds[warmup:]), strict=True)
         other = {"peak_bytes": max(others)} if bench.device.type == "cuda" else {"cpu_seconds": list(others)}
         results[variant] = {"seconds": list(seconds)} | other
