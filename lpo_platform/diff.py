@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
 """
 RECORDED = ("versions", "git", "machine")  # of env.json
 OUTCOME = ("status", "reason", "samples", "deviations")  # of result.json, beside its metrics
+WIDEST = 60  # of a column
 Difference = tuple[str, Any, Any]
 
 
@@ -50,8 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "lpo-diff", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("a", metavar="A", help="a run folder (or the one above: its latest), a resolved.yaml, or ...")
-    parser.add_argument("b", metavar="B", help="... overrides of lpo-train, in quotes where they are several")
+    words = "a run folder (or the one above it: its newest), a resolved.yaml, or quoted overrides of lpo-train"
+    parser.add_argument("a", metavar="A", help=words)
+    parser.add_argument("b", metavar="B", help="the same")
     parser.add_argument("--json", action="store_true", help="for programs")
     asked = parser.parse_args()
     try:
@@ -152,12 +154,22 @@ def _change(metric: Mapping[str, Any], digits: int) -> str:
 
 
 def _rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
-    return [(path, first, second) for path, first, second in record.difference(b, a)]
+    """By leaf, also of a part that one side lacks."""
+    return record.difference(dict(_leaves(b)), dict(_leaves(a)))
+
+
+def _leaves(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def _groups(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A group without an option is {} in a run's file and null in a composition, a tuple a list."""
-    return {key: None if value == {} else value for key, value in json.loads(json.dumps(config, default=str)).items()}
+    """Without groups that have no option, which are {} in a run's file and null in a composition; a tuple is a list."""
+    plain = json.loads(json.dumps(config, default=str))
+    return {key: value for key, value in plain.items() if value not in (None, {})}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -168,10 +180,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Difference]) -> str:
-    """Columns key, A, B; the last is as long as it is."""
-    cells = [("", "A", "B"), *((key, _value(first), _value(second)) for key, first, second in rows)] if rows else []
-    widths = [max(len(row[column]) for row in cells) for column in range(2)] if cells else []
-    return "\n".join(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in cells)
+    """Columns key, A, B; a long value moves its own row only."""
+    if not rows:
+        return ""
+    cells = [("", "A", "B"), *((key, _value(first), _value(second)) for key, first, second in rows)]
+    widths = [max(len(row[column]) for row in cells if len(row[column]) <= WIDEST) for column in range(2)]
+    return "\n".join(f"  {key:{widths[0]}}  {a:{widths[1]}}  {b}".rstrip() for key, a, b in cells)
 
 
 def _value(value: Any) -> str:

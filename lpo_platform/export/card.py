@@ -26,13 +26,8 @@ LICENCES = {  # of the weights that conf/model names
     "sdxl": "openrail++", "flux": "other",
 }  # fmt: skip
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~\w*)?/(?:[^\s,'\"\]}=/]+/)*([^\s,'\"\]}=/]*)")
-LOADED = {  # by kind and form; {base} is the model that was trained from
-    ("control", "diffusers"): "control = {kind}.from_pretrained(folder)\npipeline = {pipeline}.from_pretrained"
-    "({base!r}, controlnet=control)",
-    ("full", "diffusers"): "unet = {kind}.from_pretrained(folder)\npipeline = DiffusionPipeline.from_pretrained"
-    "({base!r}, {part}=unet)",
-    ("lora", "diffusers"): "pipeline = DiffusionPipeline.from_pretrained({base!r})\npipeline.load_lora_weights(folder)",
-}
+CHANGES = ("unet", "transformer", "vae", "text_encoder", "lora")  # keys of a model that put something in a part's place
+BASE, HERE = "<the base model>", "<this folder>"
 NODES = {
     "control": "Load ControlNet Model (`models/controlnet`)",
     "lora": "LoraLoaderModelOnly (`models/loras`)",
@@ -56,16 +51,17 @@ def card(trained: Trained, to: str, check: str) -> str:
 def front_matter(trained: Trained) -> dict[str, Any]:
     """Licence and base model as far as they are known: a folder of weights does not say whose they are."""
     model, run = trained.run.config["model"], trained.run
-    stock = _stock(model)
-    licence = LICENCES[model["name"]] if stock else "other"
+    licence = LICENCES.get(model["name"], "other") if _stock(model) else "other"
     found: dict[str, Any] = {"license": licence}
     if licence == "other":
         found |= {"license_name": "that-of-the-base-model"}
-    if not is_path(model["weights"]) and not Path(locate(model["weights"])).is_dir():
+    if _is_hub_id(model["weights"]):
         found |= {"base_model": model["weights"]}
     options = [run.option(group) for group in ("method", "task")]
     tags = ["lpo-platform", trained.kind, *(option for option in options if option not in (None, "none"))]
-    return {**found, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": list(dict.fromkeys(tags))}
+    if trained.kind != "reward":
+        found |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    return {**found, "tags": list(dict.fromkeys(tags))}
 
 
 def lineage(trained: Trained) -> list[tuple[str, str]]:
@@ -76,21 +72,20 @@ def lineage(trained: Trained) -> list[tuple[str, str]]:
 def _lineage(trained: Trained) -> Iterator[tuple[str, str]]:
     run, model = trained.run, trained.run.config["model"]
     yield "base model", _place(model["weights"])
-    for key in ("unet", "transformer", "vae", "text_encoder", "lora"):
+    for key in CHANGES:
         if model.get(key):
             yield f"its {key}", _place(model[key])
     if control := mapping(run.config.get("control")):
-        task, weights = run.option("task"), control["weights"]
-        yield (
-            "ControlNet before",
-            _place(mapping(model.get("controls")).get(task, weights) if weights == "auto" else weights),
-        )
+        weights = control["weights"]
+        own = mapping(model.get("controls")).get(run.option("task"), weights)
+        yield "ControlNet before", _place(own if weights == "auto" else weights)
     if reward := mapping(run.config.get("reward")):
         weights = reward.get("weights")
         place = model.get("reward") if weights == "auto" else weights
         yield "reward", f"{run.option('reward')}, {_place(place)}" if place else str(run.option("reward"))
     data = mapping(run.config.get("data"))
-    yield "data", f"{run.option('data')} {_public(str(data.get('path') or ''))} (settings `{_short(data)}`)"
+    place = _public(f" {data['path']}") if data.get("path") else ""
+    yield "data", f"{run.option('data')}{place} (settings `{_short(data)}`)"
     yield "weights", f"{trained.weights}, `{_short(*(digest(str(p.resolve())) for p in trained.parts.values()))}`"
     yield "command", f"`{_public(shlex.join(run.command()))}`"
     yield "seed", str(run.result.get("seed"))
@@ -103,30 +98,49 @@ def _lineage(trained: Trained) -> Iterator[tuple[str, str]]:
 def metadata(trained: Trained) -> dict[str, str]:
     """For the header of a safetensors file."""
     found = dict(lineage(trained))
-    kept = {key.replace(" ", "_"): found[key] for key in ("base model", "data", "weights", "command", "versions")}
+    kept = {
+        key.replace(" ", "_"): found[key].replace("`", "")
+        for key in ("base model", "data", "weights", "command", "versions")
+    }
     return {"method": str(trained.run.option("method")), **kept}
 
 
 def _what(trained: Trained, to: str) -> str:
-    base, run = trained.run.config["model"]["weights"], trained.run
-    base = "<the base model>" if is_path(base) or Path(locate(base)).is_dir() else base
-    if to == "merged":
-        code = "pipeline = DiffusionPipeline.from_pretrained(folder)"
-    elif to == "comfyui":
-        note = "" if _stock(run.config["model"]) and run.config["model"]["name"] in ("sd15", "sd21", "sdxl") else (
-            " ComfyUI recognises models by the sizes of SD-1.x, SD-2.x and SDXL: it opens none of other sizes."
-        )  # fmt: skip
+    """How it is used."""
+    model = trained.run.config["model"]
+    if to == "comfyui":
+        known = _stock(model) and model["name"] in ("sd15", "sd21", "sdxl")
+        note = "" if known else " It recognises models by the sizes of SD-1.x, SD-2.x and SDXL and opens no other."
         return f"`model.safetensors` is for ComfyUI's {NODES[trained.kind]}.{note}"
-    elif to == "safetensors":
+    if to == "safetensors":
         return "`model.safetensors` holds the trained weights in the names of their module's state dict."
+    code = "\n".join(_code(trained, to))
+    names = sorted(set(re.findall(r"(?<!\.)\b\w+(?=\.from_pretrained)", code)))
+    more = "import transformers\n" if "transformers." in code else ""
+    changed = to != "merged" and any(model.get(key) for key in CHANGES)
+    note = "\n\nThe base model is the one with the changes that its lineage names." if changed else ""
+    return f"```python\n{more}from diffusers import {', '.join(names)}\n\n{code}\n```{note}"
+
+
+def _code(trained: Trained, to: str) -> Iterator[str]:
+    model = trained.run.config["model"]
+    base = model["weights"] if _is_hub_id(model["weights"]) else BASE
+    if to == "merged":
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{HERE}")'
+    elif trained.kind == "lora":
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{base}")'
+        yield f'pipeline.load_lora_weights("{HERE}")'
+    elif trained.kind == "control":
+        pipeline = f"{model['_target_'].rpartition('.')[2]}ControlNetPipeline"  # named as ours
+        yield f'control = {trained.config("controlnet")["_class_name"]}.from_pretrained("{HERE}")'
+        yield f'pipeline = {pipeline}.from_pretrained("{base}", controlnet=control)'
     else:
-        part = "transformer" if trained.flux else "unet"
-        kind = next((trained.config(p).get("_class_name") for p in trained.parts if p in ("controlnet", part)), "")
-        pipeline = "FluxControlNetPipeline" if trained.flux else "StableDiffusionControlNetPipeline"
-        if trained.run.config["model"]["_target_"].endswith("XL"):
-            pipeline = "StableDiffusionXLControlNetPipeline"
-        code = LOADED[trained.kind, to].format(kind=kind, pipeline=pipeline, base=base, part=part)
-    return f"```python\nfrom diffusers import *\n\n{code}\n```"
+        for part in trained.parts:
+            config, place = trained.config(part), HERE if len(trained.parts) == 1 else f"{HERE}/{part}"
+            kind = config.get("_class_name") or f"transformers.{config['architectures'][0]}"
+            yield f'{part} = {kind}.from_pretrained("{place}")'
+        given = ", ".join(f"{part}={part}" for part in trained.parts)
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{base}", {given})'
 
 
 def _results(trained: Trained) -> str:
@@ -155,6 +169,10 @@ def _stock(model: dict[str, Any]) -> bool:
     """Whether the weights are those that conf/model names."""
     file = CONF / "model" / f"{model['name']}.yaml"
     return file.is_file() and mapping(yaml.safe_load(file.read_text())).get("weights") == model["weights"]
+
+
+def _is_hub_id(weights: str) -> bool:
+    return not is_path(weights) and not Path(locate(weights)).is_dir()
 
 
 def _place(place: str) -> str:

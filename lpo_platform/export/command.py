@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hydra.errors import InstantiationException
 
+from lpo_platform import record
 from lpo_platform.config import UserError, hint
 from lpo_platform.export.trained import FORMS, SUFFIXES, Trained, check_form, find
 
@@ -83,7 +84,9 @@ def _fill(trained: Trained, to: str, folder: Path) -> object:
     from lpo_platform.export import card, publish
 
     check = publish.publish(trained, to, folder, card.metadata(trained))
-    (folder / "README.md").write_text(card.card(trained, to, str(check)), encoding="utf-8")
+    record.write_text(folder / "README.md", card.card(trained, to, str(check)))
+    for file in folder.rglob("*.safetensors"):  # which that package keeps from everybody else
+        file.chmod((folder / "README.md").stat().st_mode)
     return check
 
 

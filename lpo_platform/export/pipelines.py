@@ -21,6 +21,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from lpo_platform import noise
+from lpo_platform.config import UserError
 from lpo_platform.evaluation.evaluated import Evaluation
 from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.models.adapter import Condition
@@ -107,7 +108,9 @@ def _without_width(vae: nn.Module) -> None:
 def pipeline_of(adapter: StableDiffusion, trained: dict[str, nn.Module]) -> DiffusionPipeline:
     """The stock pipeline of an adapter's parts, trained ones in their place, as it samples here: DDIM, or Euler."""
     control = trained.get("controlnet")
-    kind = PIPELINES[type(adapter)][control is not None]
+    kinds = next((PIPELINES[kind] for kind in type(adapter).__mro__ if kind in PIPELINES), None)
+    if kinds is None:
+        raise UserError(f"model={adapter.name}: no stock pipeline is known for it")
     scheduler = FlowMatchEulerDiscreteScheduler if isinstance(adapter, Flux) else DDIMScheduler
     found = load(scheduler.from_pretrained, adapter.weights, setting="model.weights", subfolder="scheduler")
     parts = {"vae": adapter.vae, "tokenizer": adapter.tokenizer, adapter.folders["unet"]: adapter.unet}
@@ -122,7 +125,7 @@ def pipeline_of(adapter: StableDiffusion, trained: dict[str, nn.Module]) -> Diff
         parts |= {"add_watermarker": False}
     elif not isinstance(adapter, Flux):
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return kind(scheduler=found, **parts | trained)
+    return kinds[control is not None](scheduler=found, **parts | trained)
 
 
 def stock(folder: Path) -> nn.Module:

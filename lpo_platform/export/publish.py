@@ -37,9 +37,10 @@ class Check:
 
     def __str__(self) -> str:
         what = "scores" if self.trained is None else "pictures"
-        line = f"{self.reader}: its {what} are the run's own, largest difference {self.difference:.1g}"
-        limit = f"{line} (at most {TOLERANCE:.1g} passes)"
-        return limit if self.trained is None else f"{limit}; training had changed them by {self.trained:.1g}"
+        line = (
+            f"{self.reader}: its {what} differ from the run's by {self.difference:.1g} ({TOLERANCE:.1g} at most passes)"
+        )
+        return line if self.trained is None else f"{line}; training had changed them by {self.trained:.1g}"
 
 
 def publish(trained: Trained, to: str, folder: Path, metadata: dict[str, str]) -> Check:

@@ -52,15 +52,14 @@ def find(place: str, weights: str | None = None) -> Trained:
     run = Run.read(folder)
     if (status := run.result.get("status")) != "finished":
         raise UserError(f"run={place}: its status is {status or 'unknown'}; lpo-train resume={place} finishes a run")
-    there = _exported(folder / "export")
+    if not (there := _exported(folder / "export")):
+        raise UserError(f"run={place}: has no export, only a training has")
     callbacks = run.config["callbacks"]
     averaged = callbacks["evaluate"] == "ema" and callbacks["ema_decay"] is not None
     evaluated = "ema" if averaged else "raw"
     chosen = weights or evaluated
     if chosen not in SUFFIXES:
         raise UserError(f"weights={chosen}: no such weights{hint(chosen, SUFFIXES)}")
-    if not there:
-        raise UserError(f"run={place}: has no export")
     if chosen not in there:
         raise UserError(f"weights={chosen}: this run exported none{hint(chosen, there)}")
     return Trained(run, there[chosen], chosen, evaluated)
