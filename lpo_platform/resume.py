@@ -45,11 +45,16 @@ def problem(folder: Path, changes: Sequence[str]) -> str | None:
 def overrides_of(folder: Path) -> list[str]:
     """The overrides of a run's own command line, without where it was to write, what it resumed, and the sweep.
 
-    A job that Slurm ran goes on here.
+    A job that Slurm ran goes on here. What a sweep's file had chosen (its method, say) is named in the file's place.
     """
     saved = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     saved = ["hardware=ddp" if item == "hardware=slurm" else item for item in saved]
-    return [item for item in saved if not item.lstrip("+~").startswith(("resume=", "sweep=", "hydra.", "hydra/"))]
+    kept = [item for item in saved if not item.lstrip("+~").startswith(("resume=", "sweep=", "hydra.", "hydra/"))]
+    if not any(item.startswith("sweep=") for item in saved):
+        return kept
+    named = {item.partition("=")[0] for item in kept} | {"sweep", "local"}
+    chosen = choices_of(folder).items()
+    return [f"{group}={option}" for group, option in chosen if group not in named and "@" not in group] + kept
 
 
 def config_dirs_of(folder: Path) -> list[str]:

@@ -89,6 +89,21 @@ def test_a_failed_job_stops_no_other_and_the_sweep_can_be_started_again(main, ca
     )
 
 
+def test_a_job_goes_on_alone_with_what_the_sweeps_file_chose(main):
+    seen, broken = [], True
+
+    def work(cfg: DictConfig, folder: Path) -> None:
+        seen.append(OmegaConf.to_container(cfg, resolve=True) | {"resume": None})
+        if broken:
+            raise RuntimeError("the sky fell")
+
+    assert main("sweep=lpo_beta", HERE, work=work) == 1
+    broken = False
+    assert main(f"resume={FOLDER}/1-lpo-tiny-none", work=work) == 0
+    assert len(seen) == 4 and seen[3] == seen[1]
+    assert seen[1]["method"]["beta"] == 500 and seen[1]["method"]["_target_"].endswith("LPO")
+
+
 def test_a_folder_takes_no_second_sweep_and_no_job_another_configuration(main, capsys, tmp_path: Path):
     # the same command line means something else when a file has changed below it
     for beta, code in (("500.0", 0), ("7.0", 2)):
