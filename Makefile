@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-dist test-slurm test-gpu tiny real lint lock clean
+.PHONY: help install demo test test-slow test-dist test-slurm test-gpu bench-gpu wheels tiny real lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,18 @@ test-slurm: $(STAMP)  ## the tests that submit jobs to Slurm; makes this machine
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench-gpu: $(STAMP)  ## every speed and memory figure of a GPU in nine minutes, into outputs/benchmark.json
+	$(BIN)/python launchers/benchmark.py --everything --limit 540 --json outputs/benchmark.json $(ARGS)
+
+# Of the pinned versions those that an image with torch, transformers, peft and lightning lacks; one comes as source.
+CARRIED := diffusers hydra-core omegaconf kornia kornia-rs importlib-metadata
+wheels: $(STAMP)  ## into .whl what the benchmark lacks on a GPU machine without a network (launchers/benchmark.py --help)
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  $(addprefix --platform manylinux_2_,$(addsuffix _x86_64,28 27 24 17)) --platform manylinux2014_x86_64 -d .whl \
+	  $$(sed -nE 's/^([a-z-]+==[^ ]+).*/\1/p' requirements.lock | grep -E '^($(subst $() $(),|,$(CARRIED)))==')
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w .whl $$(grep -oE '^antlr4[^ ]+' requirements.lock)
+	@du -sh .whl
 
 tiny: $(STAMP)  ## train the embedded tiny models again
 	$(BIN)/python launchers/tiny.py $(ARGS)

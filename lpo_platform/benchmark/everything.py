@@ -65,10 +65,12 @@ def everything(hardware: Hardware, limit: float, file: Path | None, *, count_onl
     end, device = time.monotonic() + limit, hardware.device.type
     known = (read_json(file) if file is not None and file.is_file() else None) or {"cells": {}}
     report = {"about": machine(device) | {"precision": hardware.chosen_precision}, "cells": known["cells"]}
+    longest = 0.0  # what the next cell may take as well
     for cell in cells(hardware.gpu or count_only):
-        found = report["cells"].setdefault(cell.name, {"about": None, "variants": {}})
-        if time.monotonic() < end and (not found["variants"] or (found["about"] is None and not count_only)):
+        found, started = report["cells"].setdefault(cell.name, {"about": None, "variants": {}}), time.monotonic()
+        if started + longest < end and (not found["variants"] or (found["about"] is None and not count_only)):
             measure(cell, found, hardware, end, count_only=count_only)
+            longest = max(longest, time.monotonic() - started)
             found["about"] = None if count_only else report["about"]
             if file is not None:
                 write_text(file, json.dumps(report, indent=1) + "\n")
