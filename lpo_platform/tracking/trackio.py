@@ -55,8 +55,10 @@ class TrackioGuest(Guest):
         self.log_metrics({key: trackio.Table(columns=list(columns), data=data)}, step)
 
     def end(self, failed: bool) -> None:
+        import trackio
+
         with redirect_stdout(io.StringIO()):
-            self.run.finish()
+            trackio.finish()
 
 
 @dataclass(frozen=True)
