@@ -17,6 +17,11 @@ from lpo_platform.models.policy import Policy
 from lpo_platform.sharding import Sharded, parts
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
+KERNELS = {  # diffusers' own switch reaches FLUX alone: its UNets call torch's attention
+    "flash": torch.backends.cuda.enable_flash_sdp,
+    "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+    "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+}
 PATIENCE = timedelta(days=2)  # processes wait for each other while one writes a report or a large file
 
 
@@ -28,7 +33,8 @@ class Hardware:
     same, only accumulated. strategy: single, ddp (every process holds all weights) or fsdp (each its share of them);
     devices: processes of a node, one for each GPU, null for as many as there are GPUs; num_nodes: of equal nodes.
     gradient_checkpointing: activations are computed again in the backward pass instead of kept. compile: torch.compile
-    of every block of the denoiser.
+    of every block of the denoiser. attention: the kernel of torch's attention for the whole process, auto for its own
+    choice; what the kernel cannot serve falls back to math.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -40,12 +46,15 @@ class Hardware:
     num_nodes: int = 1
     gradient_checkpointing: bool = False
     compile: bool = False
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("hardware=gpu: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
         if self.precision == "16-mixed" and not self.gpu:
             raise UserError("hardware.precision=16-mixed: for GPUs only; on a CPU use 32-true or bf16-mixed")
+        if self.attention in ("efficient", "cudnn") and not self.gpu:
+            raise UserError(f"hardware.attention={self.attention}: for GPUs only; on a CPU use auto, flash or math")
         if self.devices is None and not self.gpu:
             raise UserError(
                 "hardware.devices=null: torch finds no GPU to count; say how many, as in hardware.devices=2"
@@ -95,7 +104,10 @@ class Hardware:
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.gpu else "gloo", timeout=PATIENCE)
 
     def prepare(self, policy: Policy) -> Policy:
-        """The policy with gradient checkpointing and compiled blocks, where they are asked for."""
+        """The policy with gradient checkpointing, compiled blocks and a kernel of attention, if they are asked for."""
+        if self.attention != "auto":
+            for name, enable in KERNELS.items():
+                enable(name == self.attention)
         adapter_and_learning = {id(m): m for m in (policy.adapter.unet, *policy.learning.values())}.values()
         for module in adapter_and_learning:
             if self.gradient_checkpointing:

@@ -1,5 +1,6 @@
 """What hardware=... does to a model: recomputed activations and compiled blocks leave its gradients as they are."""
 
+from collections.abc import Iterator
 from functools import partialmethod
 
 import pytest
@@ -9,9 +10,11 @@ import toy_size
 import toy_stable_diffusion
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_processes import Rows
 
-from lpo_platform.hardware import Hardware
+from lpo_platform.config import UserError
+from lpo_platform.hardware import KERNELS, Hardware
 from lpo_platform.methods.lrm import LRM
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.optim import AdamW
@@ -56,6 +59,40 @@ def test_recomputed_activations_give_the_same_gradient(make) -> None:
     (plain, once), (again, twice) = counts[False], counts[True]
     assert twice > once > 0
     assert plain.norm() > 0 and (again - plain).norm() < 1e-4 * plain.norm()
+
+
+class Operations(TorchDispatchMode):
+    """seen: the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    cuda = torch.backends.cuda
+    before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+    yield
+    for enable, was in zip(KERNELS.values(), before, strict=True):
+        enable(was)
+
+
+def test_every_kernel_of_attention_gives_the_same_gradient(kernels: None) -> None:
+    found, used = {}, {}
+    for name in ("auto", "flash", "math"):
+        with Operations() as operations:
+            found[name] = gradient(cpo(), Hardware("cpu", attention=name))
+        used[name] = any("flash_attention" in operation for operation in operations.seen)
+    assert used == {"auto": True, "flash": True, "math": False}
+    for name in ("flash", "math"):
+        assert (found[name] - found["auto"]).norm() < 1e-4 * found["auto"].norm()
+    with pytest.raises(UserError, match=r"hardware\.attention=cudnn: for GPUs only"):
+        Hardware("cpu", attention="cudnn")
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ class Job:
 
 def assemble(cfg: DictConfig) -> Job:
     """UserError where a batch does not divide, or the model's shape is not known."""
-    hardware = create(cfg.hardware, accelerator="cpu", precision="32-true", compile=False)
+    hardware = create(cfg.hardware, accelerator="cpu", precision="32-true", compile=False, attention="auto")
     policy = hardware.prepare(policy_of(cfg))
     policy.train()
     method = _method(cfg, policy)
