@@ -12,7 +12,7 @@ from lpo_platform.data.conditions import truth_of
 from lpo_platform.data.source import Data, Sample, first
 from lpo_platform.distributed import agree, each, everywhere, lead
 from lpo_platform.evaluation.compared import LATENT_FD, compare_evaluations
-from lpo_platform.evaluation.evaluated import Evaluation, joined, parts_in, shown
+from lpo_platform.evaluation.evaluated import Evaluation, joined, parts_in
 from lpo_platform.evaluation.generate import Sampler, Sampling, sample_latents
 from lpo_platform.evaluation.measure import Measure, Pictures
 from lpo_platform.evaluation.pictures import save_png
@@ -52,6 +52,8 @@ class Drawing:
 class Evaluator:
     """The protocol: how many held-out items, how pictures are sampled, which seed. Null takes the model's setting.
 
+    rows: items computed at once, always exactly as many (the last ones are filled up with one of them), since what a
+    device rounds depends on the shape alone. batch: items dealt to a process and kept at once, which decides nothing.
     images_per_item: pictures of each item, whose mean is the item's score; from two on their diversity is measured.
     pool_items: of a metric that a task can pool (F1), an item's score is that of its pictures taken as one.
     guards: also what else the data can say of a picture, to see at whose expense a score has risen.
@@ -64,6 +66,7 @@ class Evaluator:
         self,
         num_samples: int = 200,
         batch: int = 50,
+        rows: int = 10,
         seed: int = 12345,
         eta: float = 0.0,
         guidance: float | None = None,
@@ -79,7 +82,7 @@ class Evaluator:
         protocol: Protocol | None = None,
         measures: dict[str, Measure] | None = None,
     ) -> None:
-        self.num_samples, self.batch, self.seed, self.shown = num_samples, batch, seed, shown
+        self.num_samples, self.batch, self.rows, self.seed, self.shown = num_samples, batch, rows, seed, shown
         self.images_per_item, self.pool_items, self.guards = images_per_item, pool_items, guards
         self.eta, self.guidance, self.guidance_base, self.num_steps = eta, guidance, guidance_base, num_steps
         self.same_noise, self.sampler, self.save = same_noise, sampler, save
@@ -123,22 +126,28 @@ class Evaluator:
 
             def measure(start: int) -> Evaluation:
                 numbers = missing[start : start + self.batch]
-                asking = self._ask(policy, [samples[number] for number in numbers], task, texts)
-                drawn = [self._draw(policy, asking, task, n, base=base) for n in range(self.images_per_item)]
-                if self.save and pictures is not None:
-                    save_drawn(pictures, numbers, asking, drawn)
-                part = shown(self._said(policy, asking, drawn, data, task, reward), numbers, self.shown)
+                units = [numbers[i : i + self.rows] for i in range(0, len(numbers), self.rows)]
+                part = joined(map(compute, units), self.shown)
                 part.numbers = torch.tensor(numbers)
                 if under_way is not None:
                     part.save(under_way / f"{numbers[0]:08d}.safetensors", under_way.name)
                 bar.update(everywhere(len(numbers), bar.total - bar.n))
                 return part
 
+            def compute(numbers: list[int]) -> Evaluation:
+                filled = [*numbers, *numbers[-1:] * (self.rows - len(numbers))]
+                asking = self._ask(policy, [samples[number] for number in filled], task, texts)
+                drawn = [self._draw(policy, asking, task, n, base=base) for n in range(self.images_per_item)]
+                if self.save and pictures is not None:
+                    save_drawn(pictures, numbers, asking, drawn)
+                said = self._said(policy, asking, drawn, data, task, reward)
+                return said.of(numbers, self.shown)
+
             new = each(range(0, len(missing), self.batch), measure)
         return joined([*done, *new], self.shown)
 
     def draw(self, policy: Policy, samples: list[Sample], task: Task | None, number: int = 0) -> Drawing:
-        """Picture `number` of every item, rounded to 8 bits as a PNG would be; the same for an item in any batch."""
+        """Picture `number` of every item, in 8 bits as a PNG has them; but for rounding, the same in any batch."""
         asking = self._ask(policy, samples, task, Texts(policy.adapter, []))
         return self._draw(policy, asking, task, number)
 

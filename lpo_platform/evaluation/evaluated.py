@@ -1,7 +1,7 @@
 """What an evaluation has found, item by item: kept in one file, and in parts while it is under way."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from lpo_platform.data.cache import write_atomically
 
 TENSORS = ("features", "real", "images", "control", "detected", "counts", "numbers")
+PICTURES = ("images", "control", "detected")
 GROUPS = ("scores", "rows", "real_rows")
 
 
@@ -41,6 +42,17 @@ class Evaluation:
     def of_items(self) -> dict[str, Tensor]:
         """Each metric as (N,): of several pictures the mean."""
         return {name: value if value.ndim == 1 else value.mean(1) for name, value in self.scores.items()}
+
+    def of(self, numbers: list[int], count: int) -> "Evaluation":
+        """The first rows, which are these items of the split, with the pictures of its first `count` items only."""
+        keep = [row for row, number in enumerate(numbers) if number < count]
+        tensors = {
+            name: value[keep].clone() if name in PICTURES else value[: len(numbers)]
+            for name in TENSORS
+            if (value := getattr(self, name)) is not None
+        }
+        groups = {group: {name: v[: len(numbers)] for name, v in getattr(self, group).items()} for group in GROUPS}
+        return Evaluation(**groups, **tensors | {"numbers": torch.tensor(numbers)})
 
     def save(self, file: Path, key: str = "") -> None:
         """key: what the numbers depend on; see kept()."""
@@ -76,13 +88,6 @@ def parts_in(folder: Path) -> list[Evaluation]:
     return [part for part in found if part is not None]
 
 
-def shown(part: Evaluation, numbers: list[int], count: int) -> Evaluation:
-    """Without the pictures of all but the first `count` items of the split."""
-    keep = [i for i, number in enumerate(numbers) if number < count]
-    pictures = {name: getattr(part, name) for name in ("images", "control", "detected")}
-    return replace(part, **{name: None if v is None else v[keep].clone() for name, v in pictures.items()})
-
-
 def joined(parts: Iterable[Evaluation], count: int) -> Evaluation:
     """The whole, in the order of the items, from parts that are in any and show their pictures of the first `count`."""
     parts = list(parts)
@@ -91,7 +96,7 @@ def joined(parts: Iterable[Evaluation], count: int) -> Evaluation:
 
     def whole(name: str) -> Tensor | None:
         values = [value for part in parts if (value := getattr(part, name)) is not None]
-        return torch.cat(values)[pictures if name in ("images", "control", "detected") else order] if values else None
+        return torch.cat(values)[pictures if name in PICTURES else order] if values else None
 
     def merged(group: str) -> dict[str, Tensor]:
         return {name: torch.cat([getattr(p, group)[name] for p in parts])[order] for name in getattr(parts[0], group)}

@@ -15,10 +15,10 @@ class Texts:
         self.adapter, self.left, self.known = adapter, Counter(prompts), dict[str, Tensor]()
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """(B, L, D) of B prompts."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        if new:
-            self.known |= zip(new, self.adapter.embed(self.adapter.tokenize(new)), strict=True)
+        """(B, L, D) of B prompts. One is embedded at a time, so that no other prompt decides how it is rounded."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self.known:
+                self.known[prompt] = self.adapter.embed(self.adapter.tokenize([prompt]))[0]
         found = torch.stack([self.known[prompt] for prompt in prompts])
         self.left.subtract(prompts)
         self.known = {prompt: text for prompt, text in self.known.items() if self.left[prompt] > 0}
