@@ -92,6 +92,7 @@ def begin(folder: Path, overrides: Sequence[str]) -> None:
     before = known if isinstance(known, dict) else {}
     now = {"status": "running", "overrides": record.redact_command(overrides)}
     record.write_json(folder / "sweep.json", {**before, **now})
+    record.link_latest(folder)
 
 
 def _essential(overrides: Sequence[str]) -> list[str]:

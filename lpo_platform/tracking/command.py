@@ -11,7 +11,7 @@ from lpo_platform.config import UserError, run_folder
 EXAMPLES = """examples:
 
   lpo-report outputs/cpo-tiny-canny              the newest run there: writes its report.html
-  lpo-report outputs/sweeps/2026-01-01_00-00-00  a sweep: its leaderboard
+  lpo-report outputs/sweeps                      the newest sweep: its leaderboard
   lpo-report outputs/cpo-tiny-canny --watch      a page that follows the training; Ctrl-C ends it
 """
 
@@ -62,8 +62,9 @@ def _report(asked: argparse.Namespace) -> int:
 
 def page_folder(folder: Path) -> Path:
     """The folder of the run or sweep that is meant; UserError where there is none."""
-    if (folder / "sweep.json").is_file():
-        return folder
+    for place in (folder, folder / "latest"):
+        if (place / "sweep.json").is_file():
+            return place.resolve()
     if (found := run_folder(str(folder))) is not None:
         return found
     if not folder.is_dir():
