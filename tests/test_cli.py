@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,7 +100,8 @@ def test_the_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     for folder in ("pics", "photos", "a", "b"):
         Path(folder).mkdir()
-    Path("rows.csv").touch()
+    for file in ("rows.csv", "evaluation_metadata.jsonl"):
+        Path(file).touch()
     run = Path("outputs/cpo-tiny-canny/latest")
     (run / ".hydra").mkdir(parents=True)
     (run / "resolved.yaml").touch()
@@ -107,6 +109,7 @@ def test_the_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.
         for line in help_text(primary, []).splitlines():
             if not line.startswith(f"  {name} "):
                 continue
+            line = re.sub(r"<[^<>]*>", str(run), line)
             words = line.split("   ")[0].split()[1:] if "   " in line.strip() else line.split()[1:]
             overrides = [word for word in words if "=" in word]
             assert diagnose(primary, overrides, multirun="-m" in words) == [], line
