@@ -15,6 +15,7 @@ from lpo_platform.benchmark.bench import Bench
 from lpo_platform.benchmark.control_reward import ControlRewardStep
 from lpo_platform.benchmark.cpo import CPOStep
 from lpo_platform.benchmark.cpo_dino import CPODinoStep
+from lpo_platform.benchmark.generate import Generation
 from lpo_platform.benchmark.lrm import LRMStep
 from lpo_platform.benchmark.random_model import Shape, random_model
 from lpo_platform.benchmark.waits import host_waits
@@ -34,6 +35,7 @@ STEPS = [
     (LRMStep, "exact", set()),
     (lpo.Update, "exact", set()),
     (ddpo.Update, "exact", set()),
+    (Generation, "exact", set()),
 ]
 
 

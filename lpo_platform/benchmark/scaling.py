@@ -49,10 +49,19 @@ def axes(model: str) -> list[Axis]:
     return [
         Axis("batch", "cpo", (1, 2, 4, 8, 16), "small batches: starting an operation costs the same whatever its size"),
         Axis(
-            "resolution", "cpo", sides, "the largest pictures: activations outgrow the caches, attention grows fastest"
+            "resolution",
+            "cpo",
+            sides,
+            "small pictures: the start of operations; large ones: attention, which waits for memory",
         ),
-        Axis("candidates", "lpo-rollout", (2, 4, 8), "only scores grow with K, in one large batch", given={"steps": 4}),
-        Axis("steps", "lpo-rollout", (2, 4, 8, 16), "few steps: text and start are the same for any number of them"),
+        Axis(
+            "candidates",
+            "lpo-rollout",
+            (2, 4, 8),
+            "the steps of the trajectory, small operations, are the same for any K",
+            given={"steps": 4},
+        ),
+        Axis("steps", "lpo-rollout", (2, 4, 8, 16), "few steps: the text is encoded once for any number of them"),
     ]
 
 
@@ -61,6 +70,8 @@ def scaling(model: str, hardware: Hardware, folder: Path, repeats: int) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"about": machine(hardware.device.type) | {"model": model}, "axes": {}}
     lines = ["# How time grows", "", ", ".join(f"{key} {value}" for key, value in report["about"].items() if value)]
+    if not hardware.gpu:
+        lines += ["", "Seconds are CPU seconds; those over processes pass on the wall."]
     for axis in axes(model):
         points = [point(axis.cell(model, number), hardware, repeats) | {"x": number} for number in tqdm(axis.values)]
         report["axes"][axis.name] = points
@@ -118,8 +129,8 @@ def section(name: str, title: str, points: list[dict[str, Any]], folder: Path, w
         rows.append(
             f"| {p['x']} | {p['flops'] / 1e12:.3g} | {shown} | {by_flops:.3g} | {value(p, 'seconds') / by_flops:.2f} |"
         )
-    law = f"Fitted: {1000 * start:.0f} ms + FLOPs / {1 / rate / 1e9:.3g} GFLOP/s. Where it departs: {why}."
-    return [f"![{title}]({name}.svg)", "", *rows, "", law]
+    law = f"Fitted: {1000 * start:.0f} ms + FLOPs / {1 / rate / 1e9:.3g} GFLOP/s. " if start else ""
+    return [f"![{title}]({name}.svg)", "", *rows, "", f"{law}Where it departs: {why}."]
 
 
 def plot(title: str, name: str, points: Sequence[dict[str, Any]], foretold: Sequence[float]) -> str:

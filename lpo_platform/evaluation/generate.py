@@ -16,6 +16,7 @@ from lpo_platform.diffusion.process import Process
 from lpo_platform.diffusion.rollout import Predict, rollout
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
+from lpo_platform.upload import upload
 
 Sampler = Literal["ddim", "unipc"]
 
@@ -44,7 +45,7 @@ def sample_latents(
         encoded = policy.encode_guided(x, t, condition.text, guidance=sampling.guidance, empty=empty)
         return policy.decode_guided(encoded, features, guidance=sampling.guidance)
 
-    start = draw(stream=stream).to(adapter.device)
+    start = upload(draw(stream=stream), adapter.device)
     if sampling.sampler == "unipc":
         return unipc(predict, adapter.process, start, sampling)
     steps = rollout(
@@ -53,7 +54,7 @@ def sample_latents(
         start,
         num_steps=sampling.num_steps,
         eta=sampling.eta,
-        noise=lambda index: draw(stream=f"{stream}/{index}").to(adapter.device),
+        noise=lambda index: upload(draw(stream=f"{stream}/{index}"), adapter.device),
     )
     for step in steps:
         latents = step.following
