@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -349,28 +350,25 @@ def test_the_committed_sweeps_are_over_what_they_say():
 
 def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_path: Path, monkeypatch):
     from lpo_platform import build
-    from lpo_platform.tracking import wandb
+    from lpo_platform.tracking.guest import invite
+    from lpo_platform.tracking.telling import tell
+    from lpo_platform.tracking.wandb import Wandb
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     sweep.begin(FOLDER, ["seed=0,1"])
-    cfg = OmegaConf.create(
-        {
-            "logger": {"project": "p", "entity": None},
-            "name": "mine too",
-            "method": {"_target_": "a.CPO"},
-            "model": {"name": "tiny"},
-        }
-    )
+    method, model = {"_target_": "a.CPO"}, {"name": "tiny"}
+    cfg = OmegaConf.create({"name": "mine too", "method": method, "model": model})
     groups, identifiers = set(), set()
     for folder in (FOLDER / JOBS[0], FOLDER / JOBS[1]):
         folder.mkdir()
-        guest = build.track(cfg, folder)
-        build.tell(guest, {"canny/f1": metric(0.4, 0.5, 0.0, 0.2)}, folder)
-        groups.add(guest.experiment.group)
-        identifiers.add(guest.experiment.id)
-        assert guest.experiment.summary["eval/canny/f1"] == 0.5  # what launchers/wandb_sweep.yaml steers by
-        wandb.finish(guest)
+        guest = invite(Wandb("p"), folder, build.about(cfg, folder))
+        tell(guest, {"canny/f1": metric(0.4, 0.5, 0.0, 0.2)}, folder, 3)
+        groups.add(guest.run.group)
+        identifiers.add(guest.run.id)
+        assert guest.run.summary["eval/canny/f1"] == 0.5  # what launchers/wandb_sweep.yaml steers by
+        assert Path(os.environ["WANDB_DATA_DIR"]) == folder / "wandb"
+        guest.finish()
     assert groups == {"mine"} and len(identifiers) == 2
 
 

@@ -19,6 +19,7 @@ from lpo_platform.tracking.guest import About, Artifact, Guest
 from lpo_platform.tracking.metrics import AXES, find
 
 INIT_SECONDS = 20
+DATA = "WANDB_DATA_DIR"
 
 
 class WandbGuest(Guest, WandbLogger):
@@ -29,9 +30,9 @@ class WandbGuest(Guest, WandbLogger):
 
     service: ClassVar[str] = "W&B"
 
-    def __init__(self, run: Any, folder: Path, *, weights: bool = False) -> None:
+    def __init__(self, run: Any, folder: Path, *, weights: bool = False, own_data: bool = False) -> None:
         super().__init__(experiment=run, save_dir=str(folder), log_model=False, id=run.id, project=run.project)
-        self.run, self.weights, self.defined = run, weights, set(AXES.values())
+        self.run, self.weights, self.own_data, self.defined = run, weights, own_data, set(AXES.values())
 
     def write(self, metrics: Mapping[str, Any], step: int | None) -> None:
         for name in metrics.keys() - self.defined:
@@ -75,6 +76,8 @@ class WandbGuest(Guest, WandbLogger):
 
     def end(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
+        if self.own_data:
+            os.environ.pop(DATA, None)  # the next job of a sweep has a folder of its own
 
     def _packed(self, artifact: Artifact) -> Any:
         import wandb
@@ -102,14 +105,15 @@ class Wandb:
         mode = choose_mode(os.environ)
         if mode == "disabled":
             return None
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # else what is not uploaded yet lies at home
+        if own := DATA not in os.environ:
+            os.environ[DATA] = str(folder / "wandb")  # else what is not uploaded yet lies at home
         run = _init(
             folder, mode=mode, project=self.project, entity=self.entity, name=about.name, group=about.group,
             job_type=about.job_type, tags=list(about.tags), config=shareable(about.config), id=run_id(folder),
         )  # fmt: skip
         for axis in AXES.values():
             run.define_metric(axis)
-        return WandbGuest(run, folder, weights=self.weights)
+        return WandbGuest(run, folder, weights=self.weights, own_data=own)
 
 
 def shareable(config: Any) -> Any:
