@@ -3,6 +3,7 @@
     python launchers/benchmark.py --model tiny                     # time and memory here, FLOPs counted on the way
     python launchers/benchmark.py --model sd15 --flops-only        # Stable Diffusion 1.5 at 512 px, in seconds anywhere
     python launchers/benchmark.py --what lpo-update --model sdxl --batch 4 --flops-only --count-memory
+    python launchers/benchmark.py --what cpo --model flux --flops-only --count-memory     # 12 billion weights; minutes
     python launchers/benchmark.py --model sd15 --device cuda --batch 8 --repeats 10 --json out.json
     python launchers/benchmark.py --everything --limit 540         # all of it, on a GPU in one call; make bench-gpu
     python launchers/benchmark.py --scaling --folder scaling       # how time grows, as a page with plots
@@ -10,6 +11,7 @@
 What is measured (--what), each in a file of lpo_platform/benchmark that also says what its variants are:
     cpo             losses and gradient of a batch of pictures with their losing conditions (cpo.py)
     cpo-dino        the same on a ControlNet with DINO, whose original draws the losers in the step (cpo_dino.py)
+    control         loss and gradient of a supervised ControlNet on a batch of pictures (control.py)
     control-reward  loss and gradient of ControlNet++ on pictures, five for each of --batch (control_reward.py)
     lrm             loss and gradient of a latent reward model on a batch of picture pairs (lrm.py)
     lpo-update      loss and gradient of LPO on a batch of preference pairs (lpo.py)
@@ -42,9 +44,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are tens of times slower
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-WHAT = ("cpo", "cpo-dino", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration", "ddpo-update")
-WHAT += ("ddpo-round", "generate")
-MODELS = ("tiny", "sd15", "sd21", "sdxl")
+WHAT = ("cpo", "cpo-dino", "control", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration")
+WHAT += ("ddpo-update", "ddpo-round", "generate")
+MODELS = ("tiny", "sd15", "sd21", "sdxl", "flux")
 OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
 

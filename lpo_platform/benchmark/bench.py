@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lpo_platform.benchmark.plain.cpo import Parts
+from lpo_platform.benchmark.plain.flux import FluxParts
+from lpo_platform.benchmark.random_flux import FluxShape, RandomFlux
 from lpo_platform.benchmark.random_model import RandomStableDiffusion, Shape, random_model
 from lpo_platform.config import UserError
 from lpo_platform.hardware import Hardware
@@ -27,8 +30,25 @@ class Setting:
     hardware: Hardware | None
     seed: int
 
-    def model(self) -> RandomStableDiffusion:
-        return random_model(self.shape, resolution=self.resolution, device=self.device)
+    def model(self) -> RandomStableDiffusion | RandomFlux:
+        make = RandomFlux if isinstance(self.shape, FluxShape) else random_model
+        return make(self.shape, resolution=self.resolution, device=self.device)
+
+    def parts(self, policy: Policy, reference: nn.Module) -> Parts:
+        """The modules of a plain step of a ControlNet."""
+        model = policy.adapter
+        kind = FluxParts if isinstance(self.shape, FluxShape) else Parts
+        return kind(model.unet, model.vae, model.text_encoder, policy.control, reference)
+
+    def columns(self, model: RandomStableDiffusion | RandomFlux, count: int, *pictures: str) -> dict[str, Tensor]:
+        """A batch of `count` samples whose pictures are noise."""
+        size = (count, 3, model.resolution, model.resolution)
+        columns = {name: torch.rand(size, device=model.device) for name in pictures}
+        columns["tokens"] = model.any_tokens(count)
+        with torch.no_grad(), self.autocast():
+            columns["moments"] = model.encode_moments(columns["pixels"])
+            columns["text"] = model.embed(columns["tokens"])
+        return columns | {"position": torch.arange(count)}
 
     def place(self, policy: Policy) -> Policy:
         return policy.place(self.hardware.device, self.hardware.frozen_dtype) if self.hardware else policy
@@ -46,7 +66,7 @@ class Bench(ABC):
     variants: names of the forms, those of the authors begin with "plain". unit: what a step does `units` of, and costs
     are counted per. options: what build() takes beyond a shape and a size, with the published value. published: FLOPs
     that a specification names, in GFLOP per unit, by model and what is counted; the resolution is the model's own.
-    without_sdxl: the method's name where its authors do not train SDXL.
+    without_sdxl: the method's name where its authors do not train SDXL. without_flux: why FLUX has no such step.
     """
 
     variants: ClassVar[tuple[str, ...]]
@@ -55,6 +75,7 @@ class Bench(ABC):
     published: ClassVar[dict[str, dict[str, float]]]
     source: ClassVar[str]
     without_sdxl: ClassVar[str | None] = None
+    without_flux: ClassVar[str | None] = None
 
     units: int
     autocast: Callable[[], AbstractContextManager]
@@ -74,9 +95,12 @@ class Bench(ABC):
     ) -> Self:
         """device may be "meta", where a step is counted, not computed; hardware says device and precision.
 
-        Raises UserError for SDXL where the original has none.
+        Raises UserError for SDXL where the original has none, and for FLUX where it makes no sense.
         """
-        if cls.without_sdxl and shape.text_encoder_2 is not None:
+        if isinstance(shape, FluxShape):
+            if cls.without_flux:
+                raise UserError(f"--model {shape.name}: {cls.without_flux}")
+        elif cls.without_sdxl and shape.text_encoder_2 is not None:
             raise UserError(f"--model {shape.name}: the original of {cls.without_sdxl} has no SDXL; use --model sd15")
         torch.manual_seed(seed)
         return cls.made(Setting(shape, batch, resolution, device, hardware, seed), **cls.options | options)

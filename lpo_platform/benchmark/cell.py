@@ -8,12 +8,14 @@ import torch
 
 from lpo_platform.benchmark import ddpo, lpo
 from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.control import ControlStep
 from lpo_platform.benchmark.control_reward import ControlRewardStep
 from lpo_platform.benchmark.cpo import CPOStep
 from lpo_platform.benchmark.cpo_dino import CPODinoStep
 from lpo_platform.benchmark.generate import Generation
 from lpo_platform.benchmark.lrm import LRMStep
 from lpo_platform.benchmark.measure import Result, flops, interleaved
+from lpo_platform.benchmark.random_flux import FLUX
 from lpo_platform.benchmark.random_model import SD15, SD21, SDXL, tiny
 from lpo_platform.benchmark.waits import host_waits
 from lpo_platform.hardware import Hardware
@@ -22,6 +24,7 @@ from lpo_platform.plan.count import peak
 STEPS: dict[str, type[Bench]] = {
     "cpo": CPOStep,
     "cpo-dino": CPODinoStep,
+    "control": ControlStep,
     "control-reward": ControlRewardStep,
     "lrm": LRMStep,
     "lpo-update": lpo.Update,
@@ -31,7 +34,7 @@ STEPS: dict[str, type[Bench]] = {
     "ddpo-round": ddpo.Round,
     "generate": Generation,
 }
-MODELS = {"tiny": tiny, "sd15": lambda: SD15, "sd21": lambda: SD21, "sdxl": lambda: SDXL}
+MODELS = {"tiny": tiny, "sd15": lambda: SD15, "sd21": lambda: SD21, "sdxl": lambda: SDXL, "flux": lambda: FLUX}
 
 
 @dataclass(frozen=True)

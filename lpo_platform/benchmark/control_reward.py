@@ -15,6 +15,7 @@ from torch import Tensor
 from lpo_platform.benchmark.bench import Bench, Setting
 from lpo_platform.benchmark.plain.control_reward import plain_loss
 from lpo_platform.benchmark.plain.cpo import Parts
+from lpo_platform.config import UNET_ONLY
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -33,6 +34,7 @@ class ControlRewardStep(Bench):
     unit: ClassVar[str] = "image"
     source: ClassVar[str] = "specs/cpo.md"
     without_sdxl: ClassVar[str] = "ControlNet++"
+    without_flux: ClassVar[str] = UNET_ONLY["method", "control_reward"]
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,
@@ -51,22 +53,15 @@ class ControlRewardStep(Bench):
 
     @classmethod
     def made(cls, setting: Setting) -> "ControlRewardStep":
-        """Pictures are noise."""
         model, units, autocast = setting.model(), ONE_IN * setting.batch, setting.autocast
         policy = setting.place(Policy(model, Control(), model.new_control()))
         shared = {"policy": policy, "optim": AdamW(), "seed": setting.seed, "steps": 1, "batch": units}
         method = ControlReward(task=Canny(), **shared, **SETTINGS).to(model.device)
-        plain = Parts(model.unet, model.vae, model.text_encoder, policy.control, policy.control)
-
-        picture, text = (units, 3, model.resolution, model.resolution), model.text_encoder.config
-        columns = {name: torch.rand(picture, device=model.device) for name in ("pixels", "control")}
-        columns["tokens"] = torch.randint(text.vocab_size, (units, text.max_position_embeddings), device=model.device)
+        columns = setting.columns(model, units, "pixels", "control")
         with torch.no_grad(), autocast():
-            columns["moments"] = model.encode_moments(columns["pixels"])
-            columns["text"] = model.embed(columns["tokens"])
             columns["target"] = method.task.target(columns["pixels"], columns["control"]).half()
         columns["position"] = positions(method, setting.batch)
-        return cls(units, autocast, method, plain, columns)
+        return cls(units, autocast, method, setting.parts(policy, policy.control), columns)
 
     def step(self, variant: str) -> Tensor:
         """Leaves the gradient on the ControlNet; returns the loss."""

@@ -60,24 +60,14 @@ class CPOStep(Bench):
 
     @classmethod
     def made(cls, setting: Setting, *, form: str) -> "CPOStep":
-        """Pictures are noise."""
         model, batch, autocast = setting.model(), setting.batch, setting.autocast
         policy = setting.place(Policy(model, Control(), cls.new_control(model)))
         shared = {"policy": policy, "optim": AdamW(), "seed": setting.seed, "steps": 1, "batch": batch}
         method = CPO(**shared, form=form, **SETTINGS).to(model.device)
         with policy.reference():
             reference = policy.control
-        plain = Parts(model.unet, model.vae, model.text_encoder, policy.control, reference)
-
-        picture = (batch, 3, model.resolution, model.resolution)
-        text = model.text_encoder.config
-        columns = {name: torch.rand(picture, device=model.device) for name in ("pixels", "control", "loser")}
-        columns["tokens"] = torch.randint(text.vocab_size, (batch, text.max_position_embeddings), device=model.device)
-        with torch.no_grad(), autocast():
-            columns["moments"] = model.encode_moments(columns["pixels"])
-            columns["text"] = model.embed(columns["tokens"])
-        columns["position"] = torch.arange(batch)
-        return cls(batch, autocast, method, plain, columns)
+        columns = setting.columns(model, batch, "pixels", "control", "loser")
+        return cls(batch, autocast, method, setting.parts(policy, reference), columns)
 
     @classmethod
     def new_control(cls, model: RandomStableDiffusion) -> ControlNetModel:
@@ -95,7 +85,7 @@ class CPOStep(Bench):
         return sum(loss.detach() for loss in losses)
 
     def _plain(self) -> tuple[Tensor, ...]:
-        pictures = (self.batch[name] for name in ("pixels", "tokens", "control", "loser"))
+        pictures = (self.batch[name] for name in ("pixels", self.plain.reads, "control", "loser"))
         draws = Draws.new(self.units, self.method.policy.adapter.latent_shape, self.device)
         return plain_losses(self.plain, *pictures, draws, form=self.method.form, **SETTINGS)
 

@@ -16,6 +16,7 @@ from lpo_platform.benchmark.bench import Setting
 from lpo_platform.benchmark.cpo import CPOStep
 from lpo_platform.benchmark.plain.cpo_dino import plain_losers
 from lpo_platform.benchmark.random_model import RandomStableDiffusion
+from lpo_platform.config import UNET_ONLY
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.tasks.canny import Canny
 
@@ -29,6 +30,7 @@ class CPODinoStep(CPOStep):
 
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact", "cached", "shared", "online")
     options: ClassVar[dict[str, Any]] = {"form": "hard", "steps": 20}
+    without_flux: ClassVar[str] = UNET_ONLY["control", "controlnet_dino"]
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,

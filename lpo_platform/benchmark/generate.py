@@ -35,6 +35,7 @@ class Generation(Bench):
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact")
     unit: ClassVar[str] = "picture"
     options: ClassVar[dict[str, Any]] = {"steps": 20}
+    without_flux: ClassVar[str] = "without guidance plain and ours do the same work; use --model sdxl"
     source: ClassVar[str] = "specs/cpo.md"
     # the loser of a ControlNet with DINO, 65.4 TFLOP, without what DINO takes of it
     published: ClassVar[dict[str, dict[str, float]]] = {

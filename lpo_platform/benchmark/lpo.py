@@ -17,6 +17,7 @@ from lpo_platform.benchmark.bench import Bench, Setting
 from lpo_platform.benchmark.lrm import PROMPT, towers
 from lpo_platform.benchmark.plain import lpo as plain
 from lpo_platform.benchmark.plain.lrm import encode_text, encoder_half
+from lpo_platform.config import UNET_ONLY
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Adapter
@@ -44,6 +45,7 @@ class LPOBench(Bench):
     The share is an assumption, for nothing published says it; weights that are random do not tell either.
     """
 
+    without_flux: ClassVar[str] = UNET_ONLY["method", "lpo"]
     source: ClassVar[str] = "specs/lpo.md"
     # K = 4 candidates; with and without prompt
     published_parts: ClassVar[dict[str, dict[str, float]]] = {

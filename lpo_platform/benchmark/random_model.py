@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lpo_platform import noise
@@ -20,6 +21,11 @@ from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.weights import ASSETS
 
 Config = dict[str, Any]
+# layers of ControlNets, FLUX's too, that start at 0
+ZERO = (
+    "controlnet_down_blocks", "controlnet_mid_block", "controlnet_blocks", "controlnet_single_blocks",
+    "controlnet_x_embedder",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,12 +170,17 @@ class RandomStableDiffusion(StableDiffusion):
         self.text_encoder = CLIPTextModel(CLIPTextConfig(**shape.text_encoder))
         self.tokenizer = HashedWords(self.text_encoder.config)
 
+    def any_tokens(self, count: int) -> Tensor:
+        """Ids of `count` texts of full length, (B, L) int64 on the device."""
+        text = self.text_encoder.config
+        return torch.randint(text.vocab_size, (count, text.max_position_embeddings), device=self.device)
+
     def new_control(self) -> ControlNetModel:
-        """A ControlNet of this UNet; its zero convolutions are drawn too, so that its condition matters."""
+        """A ControlNet of this denoiser; its zero layers are drawn too, so that its condition matters."""
         with torch.device(self.device):
             control = self.load_control("", "unet")
         for name, weight in control.named_parameters():
-            if "controlnet_down_blocks" in name or "controlnet_mid_block" in name:
+            if name.startswith(ZERO):
                 torch.nn.init.normal_(weight, std=0.05)
         return control
 

@@ -79,7 +79,8 @@ class CPO(Method):
         reference_winner, reference_loser = losses.denoising_error(both, target[pair].repeat(2, 1, 1, 1)).chunk(2)
 
         views = torch.cat([rows, rows] if self.share_timestep else [rows, rows, rows + len(rows)])
-        features = self.policy.features(conditions)
+        if self.policy.learns_features:
+            features = self.policy.features(conditions)
         if not self.share_timestep:
             features = torch.cat([features, features[: len(winner)]])
         errors = losses.denoising_error(self.policy.decode(encoded[views], features), target[views])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, FluxControlNetModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter, Condition
@@ -79,6 +79,11 @@ class Policy(nn.Module):
         """What the control branch makes of condition images (B, 3, H, W) in [0, 1] alone: the same at every x and t, so
         one row serves all predictions under its condition. None without a condition."""
         return None if control is None else features_of(self._active["control"], control, self.adapter)
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether features() depends on what learns; FLUX's are the frozen autoencoder's."""
+        return not isinstance(self.control, FluxControlNetModel)
 
     def decode(self, encoded: Encoded, features: Tensor | None = None) -> Tensor:
         """The output (B, C, h, w) in float32 for an encoding and the features of its conditions."""

@@ -4,16 +4,15 @@ A folder in diffusers' layout says its own shape; of hub ids the published shape
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from lpo_platform.benchmark.random_model import SD15, SD21, SDXL, Config, HashedWords, Shape, random_model
+from lpo_platform.benchmark.random_flux import FLUX, RandomFlux
+from lpo_platform.benchmark.random_model import SD15, SD21, SDXL, Config, Shape, random_model
 from lpo_platform.build import create
 from lpo_platform.config import UserError
 from lpo_platform.diffusion.ddim import DDIM
@@ -25,41 +24,16 @@ from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.weights import locate, split
 
 PUBLISHED = {shape.name: shape for shape in (SD15, SD21, SDXL)}
-# FLUX.1-dev where it differs from the defaults of its classes
-FLUX: dict[str, Config] = {
-    "transformer": {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
-    "vae": SD15.vae | {"sample_size": 1024, "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
-    | {"use_quant_conv": False, "use_post_quant_conv": False},
-    "text_encoder": SD15.text_encoder,
-    "text_encoder_2": {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
-    | {"feed_forward_proj": "gated-gelu"},
-}  # fmt: skip
-
-
-class MetaFlux(Flux):
-    """FLUX without its weights; parts: their configurations, by their folders in FluxPipeline's layout."""
-
-    def __init__(self, parts: dict[str, Config], resolution: int, max_tokens: int, control_layers: list[int]) -> None:
-        self.name, self.weights, self.controls, self.changes, self.reward = "flux", "meta", {}, {}, None
-        self.resolution, self.max_tokens, self.control_layers = resolution, max_tokens, tuple(control_layers)
-        with torch.device("meta"):
-            self.unet = FluxTransformer2DModel.from_config(parts["transformer"])
-            self.vae = AutoencoderKL.from_config(parts["vae"])
-            self.text_encoder = T5EncoderModel(T5Config(**parts["text_encoder_2"]))
-            self.clip = CLIPTextModel(CLIPTextConfig(**parts["text_encoder"]))
-        self.unet.distilled_guidance = 3.5
-        words = {"vocab_size": self.text_encoder.config.vocab_size, "bos_token_id": 0, "eos_token_id": 1}
-        self.t5_tokenizer = HashedWords(SimpleNamespace(max_position_embeddings=max_tokens, **words))
-        self.tokenizer = HashedWords(self.clip.config)
-        self._finish()
+FOLDERS = {"unet": "transformer", "vae": "vae", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
 
 
 def adapter_of(model: DictConfig) -> StableDiffusion:
     """The model, its process still on the CPU: methods look at its timesteps. UserError where the shape is unknown."""
     if issubclass(_class(model), Flux):
-        parts = {part: _config(model, part) or FLUX[part] for part in FLUX}
-        layers = OmegaConf.to_container(model.control_layers)
-        adapter, process = MetaFlux(parts, model.resolution, model.max_tokens, layers), Flow(shift=3.0)
+        parts = {name: _config(model, part) or getattr(FLUX, name) for name, part in FOLDERS.items()}
+        parts |= {"max_tokens": model.max_tokens, "control_layers": tuple(model.control_layers)}
+        shape = replace(FLUX, resolution=model.resolution, **parts)
+        adapter, process = RandomFlux(shape, device="meta"), Flow(shift=3.0)
     else:
         adapter, process = random_model(_shape(model), resolution=model.resolution, device="meta"), DDIM()
     adapter.process = process

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from kornia.filters import canny
 from torch import Tensor
 
-from lpo_platform.benchmark.plain.cpo import Parts, predict
+from lpo_platform.benchmark.plain.cpo import Parts
 
 
 def plain_loss(
@@ -30,13 +30,11 @@ def plain_loss(
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     scaling = parts.vae.config.scaling_factor
     with torch.no_grad():
-        text = parts.text_encoder(tokens).last_hidden_state
+        text, z = parts.text(tokens), parts.latents(pixels, posterior)
         wanted, _ = canny(pixels, 0.1, 0.2, hysteresis=False)
-        found = parts.vae.encode((2 * pixels - 1).to(parts.vae.dtype)).latent_dist
-        z = (found.mean.float() + found.std.float() * posterior) * scaling
 
     x = scheduler.add_noise(z, noise, t)
-    output = predict(parts, parts.control, x, t, text, control)
+    output = parts.predict(parts.control, x, t, text, control)
     pretraining = (output - noise).square().mean()
 
     abar = scheduler.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)

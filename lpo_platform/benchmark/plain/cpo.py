@@ -5,28 +5,67 @@ and one text encoding, 5 ControlNet and 5 UNet forwards (1 pretraining, 2 policy
 Left out, in its favour: anomaly detection, the half-precision noise schedule (W9), gathers for logging (W20).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of the step; all frozen but `control`."""
+    """The modules of the step; all frozen but `control`. reads: the column of a batch that text() takes."""
+
+    reads: ClassVar[str] = "tokens"
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     control: ControlNetModel
     reference: ControlNetModel
+    schedule: DDPMScheduler = field(
+        default_factory=partial(DDPMScheduler, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    )
 
     def checkpoint(self, on: bool) -> None:
         """Gradient checkpointing of ControlNet and UNet: on in six of the seven published plain ControlNet scripts."""
         for module in (self.control, self.unet):
             module.enable_gradient_checkpointing() if on else module.disable_gradient_checkpointing()
+
+    def text(self, tokens: Tensor) -> Tensor:
+        return self.text_encoder(tokens).last_hidden_state
+
+    def latents(self, pixels: Tensor, draw: Tensor) -> Tensor:
+        """A draw of the posterior of pixels (B, 3, H, W) in [0, 1]."""
+        posterior = self.vae.encode((2 * pixels - 1).to(self.vae.dtype)).latent_dist
+        return (posterior.mean.float() + posterior.std.float() * draw) * self.vae.config.scaling_factor
+
+    def condition(self, picture: Tensor) -> Tensor:
+        """What a ControlNet is given of a condition."""
+        return picture
+
+    def noised(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return self.schedule.add_noise(z, noise, t)
+
+    def target(self, z: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+    def predict(self, control: nn.Module, x: Tensor, t: Tensor, text: Tensor, condition: Tensor) -> Tensor:
+        """The UNet's output under a ControlNet, in float32."""
+        x, text = x.to(self.unet.dtype), text.to(self.unet.dtype)
+        inner = control.dtype
+        down, middle = control(x.to(inner), t, text.to(inner), condition.to(inner), return_dict=False)
+        return self.unet(
+            x,
+            t,
+            encoder_hidden_states=text,
+            down_block_additional_residuals=[residual.to(x.dtype) for residual in down],
+            mid_block_additional_residual=middle.to(x.dtype),
+            return_dict=False,
+        )[0].float()
 
 
 @dataclass(frozen=True)
@@ -46,21 +85,6 @@ class Draws:
         return cls(normal(), normal(), times(), normal(), times())
 
 
-def predict(parts: Parts, control: ControlNetModel, x: Tensor, t: Tensor, text: Tensor, condition: Tensor) -> Tensor:
-    """The UNet's output under a ControlNet, in float32."""
-    x, text = x.to(parts.unet.dtype), text.to(parts.unet.dtype)
-    inner = control.dtype
-    down, middle = control(x.to(inner), t, text.to(inner), condition.to(inner), return_dict=False)
-    return parts.unet(
-        x,
-        t,
-        encoder_hidden_states=text,
-        down_block_additional_residuals=[residual.to(x.dtype) for residual in down],
-        mid_block_additional_residual=middle.to(x.dtype),
-        return_dict=False,
-    )[0].float()
-
-
 def plain_losses(
     parts: Parts,
     pixels: Tensor,
@@ -76,26 +100,25 @@ def plain_losses(
 ) -> tuple[Tensor, Tensor]:
     """lambda * L_pre and L_CPO: scalars, whose backward calls follow in this order, the first keeping the graph.
 
-    pixels, winner, loser (B, 3, H, W) in [0, 1]; tokens (B, L) int64.
+    pixels, winner, loser (B, 3, H, W) in [0, 1]; tokens as parts.reads names them.
     """
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     with torch.no_grad():
-        text = parts.text_encoder(tokens).last_hidden_state
-        posterior = parts.vae.encode((2 * pixels - 1).to(parts.vae.dtype)).latent_dist
-        z = (posterior.mean.float() + posterior.std.float() * draws.posterior) * parts.vae.config.scaling_factor
+        text, z = parts.text(tokens), parts.latents(pixels, draws.posterior)
+        winner, loser = parts.condition(winner), parts.condition(loser)
 
-    x = scheduler.add_noise(z, draws.pretrain_noise, draws.pretrain_t)
-    output = predict(parts, parts.control, x, draws.pretrain_t, text, winner)
-    pretraining = (output - draws.pretrain_noise).square().mean()
+    x = parts.noised(z, draws.pretrain_noise, draws.pretrain_t)
+    output = parts.predict(parts.control, x, draws.pretrain_t, text, winner)
+    pretraining = (output - parts.target(z, draws.pretrain_noise)).square().mean()
 
-    x = scheduler.add_noise(z, draws.noise, draws.t).repeat(2, 1, 1, 1)
-    t, text, noise = draws.t.repeat(2), text.repeat(2, 1, 1), draws.noise.repeat(2, 1, 1, 1)
+    x = parts.noised(z, draws.noise, draws.t).repeat(2, 1, 1, 1)
+    target = parts.target(z, draws.noise).repeat(2, 1, 1, 1)
+    t, text = draws.t.repeat(2), text.repeat(2, 1, 1)
     conditions = torch.cat([winner, loser])
-    output = predict(parts, parts.control, x, t, text, conditions)
-    l_winner, l_loser = (output - noise).square().mean((1, 2, 3)).chunk(2)
+    output = parts.predict(parts.control, x, t, text, conditions)
+    l_winner, l_loser = (output - target).square().mean((1, 2, 3)).chunk(2)
     with torch.no_grad():
-        output = predict(parts, parts.reference, x, t, text, conditions)
-        r_winner, r_loser = (output - noise).square().mean((1, 2, 3)).chunk(2)
+        output = parts.predict(parts.reference, x, t, text, conditions)
+        r_winner, r_loser = (output - target).square().mean((1, 2, 3)).chunk(2)
 
     d, r = l_winner - l_loser, r_winner - r_loser
     s = torch.sigmoid(0.5 * beta * (d - r)).detach()

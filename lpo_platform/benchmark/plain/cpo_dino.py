@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from lpo_platform.benchmark.plain.cpo import Parts, predict
+from lpo_platform.benchmark.plain.cpo import Parts
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def plain_losers(
     x, conditions = start, winner.repeat(2, 1, 1, 1)
     for t in scheduler.timesteps.tolist():
         times = torch.full((len(text),), t, device=x.device)
-        output = predict(parts, parts.reference, x.repeat(2, 1, 1, 1), times, text, conditions)
+        output = parts.predict(parts.reference, x.repeat(2, 1, 1, 1), times, text, conditions)
         free, conditional = output.chunk(2)
         x = scheduler.step(free + guidance * (conditional - free), t, x).prev_sample
     pictures = parts.vae.decode((x / parts.vae.config.scaling_factor).to(parts.vae.dtype)).sample
