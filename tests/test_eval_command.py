@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_message_and_the_command_goes_on(lpo_eval) -> None:
 
 def test_an_evaluation_that_was_stopped_draws_nothing_twice(lpo_eval, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after two batches of 2, gone on with batches of 16: the same values, and each picture drawn once."""
-    words = [*TINY, "metrics.images_per_item=2"]
+    words = [*TINY, "metrics.images_per_item=2", "metrics.rows=2"]
     assert lpo_eval(*words, "hydra.run.dir=straight", "metrics.batch=16")[0] == 0
     drawn: list[str] = []
     draw, stops = evaluate.sample_latents, [KeyboardInterrupt]
