@@ -1,13 +1,19 @@
 """lpo-plan: sizes and FLOPs against the specifications and the benchmark, advice that makes a run fit."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch.profiler import ProfilerActivity, profile
+from toy_shapes import TOY
 
 from lpo_platform.benchmark import lpo, lrm
+from lpo_platform.benchmark.bench import Bench
+from lpo_platform.benchmark.control import ControlStep
 from lpo_platform.benchmark.cpo import CPOStep
 from lpo_platform.benchmark.measure import flops
 from lpo_platform.benchmark.random_model import SD15, tiny
@@ -101,6 +107,26 @@ def test_the_peak_is_that_of_what_lives_at_once() -> None:
         _ = z + 1
 
     assert peak(work) == 2 * 4000
+
+
+def test_views_of_what_was_there_are_no_bytes() -> None:
+    weight = torch.empty(1000, device="meta")
+    assert peak(lambda: weight.view(10, 100).T * 1) == 4000
+
+
+@pytest.mark.parametrize(("kind", "variant"), [(CPOStep, "exact"), (ControlStep, "exact-ckpt"), (lrm.LRMStep, "exact")])
+def test_the_counted_peak_is_what_the_allocator_records(kind: type[Bench], variant: str) -> None:
+    """Within 2 %: what kernels take for themselves while they run is not counted."""
+    counted, computed = kind.build(TOY, batch=4, device="meta"), kind.build(TOY, batch=4)
+    assert peak(lambda: counted.step(variant)) == pytest.approx(recorded(lambda: computed.step(variant)), rel=0.02)
+
+
+def recorded(work: Callable[[], object]) -> int:
+    """Most bytes that torch's allocator had given out at once since the start of `work`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 @pytest.mark.slow

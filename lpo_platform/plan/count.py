@@ -34,14 +34,15 @@ class Live(TorchDispatchMode):
         self.live = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tensors((args, kwargs)):
+            self._add(tensor.untyped_storage(), 0)  # a weight or an input, whose views are no new bytes
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
+        for tensor in tensors(result):
+            self._add(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _add(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
         if key in self.known:
             return
 
@@ -52,6 +53,10 @@ class Live(TorchDispatchMode):
         self.known[key] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 @contextmanager
