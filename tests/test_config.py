@@ -266,6 +266,7 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("metrics", "quality"): ["metrics.measures.fid.weights=w", "metrics.measures.lpips.weights=w"],
         ("metrics", "preference"): ["metrics.measures.aesthetic.reward.weights=w"],
         ("debug", "smoke_online"): ["method=lpo"],
+        ("debug", "smoke_pairs"): ["method=lrm"],
         ("reward", "lrm"): ["method=lpo"],
         ("reward", "random"): ["method=lpo"],
     }
@@ -275,6 +276,13 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
             overrides = [f"{group}={option}", *given.get((group, option), [])]
             assert diagnose("train", overrides) == [], overrides
             assert ours("train", overrides) == hydras("train", overrides), overrides
+
+
+@pytest.mark.parametrize("method", shipped("method"))
+def test_every_method_has_one_debug_option_which_the_others_name(method):
+    line = {name: diagnose("train", [f"method={method}", f"debug={name}"]) for name in shipped("debug")}
+    (fit,) = (name for name, problems in line.items() if not problems)
+    assert all(p[0].endswith(f"what works: debug={fit}") and len(p) == 1 for n, p in line.items() if n != fit)
 
 
 def ours(primary: str, overrides: list[str]) -> dict:
