@@ -8,15 +8,8 @@ from omegaconf import OmegaConf
 
 from lpo_platform.config import CONF
 
-FREE = (
-    "_target_",
-    "batch",
-    "defaults",
-    "measures",
-    "protocol",
-    "save",
-    "shown",
-)  # settings that change no figure of a paper
+# settings that change no figure of a paper
+FREE = ("_target_", "batch", "defaults", "measures", "protocol", "rows", "save", "shown")
 
 
 @dataclass(frozen=True)
