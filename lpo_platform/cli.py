@@ -127,8 +127,8 @@ def _examine(name: str, work: Callable[[list[str]], int]) -> None:
     command = Command(name, "train", lambda *_: None)
     try:
         sys.exit(work(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(_refuse(command, error))
+    except (UserError, OSError) as error:
+        sys.exit(_failed_early(command, error))
     except KeyboardInterrupt:
         sys.exit(130)
     except launch.ProcessFailed as error:
@@ -165,8 +165,8 @@ def _main(command: Command) -> None:
             print(help_text(command.primary, line.config_dirs))
             return
         sys.argv[1:] = _ready(command, sys.argv[1:], line)
-    except UserError as error:
-        sys.exit(_refuse(command, error))
+    except (UserError, OSError) as error:
+        sys.exit(_failed_early(command, error))
     except KeyboardInterrupt:
         sys.exit(130)
     _hydra(command)
@@ -202,7 +202,13 @@ def _hydra(command: Command) -> None:
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.primary)(job)
     if command.sweep is None:
-        main()
+        try:
+            with _raising():
+                main()
+        except KeyboardInterrupt:
+            command.code = 130
+        except Exception as error:  # Hydra makes the folder and its log before the job begins
+            command.code = _failed_early(command, error)
         return
     with claim(command.sweep):
         try:
@@ -232,11 +238,8 @@ def _raising() -> Iterator[None]:
 
 def _launcher_failed(command: Command, folder: Path, error: Exception) -> None:
     """One job that could not even end in order; the others go on and are waited for."""
-    command.code = max(command.code, 1)
-    words = [line for line in str(error).splitlines() if line.strip()] or [""]
-    say(command, f"{type(error).__name__}: {words[0]}\n  what the jobs wrote: {shown(folder / '.submitit')}")
-    if os.environ.get("LPO_DEBUG", "") not in ("", "0"):
-        traceback.print_exception(error)
+    code = _unexpected(command, error, f"\n  what the jobs wrote: {shown(folder / '.submitit')}")
+    command.code = max(command.code, code)
     sweep.wait(folder)
 
 
@@ -547,6 +550,22 @@ def _note(folder: Path, name: str, text: str, reason: str) -> None:
             record.fail(folder, reason)
     except OSError:
         log.warning("the end of the run could not be written to %s", folder)
+
+
+def _failed_early(command: Command, error: Exception) -> int:
+    """Before there is a folder that could hold the story."""
+    cause = users(error)
+    if isinstance(cause, UserError):
+        return _refuse(command, cause)
+    return _unexpected(command, error)
+
+
+def _unexpected(command: Command, error: Exception, more: str = "") -> int:
+    words = [line for line in str(error).splitlines() if line.strip()] or [""]
+    say(command, f"{type(error).__name__}: {words[0]}{more}")
+    if os.environ.get("LPO_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    return 1
 
 
 def _refuse(command: Command, error: UserError) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +32,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def users(error: BaseException) -> BaseException:
-    """What is behind an error, a disk that has no room as a UserError."""
+    """What is behind an error, a disk that has no room or is not the user's as a UserError."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
+    if type(error).__name__ == "SafetensorError" and (number := re.search(r"os error (\d+)", str(error))):
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" {error.filename}" if error.filename else ""
         return UserError(f"cannot write{where}: {error.strerror}; make room, then the same command goes on")
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        return UserError(f"{error.filename}: {error.strerror}; what works: a folder that you may read and write")
     return error
 
 
@@ -379,7 +384,8 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
             problems += _node_problems(composed, group, node, group)
-    return problems + _path_problems(composed) + _batch_problems(composed) + _process_problems(composed)
+    problems += _path_problems(composed) + _size_problems(composed)
+    return problems + _batch_problems(composed) + _process_problems(composed)
 
 
 def _root(composed: Composed) -> type:
@@ -554,6 +560,29 @@ def _path_problems(composed: Composed) -> list[str]:
     run = composed.values.get("run")
     if isinstance(run, str) and run != "???":
         problems += run_problem(run)
+    return problems
+
+
+COUNTED = {
+    "method": ("steps", "rounds", "batch", "prompts", "group", "candidates", "num_steps", "inner_epochs"),
+    "model": ("resolution", "num_inference_steps"),
+    "data": ("num_train", "num_test"),
+    "metrics": ("num_samples", "num_steps", "batch"),
+    "callbacks": ("every", "log_every", "samples_every"),
+}
+
+
+def _size_problems(composed: Composed) -> list[str]:
+    """Of nothing nothing comes: what is counted is at least 1, and the learning rate is not 0."""
+    problems = []
+    for group, keys in COUNTED.items():
+        for key in keys:
+            value = _mapping(composed.values.get(group)).get(key)
+            if type(value) is int and value < 1:
+                problems.append(f"{group}.{key}={value}{composed.where(f'{group}.{key}')}: must be at least 1")
+    rate = _mapping(composed.values.get("optim")).get("lr")
+    if type(rate) in (int, float) and not rate > 0:
+        problems.append(f"optim.lr={rate}{composed.where('optim.lr')}: must be above 0, or nothing is learned")
     return problems
 
 

@@ -185,6 +185,13 @@ def test_user_errors_have_no_traceback_and_end_with_2(main, capsys):
     assert capsys.readouterr().err == "lpo-train: 2 problems\n  one\n  two\n"
 
 
+def test_a_run_folder_that_cannot_be_made_is_one_line(main, capsys, tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert main("method=cpo", f"hydra.run.dir={tmp_path}/file/run", work=finished) == 1
+    said = capsys.readouterr().err
+    assert "NotADirectoryError" in said and "Traceback" not in said
+
+
 def test_a_crash_keeps_its_traceback_in_the_log_and_ends_with_1(main, capsys, monkeypatch):
     def crash(cfg: DictConfig, folder: Path) -> None:
         raise RuntimeError("the sky fell")

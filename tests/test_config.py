@@ -1,5 +1,6 @@
 """The check of a configuration: exact messages, all problems at once, and the table of what goes with what."""
 
+import errno
 import itertools
 import re
 from pathlib import Path
@@ -9,7 +10,17 @@ import pytest
 from omegaconf import OmegaConf
 
 from lpo_platform import compose, config
-from lpo_platform.config import COMPATIBILITY, CONF, UNET_ONLY, check, combination_problems, diagnose, fits, shipped
+from lpo_platform.config import (
+    COMPATIBILITY,
+    CONF,
+    UNET_ONLY,
+    check,
+    combination_problems,
+    diagnose,
+    fits,
+    shipped,
+    users,
+)
 
 CPO = "batch, beta, cache_features, form, losers, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
@@ -276,6 +287,22 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
             overrides = [f"{group}={option}", *given.get((group, option), [])]
             assert diagnose("train", overrides) == [], overrides
             assert ours("train", overrides) == hydras("train", overrides), overrides
+
+
+def test_a_full_disk_is_the_users_to_put_right_whatever_writes():
+    from safetensors import SafetensorError
+
+    for error in (OSError(errno.ENOSPC, "No space left"), SafetensorError("I/O error: none left (os error 28)")):
+        assert str(users(error)).startswith("cannot write: No space left"), error
+    assert "folder that you may" in str(users(PermissionError(errno.EACCES, "Permission denied", "here")))
+
+
+def test_of_nothing_nothing_is_learned():
+    assert diagnose("train", ["method.steps=0", "data.num_test=-1", "optim.lr=0"]) == [
+        "method.steps=0: must be at least 1",
+        "data.num_test=-1: must be at least 1",
+        "optim.lr=0: must be above 0, or nothing is learned",
+    ]
 
 
 @pytest.mark.parametrize("method", shipped("method"))

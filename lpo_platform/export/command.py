@@ -7,10 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from hydra.errors import InstantiationException
-
 from lpo_platform import record
-from lpo_platform.config import UserError, hint
+from lpo_platform.config import UserError, hint, users
 from lpo_platform.export.trained import FORMS, SUFFIXES, Trained, check_form, find
 
 KEYS = {
@@ -46,11 +44,14 @@ def main() -> None:
     parser.add_argument("settings", nargs="+", metavar="key=value")
     try:
         export(_settings(parser.parse_args().settings))
-    except UserError as error:
-        print(f"lpo-export: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        cause = users(error)
+        if not isinstance(cause, UserError):
+            raise
+        print(f"lpo-export: {cause}", file=sys.stderr)
+        sys.exit(2)
 
 
 def export(asked: dict[str, str]) -> Path:
@@ -72,8 +73,6 @@ def export(asked: dict[str, str]) -> Path:
     try:
         check = _fill(trained, to, partial)
         partial.rename(folder)
-    except InstantiationException as error:
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error  # noqa: B904
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"{shown(folder)}: {FORMS[to]}\n  read back by {check}\n  model card  {shown(folder / 'README.md')}")
