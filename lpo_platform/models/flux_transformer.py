@@ -15,7 +15,7 @@ from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.shared_encoder import decode, encode, features_of, repeat_rows, residuals_of
+from lpo_platform.models.shared_encoder import decode, encode, features_of, precision, repeat_rows, residuals_of
 from lpo_platform.models.stable_diffusion_xl import unpack
 
 Model = FluxTransformer2DModel | FluxControlNetModel
@@ -55,7 +55,7 @@ def picture(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def embed(model: Model, t: Tensor, text: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor]:
     """The embedding (B, D) of time, guidance and pooled text, and the tokens of the text (B, L, D)."""
-    sequence, pooled = unpack(text.to(model.dtype), model.config.pooled_projection_dim)
+    sequence, pooled = unpack(text.to(precision(model)), model.config.pooled_projection_dim)
     scalars = (t, 1000 * guidance) if model.config.guidance_embeds else (t,)
     return model.time_text_embed(*scalars, pooled), model.context_embedder(sequence)
 
@@ -89,7 +89,7 @@ def encode_flux(transformer: FluxTransformer2DModel, x: Tensor, t: Tensor, text:
     x, t = repeat_rows(x, len(text)), repeat_rows(t, len(text))
     guidance = torch.full_like(t, transformer.distilled_guidance)
     time, context = embed(transformer, t, text, guidance)
-    hidden, places = transformer.x_embedder(patches(x.to(transformer.dtype))), rotary(transformer, x, context)
+    hidden, places = transformer.x_embedder(patches(x.to(precision(transformer)))), rotary(transformer, x, context)
     hidden, context = through(transformer, transformer.transformer_blocks[0], hidden, context, time, places)
     return EncodedFlux(x, t, text, guidance, time, hidden, context)
 
@@ -104,7 +104,7 @@ def features_of_flux(control: FluxControlNetModel, images: Tensor, adapter: Adap
 @residuals_of.register
 def residuals_of_flux(control: FluxControlNetModel, encoded: EncodedFlux, features: Tensor) -> Residuals:
     """What the ControlNet adds after double and after single blocks; features are the condition's latents."""
-    x, features = (patches(part.to(control.dtype)) for part in (encoded.x, features))
+    x, features = (patches(part.to(precision(control))) for part in (encoded.x, features))
     hidden = control.x_embedder(x) + control.controlnet_x_embedder(features)
     time, context = embed(control, encoded.t, encoded.text, encoded.guidance)
     places, found = rotary(control, encoded.x, context), ([], [])

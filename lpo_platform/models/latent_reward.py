@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.shared_encoder import descend, embed_time
+from lpo_platform.models.shared_encoder import descend, embed_time, precision
 from lpo_platform.models.stable_diffusion_xl import encode_text, unpack
 from lpo_platform.upload import upload
 
@@ -117,7 +117,7 @@ class LatentReward(nn.Module):
             empty = self.empty() if empty is None else empty
             context = torch.cat([context, empty.expand(num, -1, -1).to(context.dtype)])
         time, sequence = embed_time(unet, latents, t, context)
-        _, blocks, hidden = descend(unet, unet.conv_in(latents.to(unet.dtype)), time, sequence)
+        _, blocks, hidden = descend(unet, unet.conv_in(latents.to(precision(unet))), time, sequence)
         layers = (len(block.resnets) for block in unet.down_blocks)
         scales = [outputs[count - 1] for count, outputs in zip(layers, blocks, strict=True)]  # before the down-sampler
         pooled = [scale.float().mean((2, 3)) for scale in scales] if self.multi_scale else []

@@ -40,9 +40,14 @@ class Encoded:
         return Encoded(self.x[rows], self.t[rows], self.text[rows], self.time[rows], skips, self.middle[rows])
 
 
+def precision(model: nn.Module) -> torch.dtype:
+    """That of its weights. diffusers' own `dtype` asks every module for hooks first: up to a tenth of a tiny step."""
+    return next(model.parameters()).dtype
+
+
 def split_text(model: UNet2DConditionModel | ControlNetModel, text: Tensor) -> tuple[Tensor, Tensor | None]:
     """What cross attention reads (B, L, D) and SDXL's pooled text (B, P), None elsewhere, in the model's precision."""
-    text = text.to(model.dtype)
+    text = text.to(precision(model))
     if model.config.addition_embed_type != "text_time":
         return text, None
     return unpack(text, model.config.projection_class_embeddings_input_dim - 6 * model.config.addition_time_embed_dim)
@@ -77,7 +82,7 @@ def embed_time(
     SDXL's pooled text and the picture's size go into the time embedding, which therefore has R rows.
     """
     sequence, added = conditions(model, x, text)
-    time = model.time_embedding(model.time_proj(t).to(model.dtype))
+    time = model.time_embedding(model.time_proj(t).to(precision(model)))
     if added is None:
         return time, sequence
     sizes = model.add_time_proj(added["time_ids"].flatten()).view(len(text), -1)
@@ -92,7 +97,7 @@ def encode(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> En
     Text of a multiple of B rows asks for x and t with each of the texts, all rows with the first text first.
     """
     time, sequence = embed_time(unet, x, t, text)
-    first, blocks, middle = descend(unet, unet.conv_in(x.to(unet.dtype)), time, sequence)
+    first, blocks, middle = descend(unet, unet.conv_in(x.to(precision(unet))), time, sequence)
     skips = (first, *(output for outputs in blocks for output in outputs))
     x, t, time, *skips = (repeat_rows(part, len(text)) for part in (x, t, time, *skips))
     return Encoded(x, t, text, time, tuple(skips), middle)
@@ -169,7 +174,7 @@ def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
 @singledispatch
 def features_of(control: ControlNetModel, images: Tensor, adapter: Adapter) -> Tensor:
     """What a ControlNet makes of condition images (B, 3, H, W) in [0, 1] alone, whatever x and t: (B, C, h, w)."""
-    return control.controlnet_cond_embedding(images.to(control.dtype))
+    return control.controlnet_cond_embedding(images.to(precision(control)))
 
 
 @singledispatch
@@ -177,7 +182,7 @@ def residuals_of(control: ControlNetModel, encoded: Encoded, features: Tensor) -
     """What a ControlNet adds to the skips and the middle of an encoding, given what its controlnet_cond_embedding made
     of the conditions, (B, C, h, w). Both parts are ControlNetModel.forward; the weights keep their own precision.
     """
-    x = encoded.x.to(control.dtype)
+    x = encoded.x.to(precision(control))
     time, sequence = embed_time(control, x, encoded.t, encoded.text)
     first, blocks, middle = descend(control, control.conv_in(x) + features, time, sequence)
     skips = (first, *(output for outputs in blocks for output in outputs))
