@@ -7,12 +7,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -38,7 +39,7 @@ from lpo_platform.data.preference_rows import PreferenceRows
 from lpo_platform.data.rollouts import Rollouts
 from lpo_platform.data.rounds import Rounds
 from lpo_platform.data.source import Data
-from lpo_platform.distributed import lead, wait
+from lpo_platform.distributed import agree, lead, wait
 from lpo_platform.doctor.checkup import Checkup
 from lpo_platform.evaluation.evaluate import Evaluator
 from lpo_platform.evaluation.generate import Sampling
@@ -172,10 +173,27 @@ def assemble(cfg: DictConfig) -> Job:
     L.seed_everything(cfg.seed, verbose=False)
     hardware: Hardware = create(cfg.hardware)
     hardware.join()
+    hardware = cut(hardware, cfg)
     task, (policy, control_digest) = task_of(cfg), policy_of(cfg, hardware)
     known, live = signature(cfg.data._target_), {"resolution": cfg.model.resolution, "task": task}
     data = create(cfg.data, **{name: value for name, value in live.items() if not known or known[name]})
     return Job(cfg, hardware, policy, task, data, reward_of(cfg, policy.adapter, task), control_digest)
+
+
+def cut(hardware: Hardware, cfg: DictConfig) -> Hardware:
+    """With a number for hardware.micro_batch=auto, the same on every process; null where nothing is trained."""
+    if hardware.micro_batch != "auto":
+        return hardware
+    micro = None
+    if "method" in cfg:
+        from lpo_platform.plan.budget import largest  # which needs this module
+
+        here = OmegaConf.merge(cfg, {"hardware": {"devices": hardware.local_processes}})
+        half = hardware.frozen_dtype != torch.float32
+        with torch.random.fork_rng(devices=[]):
+            micro = agree(largest(here, hardware.memory, half=half) if lead() else None)
+        say(f"hardware.micro_batch=auto: {micro} of {cfg.method.batch // hardware.processes} fit")
+    return replace(hardware, micro_batch=micro)
 
 
 def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:

@@ -590,6 +590,7 @@ def _batch_problems(composed: Composed) -> list[str]:
     """A batch is cut into equal parts: one for each process, and these into micro-batches."""
     hardware, method = (_mapping(composed.values.get(group)) for group in ("hardware", "method"))
     micro, batch, prompts = hardware.get("micro_batch"), method.get("batch"), method.get("prompts")
+    micro = None if micro == "auto" else micro  # which divides by itself
     devices, nodes = hardware.get("devices", 1), hardware.get("num_nodes", 1)
     if type(batch) is not int or batch < 1 or type(nodes) is not int or type(devices) not in (int, type(None)):
         return []  # their types are complained about elsewhere

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+import psutil
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
@@ -29,8 +30,9 @@ PATIENCE = timedelta(days=2)  # processes wait for each other while one writes a
 class Hardware:
     """accelerator: auto, cpu or gpu; precision: auto or one of Lightning's (auto is bf16-mixed on a GPU, else 32-true).
 
-    micro_batch: samples in one forward of one process, null for all of its share of the batch: the gradient is the
-    same, only accumulated. strategy: single, ddp (every process holds all weights) or fsdp (each its share of them);
+    micro_batch: samples in one forward of one process, null for all of its share of the batch, auto for as many of them
+    as fit into memory_gb (null: what is free), as lpo-plan counts (plan/budget.py): the gradient is the same, only
+    accumulated. strategy: single, ddp (every process holds all weights) or fsdp (each its share of them);
     devices: processes of a node, one for each GPU, null for as many as there are GPUs; num_nodes: of equal nodes.
     gradient_checkpointing: activations are computed again in the backward pass instead of kept. compile: torch.compile
     of every block of the denoiser. attention: the kernel of torch's attention for the whole process, auto for its own
@@ -39,7 +41,7 @@ class Hardware:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
-    micro_batch: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     num_workers: int = 0
     strategy: Literal["single", "ddp", "fsdp"] = "single"
     devices: int | None = 1
@@ -47,6 +49,7 @@ class Hardware:
     gradient_checkpointing: bool = False
     compile: bool = False
     attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
@@ -78,6 +81,15 @@ class Hardware:
     @property
     def processes(self) -> int:
         return self.local_processes * self.num_nodes
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a process may use, of a CPU its share of what nobody uses."""
+        if self.memory_gb is not None:
+            return 1e9 * self.memory_gb
+        if self.gpu:
+            return torch.cuda.mem_get_info(self.device)[0]
+        return psutil.virtual_memory().available / self.local_processes
 
     @property
     def chosen_precision(self) -> str:

@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from functools import partialmethod
 
+import psutil
 import pytest
 import test_policy
 import torch
 import toy_size
 import toy_stable_diffusion
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
+from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_processes import Rows
 
-from lpo_platform.config import UserError
+from lpo_platform.config import CONF, UserError, check
 from lpo_platform.hardware import KERNELS, Hardware
 from lpo_platform.methods.lrm import LRM
 from lpo_platform.methods.method import Method
@@ -107,3 +109,17 @@ def test_compiled_blocks_give_the_same_gradient_under_the_same_names(monkeypatch
     assert list(made[0].policy.state_dict()) == names
     blocks = made[0].policy.control.down_blocks
     assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+def test_a_budget_of_memory_is_what_is_said_or_what_is_free() -> None:
+    assert Hardware("cpu", memory_gb=1.5).memory == 1.5e9
+    free = Hardware("cpu", strategy="ddp", devices=2).memory
+    assert 0 < free <= psutil.virtual_memory().total / 2
+
+
+def test_a_micro_batch_is_chosen_or_said() -> None:
+    choices = {"method": "cpo", "task": "canny"}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        asked = {m: compose("train", ["method=cpo", f"hardware.micro_batch={m}"]) for m in ("auto", "often")}
+    assert not any("micro_batch" in problem for problem in check(asked["auto"], choices))
+    assert any("hardware.micro_batch=often" in problem for problem in check(asked["often"], choices))

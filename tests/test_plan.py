@@ -18,9 +18,10 @@ from lpo_platform.benchmark.cpo import CPOStep
 from lpo_platform.benchmark.measure import flops
 from lpo_platform.benchmark.random_model import SD15, tiny
 from lpo_platform.config import CONF, UserError
+from lpo_platform.plan.budget import ROOM, largest
 from lpo_platform.plan.bytes import counts, exported, memory, size
 from lpo_platform.plan.count import peak
-from lpo_platform.plan.plan import ROOM, advice, plan, text
+from lpo_platform.plan.plan import advice, plan, text
 from lpo_platform.plan.rates import DEVICES, device_of
 from lpo_platform.plan.settings import Settings, settings_of
 from lpo_platform.plan.work import _rollout, activations, assemble, steps, update
@@ -160,6 +161,22 @@ def test_the_text_without_a_gpu_or_data() -> None:
     assert "sd15 on 8 x H200" in said and "361,279,120" in said
     assert "256 samples a step = 8 processes x 4 micro-batches of 8; 10,000 steps" in said
     assert found.seconds == pytest.approx(found.flops / (8 * 989e12 * 0.4))
+
+
+@pytest.mark.slow
+def test_the_largest_micro_batch_that_fits() -> None:
+    words = ("method=lrm", "method.batch=6", "data.num_images=2")
+    needed = {}
+    for micro in (1, 2, 3, 6):
+        job = assemble(configuration(*words, f"hardware.micro_batch={micro}"))
+        needed[micro] = sum(memory(job, activations(job), half=False).values()) / ROOM
+    auto = configuration(*words, "hardware.micro_batch=auto")
+    for micro, least in needed.items():
+        assert largest(auto, least + 1, half=False) == micro
+    with pytest.raises(UserError, match=r"hardware\.micro_batch=auto: one sample needs .* there are "):
+        largest(auto, needed[1] - 10, half=False)
+    auto.hardware.memory_gb = 1e-9 * needed[3] + 1e-6
+    assert plan(auto, Settings("cpu")).job.micro == 3
 
 
 def test_steps_of_a_round() -> None:

@@ -10,8 +10,9 @@ from lpo_platform.build import Job
 from lpo_platform.config import UserError
 from lpo_platform.data.source import Source, first
 from lpo_platform.doctor.finding import Finding, doubtful, failed, ok, skipped
+from lpo_platform.plan.budget import ROOM
 from lpo_platform.plan.bytes import disk, memory, size
-from lpo_platform.plan.plan import ROOM, half
+from lpo_platform.plan.plan import half
 from lpo_platform.plan.rates import device_of
 from lpo_platform.plan.work import activations, assemble
 

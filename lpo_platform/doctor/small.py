@@ -30,7 +30,8 @@ def small(cfg: DictConfig, processes: int) -> DictConfig:
         if "group" in method:
             method.group = min(2, method.group)
     own = method.batch // processes
-    most = min(cfg.hardware.micro_batch or own, own)
+    asked = cfg.hardware.micro_batch
+    most = own if asked in (None, "auto") else min(asked, own)
     cfg.hardware.micro_batch = max(size for size in range(1, most + 1) if own % size == 0)
     cfg.optim.lr, cfg.optim.warmup_steps, cfg.optim.schedule = RATE, 0, "constant"
     cfg.callbacks.samples, cfg.callbacks.every, cfg.callbacks.sentinel = 0, 2, None

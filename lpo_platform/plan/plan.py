@@ -10,12 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from lpo_platform.build import quiet
 from lpo_platform.config import COMPATIBILITY, CONF, UserError, fits
 from lpo_platform.methods.online import Online
+from lpo_platform.plan.budget import ROOM, largest
 from lpo_platform.plan.bytes import counts, disk, memory, size
 from lpo_platform.plan.rates import Device, device_of
 from lpo_platform.plan.settings import Settings
 from lpo_platform.plan.work import VALID, Job, Piece, activations, assemble, pieces, steps
-
-ROOM = 0.9  # share of a device's memory that is planned for; allocators and libraries take the rest
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,12 @@ def plan(cfg: DictConfig, settings: Settings) -> Plan:
     """Counts everything; nothing is loaded, read or trained. UserError where the model's shape is not known."""
     quiet()
     device = device_of(settings.device)
-    job = assemble(cfg)
     small = half(cfg, device)
+    if cfg.hardware.micro_batch == "auto":
+        gb = cfg.hardware.memory_gb
+        micro = largest(cfg, device.memory if gb is None else 1e9 * gb, half=small)
+        cfg = OmegaConf.merge(cfg, {"hardware": {"micro_batch": micro}})
+    job = assemble(cfg)
     return Plan(job, device, settings, memory(job, activations(job), half=small), disk(job, half=small), pieces(job))
 
 

@@ -97,8 +97,13 @@ class Job:
 
 
 def assemble(cfg: DictConfig) -> Job:
-    """UserError where a batch does not divide, or the model's shape is not known."""
-    hardware = create(cfg.hardware, accelerator="cpu", precision="32-true", compile=False, attention="auto")
+    """UserError where a batch does not divide, or the model's shape is not known.
+
+    With hardware.micro_batch=auto it is 1, the least that budget.py can choose.
+    """
+    here = {"accelerator": "cpu", "precision": "32-true", "compile": False, "attention": "auto"}
+    here |= {"micro_batch": 1} if cfg.hardware.micro_batch == "auto" else {}
+    hardware = create(cfg.hardware, **here)
     policy = hardware.prepare(policy_of(cfg))
     policy.train()
     method = _method(cfg, policy)
