@@ -27,7 +27,7 @@ def doctor(cfg: DictConfig, folder: Path) -> None:
         if lead():
             print(finding, flush=True)
     if lead():
-        print(f"\n{count} checks failed" if count else "\nnothing failed", flush=True)
+        print(f"\n{count} check{'s' * (count > 1)} failed" if count else "\nnothing failed", flush=True)
         if count:
             (folder / FAILED).touch()
 
