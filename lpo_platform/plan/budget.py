@@ -31,6 +31,6 @@ def largest(cfg: DictConfig, room: float, *, half: bool) -> int:
     if place == 0:
         raise UserError(
             f"hardware.micro_batch=auto: one sample needs {size(needed(1))}, there are {size(ROOM * room)} of "
-            f"{size(room)} to plan with; lpo-plan says what works"
+            f"{size(room)} to plan with; what helps: hardware.gradient_checkpointing=true, more hardware.memory_gb"
         )
     return sizes[place - 1]
