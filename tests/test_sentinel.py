@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from lpo_platform import build, compose
 from lpo_platform.callbacks.alarms import Change, change, drifting, hacked
 from lpo_platform.callbacks.checkpoint import checkpoints
-from lpo_platform.callbacks.sentinel import Sentinel
+from lpo_platform.callbacks.sentinel import Sentinel, last_look
 from lpo_platform.config import CONF
 from lpo_platform.data.source import first
 from lpo_platform.data.toy import Toy
 from lpo_platform.evaluation.appearance import appearance
 from lpo_platform.evaluation.evaluate import Drawing
-from lpo_platform.record import read_json, read_lines
+from lpo_platform.evaluation.evaluated import Evaluation
+from lpo_platform.record import read_json, read_lines, write_json
 from lpo_platform.tracking.files import Files
 
 WORDS = ("brightness", "dark_share", "edge_density", "saturation", "sharpness", "diversity")
@@ -66,6 +67,26 @@ def test_dark_share_counts_pixels() -> None:
     picture = torch.full((1, 3, 10, 10), 0.21)
     picture[..., :3] = 0.19
     assert said(picture)[0][1] == pytest.approx(0.3)
+
+
+def test_the_last_look_asks_about_all_that_a_run_measures(tmp_path: Path) -> None:
+    generator, file = torch.Generator().manual_seed(0), tmp_path / "sentinel.json"
+    start = {name: torch.randn(200, generator=generator) for name in ("reward/score", "text/alignment", "depth/rmse")}
+    start |= {"image/diversity": start["depth/rmse"].clone(), "guard/area": start["depth/rmse"].clone()}
+    better = {"reward/score": True, "text/alignment": True, "depth/rmse": False, "image/diversity": True,
+              "guard/area": None}  # fmt: skip
+
+    def look(**moved: float) -> list[str]:
+        after = {name: start[name] + moved.get(name.partition("/")[0], 0.0) for name in start}
+        return [text.split()[0] for text in last_look(file, Evaluation(start), Evaluation(after), better, None, 0.1)]
+
+    write_json(file, [{"step": 3, "metric": "image/brightness", "kind": "drift", "message": "before"}])
+    assert look(reward=0.5, text=-0.5, depth=0.5, image=-1.0, guard=-1.0) == ["text/alignment", "depth/rmse"]
+    assert look(reward=0.5, text=-0.5) == ["text/alignment"]
+    assert [(entry["step"], entry["metric"]) for entry in read_json(file)] == [
+        (3, "image/brightness"), (None, "text/alignment"),
+    ]  # fmt: skip
+    assert look(reward=0.5, text=0.5, depth=-0.5) == look(reward=-0.5, text=-0.5) == look(reward=0.5, text=-0.05) == []
 
 
 def shifted(by: float) -> Change:

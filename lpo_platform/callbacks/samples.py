@@ -15,7 +15,7 @@ from lpo_platform.tracking.guest import Guest
 
 
 class Samples(Callback):
-    """Draws held-out items at the end of every n-th round; the first `count` are shown in folder/step-*.png.
+    """Draws held-out items at the end of every n-th round and of the last; the first `count` go to folder/step-*.png.
 
     A sentinel looks at the same pictures, at as many as it asks for, and at those of the start. Every process draws
     them, as the forwards of a sharded model are collective, and the first one keeps them.
@@ -39,7 +39,7 @@ class Samples(Callback):
             self.draw(trainer, module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if (trainer.current_epoch + 1) % self.rounds == 0:
+        if (trainer.current_epoch + 1) % self.rounds == 0 or trainer.current_epoch + 1 == trainer.max_epochs:
             self.draw(trainer, module)
 
     def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -15,8 +15,9 @@ from lpo_platform.data.source import Data, Sample
 from lpo_platform.distributed import agree, lead
 from lpo_platform.evaluation.appearance import appearance
 from lpo_platform.evaluation.evaluate import ALIGNMENT, Drawing, scores_of
+from lpo_platform.evaluation.evaluated import Evaluation
 from lpo_platform.models.export import export
-from lpo_platform.record import write_json
+from lpo_platform.record import read_json, write_json
 from lpo_platform.rewards.reward import Reward, StepReward
 from lpo_platform.tasks.task import Task
 
@@ -101,9 +102,7 @@ class Sentinel(Callback):
         for alarm in rung:
             if [alarm.metric, alarm.kind] in self.ringing:
                 continue
-            told = {name: value for name, value in asdict(alarm.change).items() if name != "spread"}
-            entry = {"step": step, "metric": alarm.metric, "kind": alarm.kind, "message": alarm.message}
-            self.alarms.append(entry | told | {"ci95": list(alarm.change.ci95)})
+            self.alarms.append(_entry(alarm, step))
             if lead():
                 log.warning("sentinel, step %d: %s", step, alarm.message)
         self.ringing = [[alarm.metric, alarm.kind] for alarm in rung]
@@ -121,6 +120,31 @@ class Sentinel(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def last_look(
+    file: Path, before: Evaluation, after: Evaluation, better: dict[str, bool | None], task: Task | None, effect: float
+) -> list[str]:
+    """The same question about all items and metrics of a run's evaluation; its alarms join those of `file`.
+
+    better: of each metric whether higher is, None where neither is. Returns what the alarms say.
+    """
+    sides = before.of_items(), after.of_items()
+    own = {"reward/score"} if "reward/score" in better else set(task.scores if task else ())
+    sign = {name: 1 if higher else -1 for name, higher in better.items() if higher is not None and name in sides[0]}
+    found = {name: change(way * sides[0][name], way * sides[1][name]) for name, way in sign.items()}
+    gold = {name: of for name, of in found.items() if name not in own and not name.startswith(("image/", "reward/"))}
+    rung = hacked({name: of for name, of in found.items() if name in own}, gold, effect)
+    known = [entry for entry in read_json(file) or [] if entry["step"] is not None]
+    write_json(file, known + [_entry(alarm, None) for alarm in rung])
+    return [alarm.message for alarm in rung]
+
+
+def _entry(alarm: Alarm, step: int | None) -> dict[str, Any]:
+    """A line of sentinel.json; without a step it is about the run's evaluation."""
+    told = {name: value for name, value in asdict(alarm.change).items() if name != "spread"}
+    entry = {"step": step, "metric": alarm.metric, "kind": alarm.kind, "message": alarm.message}
+    return entry | told | {"ci95": list(alarm.change.ci95)}
 
 
 def improvement(gold: dict[str, Change]) -> float:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from lpo_platform import record
+from lpo_platform.callbacks.sentinel import last_look
 from lpo_platform.config import UserError
 from lpo_platform.data.cache import fingerprint
 from lpo_platform.distributed import agree, lead, wait
@@ -98,6 +100,10 @@ def conclude(
             task=get_class(job.cfg.task._target_).name if job.cfg.get("task") else None,
             precision=job.hardware.chosen_precision,
         )  # fmt: skip
+    alarms = []
+    if before is not None and (watch := OmegaConf.select(job.cfg, "callbacks.sentinel")):
+        better = {name: metric["higher_is_better"] for name, metric in metrics.items()}
+        alarms = last_look(folder / "sentinel.json", before, after, better, job.task, watch.effect)
     paths = ({} if weights is None else {"export": weights}) | {"report": folder / "report.html"}
     record.finish(folder, metrics, len(samples), seconds, paths, job.cfg.seed, deviations)
     page = report.write_report(folder)
@@ -105,6 +111,8 @@ def conclude(
     say(f"\n{table(metrics)}\n\n{len(samples)} held-out items{noise}.")
     if line := many(metrics):
         say(line)
+    for line in alarms:
+        say(f"sentinel: {line}")
     for line in deviations:
         say(f"not as in protocol {protocol.name}: {line}")
     say(f"report  {page}")

@@ -37,4 +37,4 @@ def counted(alarms: Sequence[object]) -> str:
 
 
 def _step(step: object) -> str:
-    return short(step) if isinstance(step, int | float) else str(step or "")
+    return short(step) if isinstance(step, int | float) else str(step or "the end")
