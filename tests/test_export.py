@@ -279,7 +279,7 @@ def test_other_pictures_are_refused() -> None:
             _passed(Check("x", wrong, 0.5))
 
 
-def test_a_failure_leaves_nothing(control: Path, tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing(control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Here: the model that the run started from is gone."""
     run = tmp_path / "run"
     run.mkdir()
@@ -288,8 +288,10 @@ def test_a_failure_leaves_nothing(control: Path, tmp_path: Path) -> None:
     text = (control / "resolved.yaml").read_text()
     cfg = yaml.safe_load(text)
     (run / "resolved.yaml").write_text(text.replace(cfg["model"]["weights"], "/moved/away"))
-    with pytest.raises(UserError, match=r"model.weights=/moved/away: no such folder"):
-        export({"run": str(run), "to": "merged", "save": str(tmp_path / "made")})
+    monkeypatch.setattr("sys.argv", ["lpo-export", f"run={run}", "to=merged", f"save={tmp_path / 'made'}"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.endswith("lpo-export: model.weights=/moved/away: no such folder\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 

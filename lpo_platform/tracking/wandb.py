@@ -76,8 +76,7 @@ class WandbGuest(Guest, WandbLogger):
 
     def end(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
-        if self.own_data:
-            os.environ.pop(DATA, None)  # the next job of a sweep has a folder of its own
+        _forget(self.own_data)
 
     def _packed(self, artifact: Artifact) -> Any:
         import wandb
@@ -107,13 +106,23 @@ class Wandb:
             return None
         if own := DATA not in os.environ:
             os.environ[DATA] = str(folder / "wandb")  # else what is not uploaded yet lies at home
-        run = _init(
-            folder, mode=mode, project=self.project, entity=self.entity, name=about.name, group=about.group,
-            job_type=about.job_type, tags=list(about.tags), config=shareable(about.config), id=run_id(folder),
-        )  # fmt: skip
+        try:
+            run = _init(
+                folder, mode=mode, project=self.project, entity=self.entity, name=about.name, group=about.group,
+                job_type=about.job_type, tags=list(about.tags), config=shareable(about.config), id=run_id(folder),
+            )  # fmt: skip
+        except BaseException:
+            _forget(own)
+            raise
         for axis in AXES.values():
             run.define_metric(axis)
         return WandbGuest(run, folder, weights=self.weights, own_data=own)
+
+
+def _forget(own: bool) -> None:
+    """The next job of a sweep has a folder of its own."""
+    if own:
+        os.environ.pop(DATA, None)
 
 
 def shareable(config: Any) -> Any:
