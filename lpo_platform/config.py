@@ -567,7 +567,7 @@ COUNTED = {
     "method": ("steps", "rounds", "batch", "prompts", "group", "candidates", "num_steps", "inner_epochs"),
     "model": ("resolution", "num_inference_steps"),
     "data": ("num_train", "num_test"),
-    "metrics": ("num_samples", "num_steps", "batch"),
+    "metrics": ("num_samples", "num_steps", "batch", "rows", "images_per_item"),
     "callbacks": ("every", "log_every", "samples_every"),
 }
 
