@@ -31,8 +31,8 @@ class DDPO(Trajectories):
     group; normalise: whether the `score` has an advantage, or each of the reward's `parts`, which are then summed with
     their weights; advantage_clip: limit of an advantage. form, clip: PPO's ratio within 1 +- clip, or the score
     function. fraction: of a sample's steps in each of `inner_epochs` passes; order: what an update of `batch`
-    transitions holds, whole `samples`, one step of each sample (`steps`) or `mixed`; kl: weight
-    of the divergence from the starting policy.
+    transitions holds, whole `samples`, one step of each sample (`steps`) or `mixed`; kl: weight of the divergence from
+    the starting policy.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
