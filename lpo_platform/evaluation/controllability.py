@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lpo_platform.config import UserError
-from lpo_platform.data.pictures import open_rgb, resize
 from lpo_platform.evaluation.folders import report
-from lpo_platform.evaluation.picture_folders import WHOLE, over, pictures_in
+from lpo_platform.evaluation.picture_folders import opened, over, pictures_in
 from lpo_platform.evaluation.pictures import save_png
 from lpo_platform.record import write_json
 from lpo_platform.tasks.task import Task
@@ -49,7 +47,7 @@ class Controllability:
         }
 
         def score(name: str) -> dict[str, float]:
-            first, second = (self._read(files[name]).to(device) for files in (originals, generated))
+            first, second = (opened(files[name], self.resolution).to(device) for files in (originals, generated))
             if self.are == "pictures" and first.shape != second.shape:
                 raise UserError(f"{name}: two pictures of different size; what works: what.resolution=512")
             target, maps = self._maps(first), self._maps(second)
@@ -68,12 +66,6 @@ class Controllability:
             result["pooled"] = {name: float(value) for name, value in self.task.pool(sum(counts)).items()}
         write_json(folder / "report.json", result)
         return result
-
-    def _read(self, file: Path) -> Tensor:
-        """(1, 3, H, W) in [0, 1]."""
-        image = open_rgb(file, side=self.resolution or WHOLE)[0]
-        image = image if self.resolution is None else resize(image, "center", self.resolution)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
     def _maps(self, pictures: Tensor) -> Tensor:
         return self.task.detect(pictures) if self.are == "pictures" else self.task.parse(pictures)

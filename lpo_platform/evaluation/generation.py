@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.config import UserError
 from lpo_platform.data.cache import fingerprint
-from lpo_platform.data.pictures import open_rgb, resize
 from lpo_platform.distributed import deal, lead, wait
 from lpo_platform.evaluation.generate import Sampling, sample_latents
-from lpo_platform.evaluation.picture_folders import BROKEN
+from lpo_platform.evaluation.picture_folders import BROKEN, opened
 from lpo_platform.evaluation.pictures import save_png
 from lpo_platform.evaluation.texts import Texts
 from lpo_platform.models.adapter import Condition
@@ -136,10 +134,9 @@ class PictureSet:
 def condition_image(picture: Picture, resolution: int) -> Tensor | None:
     """(3, R, R) in [0, 1], of the largest central square; None where the file cannot be read."""
     try:
-        image = resize(open_rgb(picture.condition, side=resolution)[0], "center", resolution)
+        return opened(picture.condition, resolution)[0]
     except (OSError, SyntaxError):
         return None
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True, kw_only=True)

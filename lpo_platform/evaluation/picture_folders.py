@@ -11,7 +11,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from tqdm import tqdm
 
 from lpo_platform.config import UserError
-from lpo_platform.data.pictures import SUFFIXES, open_rgb
+from lpo_platform.data.pictures import SUFFIXES, open_rgb, resize
 from lpo_platform.evaluation.folders import report
 from lpo_platform.record import write_json
 from lpo_platform.rewards.clip import Clip
@@ -36,9 +36,11 @@ def over(names: list[str], measure: Callable[[str], dict[str, float]], left_out:
     return items
 
 
-def opened(file: Path) -> Tensor:
-    """(1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(open_rgb(file, side=WHOLE)[0])).permute(2, 0, 1)[None].float() / 255
+def opened(file: Path, resolution: int | None = None) -> Tensor:
+    """(1, 3, H, W) in [0, 1]; with a resolution R the largest central square, (1, 3, R, R). Raises as open_rgb."""
+    image = open_rgb(file, side=resolution or WHOLE)[0]
+    image = image if resolution is None else resize(image, "center", resolution)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 class ClipScore:
