@@ -39,9 +39,8 @@ class GenEval(PictureSet):
                     f"metadata={self.metadata}: line {number + 1} is no JSON object with prompt and tag; what works: "
                     "GenEval's evaluation_metadata.jsonl"
                 ) from error
-            for index in range(self.pictures):
-                name = f"{number:05d}/samples/{index:04d}.png"
-                found.append(Picture(name, self.folder / name, f"{index}/{prompt}", prompt))
+            names = [f"{number:05d}/samples/{index:04d}.png" for index in range(self.pictures)]
+            found += pictures_of(prompt, self.folder, names)
         return found
 
     def accompany(self) -> None:
@@ -83,10 +82,14 @@ class T2ICompBench(PictureSet):
                     f"prompts={self.prompts}: line {number} cannot be the name of a file that the scorers read; what "
                     f"works: no slash, no underscore, {LONGEST - 11} bytes"
                 )
-            for index in range(self.pictures):
-                name = f"samples/{prompt}_{len(found):06d}.png"
-                found.append(Picture(name, self.folder / name, f"{index}/{prompt}", prompt))
+            names = [f"samples/{prompt}_{len(found) + index:06d}.png" for index in range(self.pictures)]
+            found += pictures_of(prompt, self.folder, names)
         return found
+
+
+def pictures_of(prompt: str, folder: Path, names: list[str]) -> list[Picture]:
+    """One for each name below the folder; its noise is keyed by its number among them and the prompt."""
+    return [Picture(name, folder / name, f"{index}/{prompt}", prompt) for index, name in enumerate(names)]
 
 
 def lines_of(setting: str, path: str) -> list[str]:
