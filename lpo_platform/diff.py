@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lpo_platform import record
 from lpo_platform.compose import compose
 from lpo_platform.config import CONF, ConfigError, UserError, diagnose, run_folder
-from lpo_platform.evaluation.statistics import compare, decimals, number
+from lpo_platform.evaluation.statistics import change, compare, decimals, number
 from lpo_platform.tracking.page.run import Run, mapping
 
 EXAMPLES = """examples:
@@ -136,7 +136,7 @@ def text(found: Mapping[str, Any]) -> str:
 
 def _metric(name: str, result: Mapping[str, Any]) -> str:
     lines = [
-        f"    {side.upper()}  {number(m['before'], d := decimals(m))} -> {number(m['after'], d)}  {_change(m, d)}"
+        f"    {side.upper()}  {number(m['before'], d := decimals(m))} -> {number(m['after'], d)}  {change(m)}"
         if (m := result[side])
         else f"    {side.upper()}  (absent)"
         for side in ("a", "b")
@@ -144,13 +144,8 @@ def _metric(name: str, result: Mapping[str, Any]) -> str:
     if m := result["paired"]:
         wins = m.get("wins", [math.nan])[0]
         better = f", B better in {100 * wins:.0f} %" if math.isfinite(wins) else ""
-        lines.append(f"    B - A  {_change(m, decimals(m))}  paired over {m['count']} items{better}")
+        lines.append(f"    B - A  {change(m)}  paired over {m['count']} items{better}")
     return "\n".join([f"  {name}", *lines])
-
-
-def _change(metric: Mapping[str, Any], digits: int) -> str:
-    low, high = (number(bound, digits, sign=True) for bound in metric["ci95"])
-    return f"{number(metric['difference'], digits, sign=True)} [{low}, {high}]"
 
 
 def _rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from lpo_platform import record
+from lpo_platform import record, resume
 from lpo_platform.config import UserError
-from lpo_platform.resume import in_use
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,7 +60,7 @@ class Job:
             status, reason = "interrupted", "it ended without a result (killed, or out of memory or time)"
         if keys := changed(folder, OmegaConf.to_container(OmegaConf.load(folder / ".hydra/config.yaml"), resolve=True)):
             status, reason = "foreign", f"its folder {_foreign(keys)}"
-        if in_use(folder):
+        if resume.in_use(folder):
             status, reason = "running", "another process works in its folder"
         return cls(
             folder,
@@ -109,8 +108,7 @@ def done(folder: Path, config: dict[str, Any]) -> bool:
     keys = changed(folder, config)
     if keys:
         raise Foreign(f"{folder} {_foreign(keys)}; give the sweep a new hydra.sweep.dir")
-    result = record.read_json(folder / "result.json")
-    return isinstance(result, dict) and result.get("status") == "finished"
+    return resume.finished(folder)
 
 
 def changed(folder: Path, config: dict[str, Any]) -> list[str]:
@@ -147,7 +145,7 @@ def gain(folder: Path) -> float | None:
 def wait(folder: Path) -> None:
     """Waits until nothing of a sweep is in Slurm's queue or at work in its folder."""
     numbers = {path.name.partition("_")[0] for path in folder.glob(".submitit/*/*_submission.sh")}
-    while _queued() & numbers or any(map(in_use, runs(folder))):
+    while _queued() & numbers or any(map(resume.in_use, runs(folder))):
         time.sleep(2)
 
 
@@ -271,7 +269,7 @@ def _legend(rows: Sequence[Row]) -> str:
 
 
 def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row], pictures: bool) -> str:
-    from lpo_platform.evaluation.statistics import decimals, number, verdict
+    from lpo_platform.evaluation.statistics import change, decimals, number, verdict
 
     lines = [f"# Sweep {folder.resolve().name}", ""]
     if rows:
@@ -282,14 +280,13 @@ def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row], pictures: 
     for row in rows:
         entry = row.entry()
         digits = decimals(entry)
-        low, high = (number(bound, digits, sign=True) for bound in row.ci95)
         cells = [
             row.metric,
             row.setting or "all",
             ", ".join(map(str, row.seeds)),
             number(row.before, digits),
             number(row.after, digits),
-            f"{number(row.difference, digits, sign=True)} [{low}, {high}]",
+            change(entry),
             verdict(entry),
         ]
         lines.append(_line(cells))

@@ -269,10 +269,10 @@ def table(metrics: Mapping[str, Mapping[str, Any]], *, unicode: bool | None = No
 
 def _compared(name: str, metric: Mapping[str, Any], unicode: bool) -> tuple[str, ...]:
     digits = decimals(metric)
-    change = f"{number(metric['difference'], digits, sign=True)} {_bounds(metric['ci95'], digits, sign=True)}"
     rate, *bounds = (None if share is None else 100 * share for share in metric.get("wins", (None,)))
     wins = "" if rate is None or math.isnan(rate) else f"{rate:.0f} % {_bounds(bounds, 0)}"
-    return name, number(metric["before"], digits), number(metric["after"], digits), change, wins, _word(metric, unicode)
+    before, after = number(metric["before"], digits), number(metric["after"], digits)
+    return name, before, after, change(metric), wins, _word(metric, unicode)
 
 
 def _alone(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
@@ -301,6 +301,12 @@ def number(value: float | None, digits: int, *, sign: bool = False) -> str:
         return "n/a"
     value = round(value, digits) + 0.0  # no -0.000
     return f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
+
+
+def change(metric: Mapping[str, Any]) -> str:
+    """The difference and its 95 % interval: `+0.033 [+0.026, +0.039]`."""
+    digits = decimals(metric)
+    return f"{number(metric['difference'], digits, sign=True)} {_bounds(metric['ci95'], digits, sign=True)}"
 
 
 def _word(metric: Mapping[str, Any], unicode: bool) -> str:

@@ -15,7 +15,7 @@ import yaml
 from lpo_platform import record
 from lpo_platform.config import CONF
 from lpo_platform.data.cache import fingerprint
-from lpo_platform.evaluation.statistics import decimals, number, verdict
+from lpo_platform.evaluation.statistics import change, decimals, number, verdict
 from lpo_platform.export.trained import Trained
 from lpo_platform.models.weights import ASSETS, digest, is_path, locate
 from lpo_platform.tracking.page.run import mapping
@@ -156,9 +156,7 @@ def _results(trained: Trained) -> str:
 
 def _values(metric: dict[str, Any]) -> tuple[str, str, str]:
     digits = decimals(metric)
-    low, high = (number(bound, digits, sign=True) for bound in metric["ci95"])
-    change = f"{number(metric['difference'], digits, sign=True)} [{low}, {high}]"
-    return number(metric["before"], digits), number(metric["after"], digits), change
+    return number(metric["before"], digits), number(metric["after"], digits), change(metric)
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import yaml
 
 from lpo_platform import resume
 from lpo_platform.config import UserError
-from lpo_platform.evaluation.statistics import decimals, number
-from lpo_platform.tracking.outcomes import Outcome, change, command
+from lpo_platform.evaluation.statistics import change, decimals, number
+from lpo_platform.tracking.outcomes import Outcome, command
 from lpo_platform.tracking.tabular import Code, Table
 
 Start = Callable[[list[str]], int]
@@ -33,19 +34,7 @@ class Row:
         return root / f"{self.name}-{seed}"
 
     def overrides(self, root: Path) -> list[str]:
-        return [_Folders(root).fill(word) for word in self.run]
-
-
-class _Folders(dict):
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        self.root = root
-
-    def __missing__(self, name: str) -> str:
-        return str(self.root / f"{name}-0")
-
-    def fill(self, word: str) -> str:
-        return word.format_map(self)
+        return [re.sub(r"\{(\w+)\}", lambda found: str(root / f"{found[1]}-0"), word) for word in self.run]
 
 
 def read(file: Path) -> dict[str, list[Row]]:

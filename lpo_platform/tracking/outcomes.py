@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from lpo_platform import seeds, sweep
 from lpo_platform.config import UserError, run_folder
-from lpo_platform.evaluation.statistics import decimals, number, verdict
+from lpo_platform.evaluation.statistics import change, decimals, number, verdict
 from lpo_platform.tracking.page.run import Run
 from lpo_platform.tracking.tabular import Code, Table
 
@@ -161,13 +161,6 @@ def _groups(outcomes: Sequence[Outcome], key: Callable[[Outcome], Hashable]) -> 
     for outcome in outcomes:
         found.setdefault(key(outcome), []).append(outcome)
     return list(found.values())
-
-
-def change(entry: Mapping[str, Any]) -> str:
-    """`+0.033 [+0.026, +0.039]`"""
-    digits = decimals(entry)
-    low, high = (number(bound, digits, sign=True) for bound in entry["ci95"])
-    return f"{number(entry['difference'], digits, sign=True)} [{low}, {high}]"
 
 
 def command(group: Sequence[Outcome]) -> Code:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpo_platform import record
-from lpo_platform.evaluation.statistics import decimals, number, verdict
+from lpo_platform.evaluation.statistics import change, verdict
 from lpo_platform.sweep import Job, Sweep, repeat
 from lpo_platform.tracking.page.guards import counted
 from lpo_platform.tracking.page.markup import (
@@ -38,11 +38,8 @@ def sentence(sweep: Sweep) -> str:
     main = main_rows(sweep)
     if len(main) > 1 and len({row.metric for row in main}) == 1 and main[0].higher_is_better is not None:
         best = max(main, key=lambda row: row.difference if row.higher_is_better else -row.difference)
-        low, high = (number(bound, decimals(best.entry()), sign=True) for bound in best.ci95)
-        change = number(best.difference, decimals(best.entry()), sign=True)
-        said.append(
-            f"Best by {best.metric}: {best.setting or 'all'}, {change} [{low}, {high}], {verdict(best.entry())}."
-        )
+        entry = best.entry()
+        said.append(f"Best by {best.metric}: {best.setting or 'all'}, {change(entry)}, {verdict(entry)}.")
         said.append(f"The best of {len(main)} settings looks better than it is.")
     return " ".join(said)
 
