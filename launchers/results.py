@@ -50,10 +50,18 @@ def read(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:
         raise UserError("no folder is given; name runs or sweeps, or --make FOLDER")
     found, left = outcomes.read(asked.folders)
     if not found:
-        raise UserError(f"{left[0]}: did not finish; there is nothing to show")
+        unfinished = (left or asked.folders)[0]  # a sweep may have no job yet
+        raise UserError(f"{unfinished}: did not finish; {instead(unfinished)}")
     if asked.paper:
         return outcomes.beside_paper(found, asked.paper), left
     return [outcomes.summary(found, asked.metric)], left
+
+
+def instead(unfinished: Path) -> str:
+    """What to give in place of a run that did not finish: the newest beside it that did."""
+    beside = (file.parent for file in sorted(unfinished.parent.glob("*/result.json"), reverse=True))
+    works = next((run for run in beside if outcomes.Outcome.read(run) is not None), None)
+    return f"give {works}, which did" if works else "there is nothing to show"
 
 
 def made(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:

@@ -211,6 +211,20 @@ def test_mistakes_are_one_line(arguments: list[str], words: str, capsys, monkeyp
     assert shown.out == "" and shown.err.count("\n") == 1 and words in shown.err
 
 
+def test_beside_a_run_that_did_not_finish_the_newest_that_did_is_named(tmp_path: Path, capsys, monkeypatch) -> None:
+    finished = [canny(tmp_path / "runs" / name, 0, 0.44) for name in ("1", "2")]
+    record.start(tmp_path / "runs" / "3", {"seed": 0}, ["lpo-train"])
+    record.link_latest(tmp_path / "runs" / "3")
+    (tmp_path / "sweeps" / "empty").mkdir(parents=True)
+    record.write_json(tmp_path / "sweeps" / "empty" / "sweep.json", {"status": "running", "overrides": []})
+    main = runpy.run_path(str(REPO / "launchers" / "results.py"))["main"]
+    for given, words in (("runs", f"give {finished[-1]}, which did"), ("sweeps/empty", "there is nothing to show")):
+        monkeypatch.setattr(sys, "argv", ["results.py", str(tmp_path / given)])
+        assert main() == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.endswith(f": did not finish; {words}\n") and shown.err.count("\n") == 1
+
+
 def test_a_metric_without_a_number_is_left_out(tmp_path: Path) -> None:
     folder = canny(tmp_path / "a", 0, 0.44)
     result = record.read_json(folder / "result.json")
