@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     if after or against:
         job.policy, identity = policy_at(against, job.hardware) if against else own
         before = evaluate_once(job, evaluator, folder, "before", identity)
-    job.policy, identity = policy_at(after, job.hardware) if after else own
+    job.policy, identity = policy_at(after, job.hardware, own if cfg.run else None) if after else own
     found = evaluate_once(job, evaluator, folder, "after", identity)
     weights = Path(cfg.run) / "export" if cfg.run else place
     return conclude(job, evaluator, before, found, folder, weights, time.monotonic() - started)
@@ -91,15 +91,20 @@ def placed(place: str, setting: str, like: DictConfig, cfg: DictConfig) -> Place
     return Placed(known, run)
 
 
-def policy_at(side: Placed, hardware: Hardware) -> tuple[Policy, str]:
-    """The policy, and what identifies its weights."""
-    policy, control = policy_of(side.cfg, hardware)
-    identity = identity_of(policy, control, side.cfg)
+def policy_at(side: Placed, hardware: Hardware, start: tuple[Policy, str] | None = None) -> tuple[Policy, str]:
+    """The policy, and what identifies its weights. start: what it starts from, if loaded; it gets the run's weights."""
+    policy, identity = start or initial(side.cfg, hardware)
     if side.run is not None:
         settings = create(side.cfg.callbacks)
         load_trained(policy, side.run, settings)
         identity = fingerprint(identity, trained_identity(side.run, settings))
     return policy, identity
+
+
+def initial(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str]:
+    """What a configuration starts from, and what identifies its weights."""
+    policy, control = policy_of(cfg, hardware)
+    return policy, identity_of(policy, control, cfg)
 
 
 def run_config(cfg: DictConfig, run: str | Path) -> DictConfig:
@@ -127,8 +132,7 @@ def load(
         known.control.weights, known.control.subfolder = weights, None
     elif weights == "trained" and (place := cfg.run or cfg.weights):
         return policy_at(placed(place, "weights", known, cfg), hardware)
-    policy, identity = policy_of(known, hardware)
-    return policy, identity_of(policy, identity, known)
+    return initial(known, hardware)
 
 
 def measure(cfg: DictConfig, folder: Path) -> dict[str, Any]:
