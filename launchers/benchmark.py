@@ -123,7 +123,7 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
         return {}
 
     counted = cell.build(device="meta")
-    results = cell.counted(memory=arguments.count_memory)
+    results = cell.counted(counted, memory=arguments.count_memory)
     size = arguments.resolution or counted.method.policy.adapter.resolution
     about = machine(device) | {"what": cell.what, "model": cell.model, "batch": cell.batch, **kind.options, **given}
     about |= {"resolution": size}

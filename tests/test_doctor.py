@@ -23,7 +23,7 @@ from lpo_platform.config import CONF, UserError
 from lpo_platform.data.toy import Toy
 from lpo_platform.doctor import checkup, inputs, judged, kept, resources
 from lpo_platform.doctor.examine import assemble, checked, examine, training
-from lpo_platform.doctor.finding import Finding
+from lpo_platform.doctor.finding import Finding, doubtful, ok
 from lpo_platform.doctor.small import Few, few, small
 from lpo_platform.models import tuning
 from lpo_platform.models.policy import Policy
@@ -176,13 +176,22 @@ def test_no_room_on_the_disk(patient: Patient, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_first_round_without_a_difference() -> None:
-    method = copy.copy(nn.Module())
+    method = nn.Module()
     method.round = {"reward/spread": torch.tensor(0.0), "rollout/samples": torch.tensor(4.0)}
     (found,) = checkup.first_round(method)
     assert found.state == "FAILED" and found.what == "the reward gives all candidates of a step the same score"
     method.round["rollout/samples"] = torch.tensor(0.0)
     (found,) = checkup.first_round(method)
     assert found.state == "doubtful" and found.what == "the first round gave no pair to learn from"
+
+
+def test_a_step_without_effect_names_the_round_that_taught_nothing(patient: Patient) -> None:
+    unchanged = patient.look.output(patient.look.samples[0].caption, patient.look.control)
+    constant = doubtful("round", "the reward is the same for all pictures", "check reward=")
+    found = kept.step(patient.look, unchanged, constant)
+    assert found.state == "FAILED" and found.advice == "the reward is the same for all pictures; check reward="
+    for sound in (None, ok("round", "rewards of the first round differ")):
+        assert "check tune= and optim=" in kept.step(patient.look, unchanged, sound).advice
 
 
 def test_few_rows_are_other_data() -> None:

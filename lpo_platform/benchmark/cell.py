@@ -64,13 +64,14 @@ class Cell:
         return f"--what {self.what} --model {self.model} {given}"
 
     def build(self, **place: Any) -> Bench:
+        """Raises UserError where the original has no such step."""
         shape = MODELS[self.model]()
         return self.kind.build(shape, batch=self.batch, resolution=self.resolution, **place, **self.options)
 
-    def counted(self, *, memory: bool = False) -> dict[str, Result]:
-        """Of each variant FLOPs per unit, the host's waits in a step and, if asked for, the most bytes that a step's
-        tensors hold at once beside the weights, in float32. Raises UserError where the original has no such step."""
-        bench, results = self.build(device="meta"), {}
+    def counted(self, bench: Bench, *, memory: bool = False) -> dict[str, Result]:
+        """Of each variant of a step built on meta tensors FLOPs per unit, the host's waits in a step and, if asked for,
+        the most bytes that its tensors hold at once beside the weights, in float32."""
+        results: dict[str, Result] = {}
         for variant in self.variants:
             counts: list[int] = []
             found = host_waits(lambda v=variant, counts=counts: counts.append(flops(lambda: bench.step(v))))

@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lpo_platform.benchmark.bench import Bench, Setting
+from lpo_platform.benchmark.bench import Setting
+from lpo_platform.benchmark.control import ControlStep
 from lpo_platform.benchmark.plain.control_reward import plain_loss
-from lpo_platform.benchmark.plain.cpo import Parts
 from lpo_platform.config import UNET_ONLY
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.optim import AdamW
@@ -27,12 +27,9 @@ ONE_IN = 5  # 201 timesteps of 1000 are rewarded
 
 
 @dataclass(frozen=True)
-class ControlRewardStep(Bench):
+class ControlRewardStep(ControlStep):
     """A step is of five pictures for each one of the batch, so that one fifth of them is rewarded."""
 
-    variants: ClassVar[tuple[str, ...]] = ("plain-ckpt", "plain", "exact", "exact-ckpt")
-    unit: ClassVar[str] = "image"
-    source: ClassVar[str] = "specs/cpo.md"
     without_sdxl: ClassVar[str] = "ControlNet++"
     without_flux: ClassVar[str] = UNET_ONLY["method", "control_reward"]
     published: ClassVar[dict[str, dict[str, float]]] = {
@@ -48,8 +45,6 @@ class ControlRewardStep(Bench):
     }
 
     method: ControlReward
-    plain: Parts
-    batch: dict[str, Tensor]
 
     @classmethod
     def made(cls, setting: Setting) -> "ControlRewardStep":
@@ -62,16 +57,6 @@ class ControlRewardStep(Bench):
             columns["target"] = method.task.target(columns["pixels"], columns["control"]).half()
         columns["position"] = positions(method, setting.batch)
         return cls(units, autocast, method, setting.parts(policy, policy.control), columns)
-
-    def step(self, variant: str) -> Tensor:
-        """Leaves the gradient on the ControlNet; returns the loss."""
-        self.plain.checkpoint(variant.endswith("-ckpt"))
-        for parameter in self.plain.control.parameters():
-            parameter.grad = None
-        with self.autocast():
-            loss = self._plain() if variant.startswith("plain") else self.method.loss(self.batch)[0]
-        loss.backward()
-        return loss.detach()
 
     def _plain(self) -> Tensor:
         method, batch = self.method, self.batch

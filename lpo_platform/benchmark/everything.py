@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lpo_platform.benchmark.cell import Cell
 from lpo_platform.benchmark.report import machine, peak_of, ratio, table, utilisation
 from lpo_platform.hardware import Hardware
@@ -83,12 +81,13 @@ def measure(cell: Cell, found: dict[str, Any], hardware: Hardware, end: float, *
     started, left = time.monotonic(), end - time.monotonic()
     try:
         if not found["variants"]:
-            found |= {"unit": cell.kind.unit, "units": cell.build(device="meta").units, "variants": cell.counted()}
+            bench = cell.build(device="meta")
+            found |= {"unit": cell.kind.unit, "units": bench.units, "variants": cell.counted(bench)}
         if not count_only:
             results = cell.measured(hardware, REPEATS, WARMUP, started + SHARE * left)
             for variant, result in results.items():
                 found["variants"][variant] |= result
-    except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         found["failed"] = str(error).splitlines()[0]
 
 

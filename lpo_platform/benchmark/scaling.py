@@ -92,7 +92,7 @@ def point(cell: Cell, hardware: Hardware, repeats: int) -> dict[str, Any]:
     """FLOPs of a step and the seconds of each repeat, on a CPU the process's own: another's work does not count."""
     (variant,) = cell.variants
     bench = cell.build(device="meta")
-    flops = cell.counted()[variant]["flops"] * bench.units
+    flops = cell.counted(bench)[variant]["flops"] * bench.units
     found = cell.measured(hardware, repeats, 1)[variant]
     return {"flops": flops, "seconds": found.get("cpu_seconds", found.get("seconds", []))}
 
@@ -167,7 +167,8 @@ def plot(title: str, name: str, points: Sequence[dict[str, Any]], foretold: Sequ
 def over_processes(model: str, counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
     """Each process takes its own step of CPO and then the mean of all gradients, as DDP does."""
     cell = Cell("cpo", model, 2, chosen=("exact",))
-    flops, found = cell.counted()["exact"]["flops"] * 2, []
+    bench, found = cell.build(device="meta"), []
+    flops = cell.counted(bench)["exact"]["flops"] * bench.units
     for count in counts:
         with socket.socket() as free:
             free.bind(("localhost", 0))

@@ -28,7 +28,7 @@ from lpo_platform.methods.method import Method
 from lpo_platform.methods.online import Online
 from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.models.policy import Policy
-from lpo_platform.plan.bytes import checkpoint, exported, size
+from lpo_platform.plan.bytes import CHECKPOINTS, checkpoint, exported, learning, size
 
 DISCONNECTED = "its branch is disconnected, or skipped in the forward pass: check tune= and control="
 APART = "the reference is not the policy's start: check what is frozen, and when"
@@ -84,13 +84,14 @@ def trainable(policy: Policy) -> Finding:
     weights = policy.trainable()
     if not weights:
         return failed("trainable", "nothing learns: no parameter requires a gradient", "choose another tune=")
-    total = sum(weight.numel() for weight in weights.values())
+    total = learning(policy)
     return ok("trainable", f"{total:,} parameters in {len(weights)} tensors learn ({', '.join(policy.learning)})")
 
 
 def disk(method: Method, folder: Path, *, averaged: bool) -> Finding:
     """What is still to be written, but for caches, which are there already."""
-    needed = 3 * checkpoint(method.policy, method.optim, averaged=averaged) + (1 + averaged) * exported(method.policy)
+    needed = CHECKPOINTS * checkpoint(method.policy, method.optim, averaged=averaged)
+    needed += (1 + averaged) * exported(method.policy)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -68,11 +68,12 @@ def training(look: inputs.Look, rows: object, folder: Path) -> Iterator[Finding]
         return ()
 
     problem = list(checked("training", train))
-    yield from {finding.check: finding for finding in checkup.findings}.values()
+    found = {finding.check: finding for finding in checkup.findings}
+    yield from found.values()
     yield from problem
     if problem:
         return
-    yield from checked("step", lambda: [kept.step(look, before)])
+    yield from checked("step", lambda: [kept.step(look, before, found.get("round"))])
     yield from checked("reference", lambda: [kept.reference(look, before)])
     yield from checked("condition", lambda: [inputs.condition(look)])
     yield from checked("save", lambda: [kept.saved(look, folder / "export")])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lpo_platform import noise
 from lpo_platform.build import Job
+from lpo_platform.data.conditions import truth_of
 from lpo_platform.data.source import Sample, first
 from lpo_platform.doctor.finding import NOTHING, Finding, difference, failed, ok, percent, skipped
 from lpo_platform.evaluation.evaluate import Drawing, Evaluator
@@ -52,7 +53,9 @@ class Look:
         """The condition of every sample, (1, 3, H, W), None without a task."""
         if self.job.task is None:
             return [None] * len(self.samples)
-        return list(self.draw().control.split(1))
+        images = torch.stack([sample.image for sample in self.samples]).to(self.job.policy.adapter.device)
+        with torch.no_grad(), self.job.hardware.autocast():
+            return list(truth_of(self.samples, self.job.task, images)[1].split(1))
 
     def draw(self) -> Drawing:
         """Pictures of all samples, as an evaluation draws them."""

@@ -30,10 +30,13 @@ def reference(look: Look, before: Tensor) -> Finding:
     return ok("reference", "stays where the policy started")
 
 
-def step(look: Look, before: Tensor) -> Finding:
+def step(look: Look, before: Tensor, first: Finding | None = None) -> Finding:
+    """first: what was found of an online method's first round, the reason if that taught nothing."""
     change = difference(before, look.output(look.samples[0].caption, look.control))
     if change <= NOTHING:
         advice = "what learns is not in the forward pass, or the optimiser does not have it: check tune= and optim="
+        if first is not None and first.state != "ok":
+            advice = first.reason
         return failed("step", "two steps of the optimiser change nothing", advice)
     return ok("step", f"two steps at a rate of 0.001 change the output by {percent(change)}")
 

@@ -3,11 +3,13 @@
 A folder in diffusers' layout says its own shape; of hub ids the published shapes are known here.
 """
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -29,7 +31,7 @@ FOLDERS = {"unet": "transformer", "vae": "vae", "text_encoder": "text_encoder", 
 
 def adapter_of(model: DictConfig) -> StableDiffusion:
     """The model, its process still on the CPU: methods look at its timesteps. UserError where the shape is unknown."""
-    if issubclass(_class(model), Flux):
+    if issubclass(get_class(model._target_), Flux):
         parts = {name: _config(model, part) or getattr(FLUX, name) for name, part in FOLDERS.items()}
         parts |= {"max_tokens": model.max_tokens, "control_layers": tuple(model.control_layers)}
         shape = replace(FLUX, resolution=model.resolution, **parts)
@@ -39,12 +41,6 @@ def adapter_of(model: DictConfig) -> StableDiffusion:
     adapter.process = process
     adapter.guidance, adapter.num_inference_steps = model.guidance, model.num_inference_steps
     return adapter
-
-
-def _class(model: DictConfig) -> type:
-    from hydra.utils import get_class
-
-    return get_class(model._target_)
 
 
 def _shape(model: DictConfig) -> Shape:
@@ -71,12 +67,12 @@ def _config(model: DictConfig, part: str) -> Config | None:
 def policy_of(cfg: DictConfig) -> Policy:
     """What learns and what does not, as build.policy_of has it, but for values."""
     adapter, control = adapter_of(cfg.model), None
-    adapter.process.to("meta")
+    process, adapter.process = adapter.process, copy.copy(adapter.process).to("meta")
     if cfg.get("control"):
         control = _control(cfg, adapter)
     tune = OmegaConf.masked_copy(cfg.tune, [key for key in cfg.tune if key not in ("weights", "text_projection")])
     policy = Policy(adapter, create(tune), control)
-    adapter.process = type(adapter.process)() if isinstance(adapter.process, DDIM) else Flow(shift=3.0)
+    adapter.process = process
     return policy
 
 
