@@ -8,7 +8,7 @@
     python launchers/benchmark.py --everything --limit 540         # all of it, on a GPU in one call; make bench-gpu
     python launchers/benchmark.py --scaling --folder scaling       # how time grows, as a page with plots
 
-What is measured (--what), each in a file of lpo_platform/benchmark that also says what its variants are:
+What is measured (--what), each in a file of lpo_platform/commands/benchmark that also says what its variants are:
     cpo             losses and gradient of a batch of pictures with their losing conditions (cpo.py)
     cpo-dino        the same on a ControlNet with DINO, whose original draws the losers in the step (cpo_dino.py)
     control         loss and gradient of a supervised ControlNet on a batch of pictures (control.py)
@@ -84,19 +84,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     import torch  # after the command line: --help and mistakes take no time
 
-    from lpo_platform.config import UserError
-    from lpo_platform.hardware import Hardware
+    from lpo_platform.config.errors import UserError
+    from lpo_platform.hardware.hardware import Hardware
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         p.error("--device cuda: torch finds no CUDA device here")
     hardware = Hardware(accelerator={"cuda": "gpu"}.get(arguments.device, arguments.device))
     try:
         if arguments.everything:
-            from lpo_platform.benchmark.everything import everything
+            from lpo_platform.commands.benchmark.everything import everything
 
             return everything(hardware, arguments.limit, arguments.json, count_only=arguments.flops_only)
         if arguments.scaling:
-            from lpo_platform.benchmark.scaling import scaling
+            from lpo_platform.commands.benchmark.scaling import scaling
 
             return scaling(arguments.model, hardware, arguments.folder, arguments.repeats)
         return one(p, arguments, hardware)
@@ -106,9 +106,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any) -> dict[str, Any]:
     """Measures one step."""
-    from lpo_platform.benchmark.cell import Cell
-    from lpo_platform.benchmark.measure import part_flops, peak
-    from lpo_platform.benchmark.report import against_published, machine, peak_of, table
+    from lpo_platform.commands.benchmark.cell import Cell
+    from lpo_platform.commands.benchmark.measure import part_flops, peak
+    from lpo_platform.commands.benchmark.report import against_published, machine, peak_of, table
 
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     chosen = tuple(arguments.variants.split(",")) if arguments.variants else ()

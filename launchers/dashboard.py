@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lpo_platform.tracking.dashboard import main
+from lpo_platform.tracking.loggers.dashboard import main
 
 if __name__ == "__main__":
     main()

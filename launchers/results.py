@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lpo_platform.config import UserError
-from lpo_platform.tracking import campaign, outcomes
-from lpo_platform.tracking.tabular import FORMATS, Table
+from lpo_platform.config.errors import UserError
+from lpo_platform.tracking.tables import finished_runs, planned_runs
+from lpo_platform.tracking.tables.table import FORMATS, Table
 
 HERE = Path(__file__).resolve().parent
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="runs, folders of runs (the newest counts) and sweeps")
     parser.add_argument("--format", choices=sorted(FORMATS), default="markdown")
-    parser.add_argument("--paper", choices=sorted(outcomes.published()), help="beside the figures that it states")
+    parser.add_argument("--paper", choices=sorted(finished_runs.published()), help="beside the figures that it states")
     parser.add_argument("--metric", nargs="+", default=[], help="other metrics than the one that each run was for")
     parser.add_argument("--make", type=Path, metavar="FOLDER", help="the tables of the README, from runs in FOLDER")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="with --make: these rows")
@@ -48,26 +48,26 @@ def main() -> int:
 def read(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:
     if not asked.folders:
         raise UserError("no folder is given; name runs or sweeps, or --make FOLDER")
-    found, left = outcomes.read(asked.folders)
+    found, left = finished_runs.read(asked.folders)
     if not found:
         unfinished = (left or asked.folders)[0]  # a sweep may have no job yet
         raise UserError(f"{unfinished}: did not finish; {instead(unfinished)}")
     if asked.paper:
-        return outcomes.beside_paper(found, asked.paper), left
-    return [outcomes.summary(found, asked.metric)], left
+        return finished_runs.beside_paper(found, asked.paper), left
+    return [finished_runs.summary(found, asked.metric)], left
 
 
 def instead(unfinished: Path) -> str:
     """What to give in place of a run that did not finish: the newest beside it that did."""
     beside = (file.parent for file in sorted(unfinished.parent.glob("*/result.json"), reverse=True))
-    works = next((run for run in beside if outcomes.Outcome.read(run) is not None), None)
+    works = next((run for run in beside if finished_runs.Outcome.read(run) is not None), None)
     return f"give {works}, which did" if works else "there is nothing to show"
 
 
 def made(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:
-    tables = campaign.chosen(campaign.read(HERE / "readme_table.yaml"), asked.only)
-    failed = campaign.make(tables, asked.make, train)
-    return [campaign.table(title, rows, asked.make) for title, rows in tables.items() if rows], failed
+    tables = planned_runs.chosen(planned_runs.read(HERE / "readme_table.yaml"), asked.only)
+    failed = planned_runs.make(tables, asked.make, train)
+    return [planned_runs.table(title, rows, asked.make) for title, rows in tables.items() if rows], failed
 
 
 def train(arguments: list[str]) -> int:

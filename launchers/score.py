@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lpo_platform.cli import score
+from lpo_platform.commands.main import score
 
 if __name__ == "__main__":
     score()

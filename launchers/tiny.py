@@ -54,16 +54,16 @@ FLUX = (
 
 def make_parts() -> Figures:
     """Tokenizer, scheduler and every network with random weights."""
-    from lpo_platform.models import tiny
+    from lpo_platform.models.tiny import stable_diffusion
 
-    tiny.build()
+    stable_diffusion.build()
     return {}
 
 
 def make_judge() -> Figures:
     import torch
 
-    from lpo_platform.evaluation.judge import Judge, train_judge
+    from lpo_platform.models.tiny.judge import Judge, train_judge
 
     torch.manual_seed(0)
     judge = Judge()
@@ -77,7 +77,7 @@ def make_labeller() -> Figures:
     """Labels the reward model's training pairs: of another architecture and seed than the judge that measures."""
     import torch
 
-    from lpo_platform.evaluation.judge import Judge, train_judge
+    from lpo_platform.models.tiny.judge import Judge, train_judge
     from lpo_platform.rewards.toy import FOLDER
 
     torch.manual_seed(1)
@@ -117,12 +117,12 @@ def make_second_detector() -> Figures:
 def make_vae() -> Figures:
     import torch
 
-    from lpo_platform.models import tiny
+    from lpo_platform.models.tiny import stable_diffusion
 
     torch.manual_seed(0)
-    vae = tiny.build_vae()
-    tiny.train_vae(vae)
-    tiny.save_half(vae, tiny.FOLDER / "vae")
+    vae = stable_diffusion.build_vae()
+    stable_diffusion.train_vae(vae)
+    stable_diffusion.save_half(vae, stable_diffusion.FOLDER / "vae")
     return measure_vae()
 
 
@@ -135,9 +135,9 @@ def make_base() -> Figures:
 
 def make_flux() -> Figures:
     """The tiny FLUX, on the latents and with the pooled text of the tiny Stable Diffusion."""
-    from lpo_platform.models import tiny_flux
+    from lpo_platform.models.tiny import flux
 
-    tiny_flux.build()
+    flux.build()
     run = _train("flux", FLUX)
     for part in ("transformer", "text_encoder_2"):
         _keep(run / "export" / f"{part}_ema", TINY_FLUX / part)
@@ -154,7 +154,7 @@ def make_control(task: str) -> Figures:
 
 def make_lrm() -> Figures:
     """The latent reward model, on pictures that the base model draws."""
-    from lpo_platform.models.tiny import save_half_reward
+    from lpo_platform.models.tiny.stable_diffusion import save_half_reward
 
     run = _train("lrm", (), method="lrm")
     save_half_reward(run / "export" / "reward_best", TINY / "lrm")
@@ -209,8 +209,8 @@ def measure_vae() -> Figures:
     import torch
     from diffusers import AutoencoderKL
 
-    from lpo_platform.evaluation.judge import Judge
-    from lpo_platform.models.tiny import FOLDER
+    from lpo_platform.models.tiny.judge import Judge
+    from lpo_platform.models.tiny.stable_diffusion import FOLDER
     from lpo_platform.tasks.canny import Canny, f1
 
     images, captions = _held_out(200)
@@ -250,7 +250,7 @@ def _keep(trained: Path, place: Path) -> None:
     import diffusers
     import transformers
 
-    from lpo_platform.models.tiny import save_half
+    from lpo_platform.models.tiny.stable_diffusion import save_half
 
     config = json.loads((trained / "config.json").read_text())
     name = config.get("_class_name") or config["architectures"][0]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lpo_platform.advantages import Tracker, clip, standardise, standardise_groups
+from lpo_platform.methods.advantages import Tracker, clip, standardise, standardise_groups
 
 A, B = 11, 2**62 + 3  # keys are 63-bit integers
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lpo_platform.methods.aside import Aside
+from lpo_platform.methods.overlap import Aside
 
 CPU = torch.device("cpu")
 

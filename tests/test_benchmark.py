@@ -7,12 +7,13 @@ import pytest
 import torch
 from toy_shapes import TOY
 
-from lpo_platform.benchmark import cell
-from lpo_platform.benchmark.cpo import SETTINGS, CPOStep
-from lpo_platform.benchmark.measure import flops, part_flops, step_flops, timed
-from lpo_platform.benchmark.plain.cpo import Draws, plain_losses
-from lpo_platform.benchmark.random_model import SD15, RandomStableDiffusion
-from lpo_platform.hardware import Hardware
+from lpo_platform.commands.benchmark import cell
+from lpo_platform.commands.benchmark.cpo import SETTINGS, CPOStep
+from lpo_platform.commands.benchmark.measure import part_flops, step_flops, timed
+from lpo_platform.commands.benchmark.plain.cpo import Draws, plain_losses
+from lpo_platform.commands.plan.count import flops
+from lpo_platform.hardware.hardware import Hardware
+from lpo_platform.models.random_weights import SD15, RandomStableDiffusion
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from launchers import benchmark

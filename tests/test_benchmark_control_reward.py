@@ -3,8 +3,8 @@
 import torch
 from toy_shapes import TOY
 
-from lpo_platform.benchmark.control_reward import SETTINGS, ControlRewardStep
-from lpo_platform.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.control_reward import SETTINGS, ControlRewardStep
+from lpo_platform.commands.benchmark.measure import part_flops, step_flops
 
 
 def gradient(bench: ControlRewardStep) -> torch.Tensor:

@@ -5,13 +5,13 @@ import torch
 from test_benchmark import gradient
 from toy_shapes import TOY
 
-from lpo_platform.benchmark.cpo import SETTINGS
-from lpo_platform.benchmark.cpo_dino import GUIDANCE, CPODinoStep
-from lpo_platform.benchmark.measure import part_flops, step_flops
-from lpo_platform.benchmark.plain.cpo import Draws, plain_losses
-from lpo_platform.benchmark.plain.cpo_dino import plain_losers
-from lpo_platform.evaluation.generate import Sampling, sample_latents
+from lpo_platform.commands.benchmark.cpo import SETTINGS
+from lpo_platform.commands.benchmark.cpo_dino import GUIDANCE, CPODinoStep
+from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.plain.cpo import Draws, plain_losses
+from lpo_platform.commands.benchmark.plain.cpo_dino import plain_losers
 from lpo_platform.models.adapter import Condition
+from lpo_platform.models.sampling import Sampling, sample_latents
 
 
 @pytest.fixture(scope="module")

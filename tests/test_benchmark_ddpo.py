@@ -5,9 +5,9 @@ import torch
 from test_benchmark_lpo import SHAPES, gradient, perturb
 from toy_shapes import TOY, TOY_XL
 
-from lpo_platform.benchmark.ddpo import Round, Update
-from lpo_platform.benchmark.measure import part_flops, step_flops
-from lpo_platform.benchmark.random_model import SDXL, Shape
+from lpo_platform.commands.benchmark.ddpo import Round, Update
+from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.models.random_weights import SDXL, Shape
 
 
 @SHAPES

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from toy_shapes import TOY
 
-from lpo_platform.benchmark import cell, everything
-from lpo_platform.benchmark.cell import Cell
-from lpo_platform.benchmark.report import peak_of, utilisation
-from lpo_platform.benchmark.scaling import fit
-from lpo_platform.hardware import Hardware
+from lpo_platform.commands.benchmark import cell, everything
+from lpo_platform.commands.benchmark.cell import Cell
+from lpo_platform.commands.benchmark.report import peak_of, utilisation
+from lpo_platform.commands.benchmark.scaling import fit
+from lpo_platform.hardware.hardware import Hardware
 
 CELLS = (Cell("lrm", "sd15", 1), Cell("lrm", "sd15", 2))
 

@@ -6,14 +6,15 @@ import toy_flux
 import toy_stable_diffusion
 from toy_shapes import TOY
 
-from lpo_platform.benchmark import cell
-from lpo_platform.benchmark.control import ControlStep
-from lpo_platform.benchmark.cpo import SETTINGS, CPOStep
-from lpo_platform.benchmark.measure import flops, step_flops
-from lpo_platform.benchmark.plain.cpo import Draws, plain_losses
-from lpo_platform.benchmark.random_flux import FLUX, FluxShape, RandomFlux
-from lpo_platform.benchmark.random_model import Shape
-from lpo_platform.config import UserError
+from lpo_platform.commands.benchmark import cell
+from lpo_platform.commands.benchmark.control import ControlStep
+from lpo_platform.commands.benchmark.cpo import SETTINGS, CPOStep
+from lpo_platform.commands.benchmark.measure import step_flops
+from lpo_platform.commands.benchmark.plain.cpo import Draws, plain_losses
+from lpo_platform.commands.plan.count import flops
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.random_flux import FLUX, FluxShape, RandomFlux
+from lpo_platform.models.random_weights import Shape
 from lpo_platform.models.shared_encoder import encode
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from toy_shapes import TOY, TOY_XL
 
-from lpo_platform import noise
-from lpo_platform.benchmark.generate import Generation
-from lpo_platform.benchmark.measure import part_flops, step_flops
-from lpo_platform.benchmark.random_model import Shape
+from lpo_platform.commands.benchmark.generate import Generation
+from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.diffusion import noise
+from lpo_platform.models.random_weights import Shape
 
 
 @pytest.mark.parametrize("shape", [TOY, TOY_XL], ids=["sd", "xl"])

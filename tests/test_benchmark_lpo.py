@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from toy_shapes import TOY, TOY_XL
 
-from lpo_platform import noise
-from lpo_platform.benchmark import cell, lpo
-from lpo_platform.benchmark.lrm import LRMStep
-from lpo_platform.benchmark.measure import part_flops, step_flops
-from lpo_platform.benchmark.plain import lpo as plain_lpo
-from lpo_platform.benchmark.plain import lrm as plain_lrm
-from lpo_platform.benchmark.random_model import SD15, SDXL, Shape, random_model
-from lpo_platform.hardware import Hardware
+from lpo_platform.commands.benchmark import cell, lpo
+from lpo_platform.commands.benchmark.lrm import LRMStep
+from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.plain import lpo as plain_lpo
+from lpo_platform.commands.benchmark.plain import lrm as plain_lrm
+from lpo_platform.diffusion import noise
+from lpo_platform.hardware.hardware import Hardware
+from lpo_platform.models.random_weights import SD15, SDXL, Shape, random_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from launchers import benchmark

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.tasks.blazepose import FILES, Square, anchors, blazepose, persons, refined
 from lpo_platform.tasks.oks import oks
 from lpo_platform.tasks.pose import Pose

@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 from toy_report import make_run, make_sweep
 
-from lpo_platform import sweep
-from lpo_platform.evaluation import items
-from lpo_platform.tracking.report import write_report
-from lpo_platform.tracking.serve import server
+from lpo_platform.evaluation import item_table
+from lpo_platform.tracking.report import sweep_table
+from lpo_platform.tracking.report.report import write_report
+from lpo_platform.tracking.report.serve import server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
@@ -127,7 +127,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_sweep(tmp_path_factory.mktemp("sweeps") / "mine")
-    sweep.conclude(folder)
+    sweep_table.conclude(folder)
     return folder
 
 
@@ -148,7 +148,7 @@ def test_every_picture_of_a_run_is_there(browse, run: Path) -> None:
 
 
 def test_the_prompts_sort_filter_and_change_their_metric(browse, run: Path) -> None:
-    kept = items.read(run / "evaluation" / "items.parquet")
+    kept = item_table.read(run / "evaluation" / "items.parquet")
 
     def gains(metric: str) -> list[float]:
         return [item[f"{metric}/after"] - item[f"{metric}/before"] for item in kept]

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lpo_platform.data import cache as module
-from lpo_platform.data.cache import Cache, CacheError, file_digest, fingerprint, write_atomically
+from lpo_platform.data.prepared import cache as module
+from lpo_platform.data.prepared.cache import Cache, CacheError
+from lpo_platform.runs.files import file_digest, fingerprint, write_atomically
 
 
 def content(shard: range) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:

@@ -21,19 +21,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lpo_platform import compose
-from lpo_platform.build import Job, assemble
-from lpo_platform.build import prepare as prepare_command
-from lpo_platform.config import CONF, UserError
-from lpo_platform.data import captioned, cells, line_files, tar_files
+from lpo_platform.commands.job import Job, assemble
+from lpo_platform.commands.prepare import prepare as prepare_command
+from lpo_platform.config import compose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.data import captioned
 from lpo_platform.data.captioned import Captioned
-from lpo_platform.data.cells import Unusable
-from lpo_platform.data.conditions import control_of, truth_of
-from lpo_platform.data.export_pairs import export_pairs
-from lpo_platform.data.rounds import Stream
+from lpo_platform.data.prepared.export import export_pairs
+from lpo_platform.data.prepared.rounds import Stream
 from lpo_platform.data.source import first
+from lpo_platform.data.tables import decode, json_lines, webdataset
+from lpo_platform.data.tables.decode import Unusable
 from lpo_platform.data.toy import Toy
-from lpo_platform.evaluation.evaluate import Evaluator
+from lpo_platform.data.truth import control_of, truth_of
+from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.tasks.canny import Canny
 from lpo_platform.tasks.palette import published
 from lpo_platform.tasks.pose import Pose
@@ -44,7 +46,7 @@ from lpo_platform.tasks.skeleton import draw
 Row = dict[str, Any]
 LAYOUTS = ("parquet", "arrow", "tar", "jsonl")
 NUMBER = 12
-PREPARE = [sys.executable, "-c", "from lpo_platform import cli; cli.prepare()"]
+PREPARE = [sys.executable, "-c", "from lpo_platform.commands import main; main.prepare()"]
 
 
 def scene(i: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -201,7 +203,7 @@ def test_broken_rows_are_named_and_not_fatal(tmp_path: Path, layout: str) -> Non
                 split[i]
             except Unusable as error:
                 reasons[error.where] = error.reason
-    assert reasons == {"train-0000003 image": cells.BROKEN, "train-0000005 seg": "picture smaller than 16 px"}
+    assert reasons == {"train-0000003 image": decode.BROKEN, "train-0000005 seg": "picture smaller than 16 px"}
 
 
 def test_lines_that_are_no_rows_and_pictures_that_are_gone(tmp_path: Path) -> None:
@@ -210,8 +212,8 @@ def test_lines_that_are_no_rows_and_pictures_that_are_gone(tmp_path: Path) -> No
     file.write_text(file.read_text() + '[1]\n{"image": "x.png"}\n{"image": "gone.png", "text": "gone", "seg": "x"}\n\n')
     data = opened(tmp_path, num_test=1)
     assert data.report()["skipped"] == {
-        line_files.BAD_LINE: {"count": 1, "examples": [f"{file.name}:4"]},
-        line_files.INCOMPLETE: {"count": 1, "examples": [f"{file.name}:5 has no text"]},
+        json_lines.BAD_LINE: {"count": 1, "examples": [f"{file.name}:4"]},
+        json_lines.INCOMPLETE: {"count": 1, "examples": [f"{file.name}:5 has no text"]},
     }
     assert set(everything(data)) == {f"caption {i}" for i in range(6)}
 
@@ -223,8 +225,8 @@ def test_an_archive_that_was_cut_short_serves_up_to_there(tmp_path: Path) -> Non
     (tmp_path / "train-000002.tar").write_bytes(b"no archive at all, but long enough to have a header" * 20)
     data = opened(tmp_path, num_test=1)
     assert {f"caption {i}" for i in range(5)} <= set(everything(data)) < {f"caption {i}" for i in range(8)}
-    assert data.report()["noted"] == {tar_files.CUT: {"count": 1, "examples": [file.name]}}
-    assert tar_files.UNREADABLE in data.report()["skipped"]
+    assert data.report()["noted"] == {webdataset.CUT: {"count": 1, "examples": [file.name]}}
+    assert webdataset.UNREADABLE in data.report()["skipped"]
 
 
 def test_an_archive_is_read_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +376,7 @@ def test_annotated_pairs_are_prepared_as_they_are_and_exported_the_same(
     cfg = configuration("method=cpo", "data=cpo_pairs", "data.path=data", "export=out")
     with caplog.at_level(logging.WARNING):
         prepare_command(cfg, here)
-    left = f"not used: 1 {cells.NO_PICTURE} (train-0000004 image)"
+    left = f"not used: 1 {decode.NO_PICTURE} (train-0000004 image)"
     assert left in caplog.text
     (file,) = (here / "out").iterdir()
     written = file.stat().st_mtime_ns
@@ -451,7 +453,7 @@ def test_two_processes_prepare_what_one_does(here: Path) -> None:
     words += ["hardware=ddp", "hardware.devices=2", "hardware.accelerator=cpu"]
     done = subprocess.run([*PREPARE, *words], capture_output=True, text=True)
     assert done.returncode == 0 and "267 training samples are ready" in done.stderr, done.stderr
-    assert done.stderr.count(cells.BROKEN) == 1, done.stderr
+    assert done.stderr.count(decode.BROKEN) == 1, done.stderr
     files = sorted((here / "outputs" / "cache").glob("*/*.safetensors"))
     together = [load_file(file) for file in files]
     for file in files:

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform import record
-from lpo_platform.cli import Command, _main
-from lpo_platform.config import ConfigError, UserError, shipped
+from lpo_platform.commands import main as commands
+from lpo_platform.commands.main import _main
+from lpo_platform.commands.terminal import Command
+from lpo_platform.config.compatibility import shipped
+from lpo_platform.config.errors import ConfigError, UserError
+from lpo_platform.runs import record
 
 REPO = Path(__file__).resolve().parents[1]
 HEAVY = "torch, lightning, diffusers, transformers, numpy, wandb"
@@ -31,7 +34,7 @@ def call(name: str, *arguments: str, cwd: Path, **environment: str) -> subproces
         "    return 'quick' if time.process_time() < 2 else f'slow: {time.process_time()} s'\n"
         "atexit.register(lambda: print('HEAVY', [m for m in heavy if m in sys.modules], quick(), file=sys.stderr))\n"
         f"sys.argv[0] = {name!r}\n"
-        f"from lpo_platform.cli import {COMMANDS[name]} as main\n"
+        f"from lpo_platform.commands.main import {COMMANDS[name]} as main\n"
         "main()\n"
     )
     env = {**os.environ, "PYTHONPATH": str(REPO), **environment}
@@ -50,8 +53,9 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     def run(*arguments: str, work: Callable[[DictConfig, Path], object], primary: str = "train") -> int:
         name = {"train": "lpo-train", "eval": "lpo-eval", "prepare": "lpo-prepare"}[primary]
         monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.setattr(commands, "work_of", lambda name: work)
         with pytest.raises(SystemExit) as end:
-            _main(Command(name, primary, work))
+            _main(Command(name, primary))
         return int(end.value.code or 0)
 
     yield run
@@ -94,8 +98,8 @@ def test_a_wrong_command_line_is_answered_at_once(tmp_path: Path):
 
 
 def test_the_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from lpo_platform.compose import help_text
-    from lpo_platform.config import diagnose
+    from lpo_platform.config.compose import help_text
+    from lpo_platform.config.diagnose import diagnose
 
     monkeypatch.chdir(tmp_path)
     for folder in ("pics", "photos", "a", "b"):
@@ -143,7 +147,7 @@ def test_tab_completion(typed: str, offered: list[str], tmp_path: Path):
 
 def test_threads_sleep_unless_the_user_says_otherwise(tmp_path: Path):
     code = (
-        "import os; from lpo_platform.cli import set_threads; set_threads(); "
+        "import os; from lpo_platform.commands.main import set_threads; set_threads(); "
         "print(os.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS'])"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {"PYTHONPATH": str(REPO)}
@@ -208,7 +212,7 @@ def test_a_crash_keeps_its_traceback_in_the_log_and_ends_with_1(main, capsys, mo
 
 def test_the_reason_under_instantiate_is_what_is_shown(main, capsys, tmp_path: Path):
     (tmp_path / "my_picky_class.py").write_text(
-        "from lpo_platform.config import UserError\n"
+        "from lpo_platform.config.check import UserError\n"
         "class Picky:\n    def __init__(self, low: float = 0.1):\n        raise UserError('low is too low')\n"
     )
     (tmp_path / "mine" / "task").mkdir(parents=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lpo_platform.tracking.collage import GAP, SIDE, TITLE, collage
+from lpo_platform.tracking.report.collage import GAP, SIDE, TITLE, collage
 
 
 def run(folder: Path, colours: dict[str, str], *, size: int, count: int = 3) -> Path:

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
-from lpo_platform.config import UserError
-from lpo_platform.data.toy import ToySplit
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.tiny.scenes import ToySplit
 from lpo_platform.rewards.blend import Blend
 from lpo_platform.rewards.compressibility import Compressibility, Incompressibility
 from lpo_platform.rewards.consistency import Consistency

@@ -9,18 +9,12 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from lpo_platform import compose, config
-from lpo_platform.config import (
-    COMPATIBILITY,
-    CONF,
-    UNET_ONLY,
-    check,
-    combination_problems,
-    diagnose,
-    fits,
-    shipped,
-    users,
-)
+from lpo_platform.config import compose, schema
+from lpo_platform.config.check import check
+from lpo_platform.config.compatibility import COMPATIBILITY, UNET_ONLY, combination_problems, fits, shipped
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import users
+from lpo_platform.config.schema import CONF
 
 CPO = "batch, beta, cache_features, form, losers, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
@@ -383,7 +377,7 @@ def test_an_option_of_the_user_passes_without_being_imported(own: Path):
 
 
 def test_a_problem_in_a_file_names_the_file(own: Path):
-    names = ", ".join(sorted(config.Train.__dataclass_fields__))
+    names = ", ".join(sorted(schema.Train.__dataclass_fields__))
     assert diagnose("train", ["method=mine", "experiment=wrong", "task=canny"], [str(own)]) == [
         f"mehtod in experiment/wrong.yaml: no such key or group; did you mean 'method'? Options: {names}",
         "task.loww in experiment/wrong.yaml: Canny has no such option; did you mean 'low'? Options: form, high, low",

@@ -12,16 +12,18 @@ from kornia.filters import canny
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lpo_platform import build, compose
-from lpo_platform.callbacks.checkpoint import checkpoints, newest
-from lpo_platform.config import CONF, UserError, diagnose
-from lpo_platform.data import condition_pairs
-from lpo_platform.data.condition_pairs import from_uint8
+from lpo_platform.commands import train
+from lpo_platform.config import compose
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.data.prepared import conditions
+from lpo_platform.data.prepared.conditions import from_uint8
 from lpo_platform.data.toy import Toy
-from lpo_platform.evaluation.generate import Sampling
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.sampling import Sampling
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.tuning import Control
 from lpo_platform.tasks.canny import Canny
@@ -31,6 +33,7 @@ from lpo_platform.tasks.lineart import Lineart
 from lpo_platform.tasks.seg_ade20k import SegAde20k
 from lpo_platform.tasks.seg_coco import SegCoco
 from lpo_platform.tasks.task import Task
+from lpo_platform.tracking.callbacks.checkpoint import checkpoints, newest
 
 TASKS = {
     "canny": Canny,
@@ -54,8 +57,8 @@ def batch_of(method: ControlReward, folder: Path) -> dict[str, Tensor]:
     """Eight toy scenes, as they come from the cache and as a batch reaches the loss."""
     source, adapter, sampling = Toy(8, 1).train, method.policy.adapter, Sampling(1)
     options = {"sampling": sampling, "target": True}
-    cache = condition_pairs.cache_of(source, method.policy, method.task, control_digest=None, folder=folder, **options)
-    rows = condition_pairs.prepare(cache, source, method.policy, method.task, losers=False, batch=8, **options)
+    cache = conditions.cache_of(source, method.policy, method.task, control_digest=None, folder=folder, **options)
+    rows = conditions.prepare(cache, source, method.policy, method.task, losers=False, batch=8, **options)
     columns = {name: torch.stack([rows[i][name] for i in range(8)]) for name in method.needs}
     columns |= {"control": from_uint8(columns["control"]), "position": torch.tensor(POSITIONS)}
     assert adapter.device.type == "cpu" and columns["target"].dtype == torch.half
@@ -216,14 +219,14 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "logger=none", "hardware=cpu",
     ]  # fmt: skip
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
-    build.train(copy.deepcopy(cfg), tmp_path / "straight")
+    train.train(copy.deepcopy(cfg), tmp_path / "straight")
     lines = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
     assert sum("control_reward/reward" in line for line in lines) == 4
 
     middle, _ = checkpoints(tmp_path / "straight" / "checkpoints")
     (tmp_path / "resumed" / "checkpoints").mkdir(parents=True)
     shutil.copy(middle, tmp_path / "resumed" / "checkpoints")
-    build.train(copy.deepcopy(cfg), tmp_path / "resumed")
+    train.train(copy.deepcopy(cfg), tmp_path / "resumed")
     ends = [torch.load(newest(tmp_path / name / "checkpoints"), weights_only=True) for name in ("straight", "resumed")]
     weights = [end["state_dict"] for end in ends]
     assert weights[0].keys() == weights[1].keys() != set()

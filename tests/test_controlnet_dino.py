@@ -14,15 +14,13 @@ from torch import Tensor
 from toy_stable_diffusion import SETTINGS, stable_diffusion_xl
 from transformers import Dinov2Model
 
-from lpo_platform import noise
-from lpo_platform.benchmark.random_model import SD15, RandomStableDiffusion
-from lpo_platform.config import UserError
-from lpo_platform.data import condition_pairs
-from lpo_platform.data.condition_pairs import from_uint8
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.prepared import conditions
+from lpo_platform.data.prepared.conditions import from_uint8
 from lpo_platform.data.source import Sample
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.rollout import rollout
-from lpo_platform.evaluation.generate import Sampling, sample_latents
-from lpo_platform.hardware import Hardware
+from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.cpo import CPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Condition
@@ -30,6 +28,8 @@ from lpo_platform.models.control import ControlNet, ControlNetDino
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel, config_of, resize_of
 from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.random_weights import SD15, RandomStableDiffusion
+from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.tuning import Control
@@ -326,7 +326,8 @@ def test_gradient_checkpointing_leaves_the_gradient() -> None:
     found = []
     for checkpointing in (False, True):
         made = policy()
-        step = test_policy.method(Hardware("cpu", gradient_checkpointing=checkpointing).prepare(made)).train()
+        Hardware("cpu", gradient_checkpointing=checkpointing).prepare(made.networks)
+        step = test_policy.method(made).train()
         layer, calls = made.control.dino.model.encoder.layer[1].mlp, []
         layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         step.loss(test_policy.batch())[0].backward()
@@ -366,7 +367,7 @@ def started(tiny: StableDiffusion) -> tuple[Policy, dict[str, Tensor]]:
     samples = [Sample(str(i), torch.rand(3, 64, 64), "a red circle") for i in range(2)]
     wanted = {"losers": True, "target": False, "features": True}
     with torch.no_grad():
-        columns = condition_pairs._encode(samples, made, Canny(), sampling=Sampling(2), **wanted)
+        columns = conditions._encode(samples, made, Canny(), sampling=Sampling(2), **wanted)
     columns = {name: from_uint8(value) if value.dtype == torch.uint8 else value for name, value in columns.items()}
     return made, columns | {"position": torch.arange(2)}
 
@@ -389,7 +390,7 @@ def test_prepared_features_of_the_reference_are_those_it_would_find(started: tup
 def test_losers_drawn_online_are_those_prepared(started: tuple) -> None:
     """With the same keys: SEED for the run's seed, positions for names. Other positions give others."""
     made, batch = started
-    step = CPO(policy=made, optim=AdamW(), seed=condition_pairs.SEED, steps=1, batch=2, losers="online", task=Canny())
+    step = CPO(policy=made, optim=AdamW(), seed=conditions.SEED, steps=1, batch=2, losers="online", task=Canny())
     assert torch.equal(step.worse(batch), batch["loser"])
     assert not torch.equal(step.worse(batch | {"position": torch.arange(2, 4)}), batch["loser"])
     with torch.no_grad():

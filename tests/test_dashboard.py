@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lpo_platform.tracking.dashboard import built, workspace
-from lpo_platform.tracking.metrics import AXES, METRICS
+from lpo_platform.tracking.loggers.dashboard import built, workspace
+from lpo_platform.tracking.loggers.metrics import AXES, METRICS
 
 SCRIPT = Path(__file__).parents[1] / "launchers" / "dashboard.py"
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from toy_processes import Job, together
 
-from lpo_platform.config import UserError, batch_problem, diagnose
-from lpo_platform.hardware import Hardware
+from lpo_platform.config.batch_size import batch_problem
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import UserError
+from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.optim import AdamW, AdamW8bit
 

@@ -22,25 +22,26 @@ import toy_size
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lpo_platform.callbacks.checkpoint import Checkpoint, newest
-from lpo_platform.compose import compose
-from lpo_platform.config import CONF, UserError
-from lpo_platform.data.condition_pairs import from_uint8
-from lpo_platform.data.rollouts import Items, Rollouts
+from lpo_platform.config.compose import compose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.data.prepared.conditions import from_uint8
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.weighting import step_weights, steps
-from lpo_platform.methods.aside import Aside
 from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.optim import AdamW
-from lpo_platform.methods.ratios import Ratios
+from lpo_platform.methods.overlap import Aside
+from lpo_platform.methods.ratio_statistics import Ratios
+from lpo_platform.methods.rollouts import Items, Rollouts
+from lpo_platform.methods.transition_order import arrange
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.models.tuning import Control, Full, Lora, Tune
 from lpo_platform.rewards.reward import Asked, parts
 from lpo_platform.tasks.canny import Canny
-from lpo_platform.transitions import arrange
+from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
 
 SMALL = {"group": 3, "num_steps": 4, "guidance": 3.0, "rounds": 2, "prompts": 2, "batch": 8, "clip": 2e-3}
 

@@ -12,13 +12,13 @@ from test_ddpo import Pictures, Red
 from test_flow import flow_grpo
 from torch import Tensor
 
-from lpo_platform import noise
-from lpo_platform.config import UserError
-from lpo_platform.data.rollouts import Items
+from lpo_platform.config.errors import UserError
 from lpo_platform.data.source import Sample
+from lpo_platform.diffusion import noise
 from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.optim import AdamW
-from lpo_platform.methods.ratios import Ratios
+from lpo_platform.methods.ratio_statistics import Ratios
+from lpo_platform.methods.rollouts import Items
 from lpo_platform.models.flux_transformer import picture
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.stable_diffusion_xl import unpack

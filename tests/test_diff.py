@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lpo_platform import diff, record
-from lpo_platform.evaluation import items
+from lpo_platform.commands import diff
+from lpo_platform.evaluation import item_table
 from lpo_platform.evaluation.statistics import compare
+from lpo_platform.runs import record
 
 CONFIG = {"seed": 0, "optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "control": {}, "logger": {"api_key": "secret"}}
 BEFORE = np.random.default_rng(0).normal(size=40)
@@ -23,7 +24,7 @@ def run(folder: Path, config: dict, after: np.ndarray, *, captions: str = "a cir
     (folder / "evaluation").mkdir()
     sides = {"before": {"canny/f1": BEFORE}, "after": {"canny/f1": after}}
     ids = [str(i) for i in range(40)]
-    items.write(folder / "evaluation" / "items.parquet", ids, [f"{captions} {i}" for i in ids], sides)
+    item_table.write(folder / "evaluation" / "items.parquet", ids, [f"{captions} {i}" for i in ids], sides)
     record.finish(folder, metrics, 40, 1.0, {}, 0)
     return folder
 
@@ -100,5 +101,6 @@ def test_mistakes_are_one_line(word: str, expected: str, tmp_path: Path, capsys,
 
 
 def test_neither_command_loads_torch_before_its_line_is_checked() -> None:
-    code = "import lpo_platform.diff, lpo_platform.export.command, sys; sys.exit('torch' in sys.modules)"
+    modules = "lpo_platform.commands.diff, lpo_platform.commands.export.export"
+    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -11,11 +11,14 @@ from omegaconf import OmegaConf
 from test_image_pairs import fill, row
 from torch import Tensor
 
-from lpo_platform import build, compose, losses
-from lpo_platform.config import CONF, UserError
-from lpo_platform.data.cache import Cache
-from lpo_platform.data.preference_rows import PreferenceRows
-from lpo_platform.evaluation import items
+from lpo_platform.commands import job, train
+from lpo_platform.config import compose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.data.prepared.cache import Cache
+from lpo_platform.data.prepared.preferences import PreferenceRows
+from lpo_platform.evaluation import item_table
+from lpo_platform.methods import losses
 from lpo_platform.methods.diffusion_dpo import DiffusionDPO, winner_and_loser
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -167,7 +170,7 @@ def test_a_run_from_generated_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "callbacks.samples=2", "callbacks.log_every=1", "logger=none", "optim=adafactor",
     ]  # fmt: skip
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
-    metrics = build.train(copy.deepcopy(cfg), tmp_path / "run")
+    metrics = train.train(copy.deepcopy(cfg), tmp_path / "run")
     assert {"reward/score", "text/alignment", "image/latent_fd"} <= set(metrics)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "train/loss" in line]
@@ -186,9 +189,9 @@ def test_a_run_from_rated_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "logger=none", "method.drop_text=0.5",
     ]  # fmt: skip
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
-    metrics = build.train(copy.deepcopy(cfg), tmp_path / "run")
+    metrics = train.train(copy.deepcopy(cfg), tmp_path / "run")
     assert set(metrics) == {"image/diversity"}
-    rows = items.read(tmp_path / "run" / "evaluation" / "items.parquet")
+    rows = item_table.read(tmp_path / "run" / "evaluation" / "items.parquet")
     assert [row["caption"] for row in rows] == ["prompt 100", "prompt 100"]
-    job = build.assemble(cfg)
-    assert len(job.preferences("train")) == 9 and job.rows().rows.tolist() == [0, 1, 3, 4, 6, 7]
+    made = job.assemble(cfg)
+    assert len(made.preferences("train")) == 9 and made.rows().rows.tolist() == [0, 1, 3, 4, 6, 7]

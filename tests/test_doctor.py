@@ -18,16 +18,17 @@ from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lpo_platform import build, cli
-from lpo_platform.config import CONF, UserError
+from lpo_platform.commands import build, job, main, train
+from lpo_platform.commands.doctor import first_step, input_checks, resource_checks, reward_checks, weight_checks
+from lpo_platform.commands.doctor.doctor import assemble, checked, examine, training
+from lpo_platform.commands.doctor.finding import Finding, doubtful, ok
+from lpo_platform.commands.doctor.small_run import Few, few, small
+from lpo_platform.commands.plan.bytes import checkpoint, exported
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
 from lpo_platform.data.toy import Toy
-from lpo_platform.doctor import checkup, inputs, judged, kept, resources
-from lpo_platform.doctor.examine import assemble, checked, examine, training
-from lpo_platform.doctor.finding import Finding, doubtful, ok
-from lpo_platform.doctor.small import Few, few, small
 from lpo_platform.models import tuning
 from lpo_platform.models.policy import Policy
-from lpo_platform.plan.bytes import checkpoint, exported
 
 NINE = ("lrm", "lpo", "spo", "diffusion_dpo", "control", "control_reward", "cpo", "dpo_control", "ddpo")
 
@@ -42,7 +43,7 @@ class Patient:
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         self.folder, self.job = folder, assemble(small(configuration(*overrides), 1), folder)
-        self.look, self.rows = inputs.Look.at(self.job), self.job.rows()
+        self.look, self.rows = input_checks.Look.at(self.job), self.job.rows()
         self.start = copy.deepcopy(self.job.policy.learning.state_dict())
 
     def train(self, name: str) -> dict[str, Finding]:
@@ -69,7 +70,7 @@ def test_a_sound_run_passes(healthy: dict[str, Finding]) -> None:
 
 def test_what_a_run_writes_is_what_the_plan_says(patient: Patient, healthy: dict[str, Finding]) -> None:
     bytes_of = lambda place: sum(file.stat().st_size for file in place.rglob("*.*"))  # noqa: E731
-    folder, policy, method = patient.folder / "healthy", patient.job.policy, build.method_of(patient.job)
+    folder, policy, method = patient.folder / "healthy", patient.job.policy, job.method_of(patient.job)
     assert bytes_of(folder / "checkpoints") == pytest.approx(checkpoint(policy, method.optim, averaged=True), rel=0.1)
     assert bytes_of(folder / "export") == pytest.approx(2 * exported(policy), rel=0.1)
 
@@ -77,7 +78,7 @@ def test_what_a_run_writes_is_what_the_plan_says(patient: Patient, healthy: dict
 def test_nothing_learns() -> None:
     policy = nn.Module()
     policy.trainable = dict
-    assert checkup.trainable(policy).reason.startswith("nothing learns: no parameter requires a gradient")
+    assert first_step.trainable(policy).reason.startswith("nothing learns: no parameter requires a gradient")
 
 
 def test_a_disconnected_branch(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,18 +129,18 @@ def test_an_export_without_a_tensor(patient: Patient, healthy: dict[str, Finding
     state = load_file(file)
     del state["conv_in.weight"]
     save_file(state, file, metadata={"format": "pt"})
-    found = kept.saved(patient.look, folder)
+    found = weight_checks.saved(patient.look, folder)
     assert (found.state == "FAILED" and "differs" in found.what) or "cannot be read" in found.what
 
 
 def test_a_prompt_and_a_guidance_that_are_not_heard(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patient.job.policy.adapter, "guidance", 3.0)
-    (found,) = inputs.guidance(patient.look)
+    (found,) = input_checks.guidance(patient.look)
     assert found.state == "ok" and found.what.startswith("model.guidance=3 changes the output by")
     deaf = torch.zeros(1, *patient.job.policy.adapter.empty_text().shape[1:])
     monkeypatch.setattr(patient.job.policy.adapter, "embed", lambda tokens: deaf.expand(len(tokens), -1, -1))
-    assert inputs.prompt(patient.look).what == "another caption changes nothing"
-    (found,) = inputs.guidance(patient.look)
+    assert input_checks.prompt(patient.look).what == "another caption changes nothing"
+    (found,) = input_checks.guidance(patient.look)
     assert found.state == "FAILED" and found.what == "model.guidance=3 changes nothing"
 
 
@@ -148,7 +149,7 @@ def test_rewards_that_teach_nothing(patient: Patient, monkeypatch: pytest.Monkey
 
     def judge(reward: object) -> list[Finding]:
         monkeypatch.setattr(patient.job, "reward", reward)
-        return list(checked("reward", lambda: judged.reward(patient.look)))
+        return list(checked("reward", lambda: reward_checks.reward(patient.look)))
 
     (found,) = judge(lambda images, prompts, condition=None: torch.full((len(images),), 0.25))
     assert found.state == "FAILED" and found.what == "score is 0.25 for all pictures"
@@ -160,38 +161,39 @@ def test_rewards_that_teach_nothing(patient: Patient, monkeypatch: pytest.Monkey
 
 
 def test_rows_that_cannot_be_read_or_lack_a_column(patient: Patient) -> None:
-    (train, test) = resources.readable(patient.job)
+    (train, test) = resource_checks.readable(patient.job)
     assert (train.state, test.state) == ("ok", "ok")
-    assert resources.columns(patient.job, [{"moments": 0, "text": 0}]).what == "the samples have no control, loser"
+    found = resource_checks.columns(patient.job, [{"moments": 0, "text": 0}])
+    assert found.what == "the samples have no control, loser"
 
 
 def test_no_room_on_the_disk(patient: Patient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    method = build.method_of(patient.job)
-    found = checkup.disk(method, tmp_path / "run", averaged=True)
+    method = job.method_of(patient.job)
+    found = first_step.disk(method, tmp_path / "run", averaged=True)
     assert found.state == "FAILED" and f"MB, 1 kB are free in {tmp_path}" in found.what
     with pytest.raises(UserError, match=r"^disk: checkpoints and exports take .* free space"):
-        check = checkup.Checkup(tmp_path, averaged=True)
+        check = first_step.Checkup(tmp_path, averaged=True)
         check._note(found)
 
 
 def test_a_first_round_without_a_difference() -> None:
     method = nn.Module()
     method.round = {"reward/spread": torch.tensor(0.0), "rollout/samples": torch.tensor(4.0)}
-    (found,) = checkup.first_round(method)
+    (found,) = first_step.first_round(method)
     assert found.state == "FAILED" and found.what == "the reward gives all candidates of a step the same score"
     method.round["rollout/samples"] = torch.tensor(0.0)
-    (found,) = checkup.first_round(method)
+    (found,) = first_step.first_round(method)
     assert found.state == "doubtful" and found.what == "the first round gave no pair to learn from"
 
 
 def test_a_step_without_effect_names_the_round_that_taught_nothing(patient: Patient) -> None:
     unchanged = patient.look.output(patient.look.samples[0].caption, patient.look.control)
     constant = doubtful("round", "the reward is the same for all pictures", "check reward=")
-    found = kept.step(patient.look, unchanged, constant)
+    found = weight_checks.step(patient.look, unchanged, constant)
     assert found.state == "FAILED" and found.advice == "the reward is the same for all pictures; check reward="
     for sound in (None, ok("round", "rewards of the first round differ")):
-        assert "check tune= and optim=" in kept.step(patient.look, unchanged, sound).advice
+        assert "check tune= and optim=" in weight_checks.step(patient.look, unchanged, sound).advice
 
 
 def test_few_rows_are_other_data() -> None:
@@ -203,13 +205,13 @@ def test_few_rows_are_other_data() -> None:
 
 
 def test_a_training_with_the_checks_is_the_training_without(patient: Patient) -> None:
-    job, evaluator = patient.job, build.create(patient.job.cfg.metrics)
+    here, evaluator = patient.job, build.create(patient.job.cfg.metrics)
     ends = []
     for check in (None, Callback()):
-        job.policy.learning.load_state_dict(patient.start)
-        folder, settings = patient.folder / f"same-{check is None}", build.create(job.cfg.callbacks)
-        build.fit(job, build.method_of(job), patient.rows, evaluator, settings, folder, None, checkup=check)
-        ends.append(copy.deepcopy(job.policy.learning.state_dict()))
+        here.policy.learning.load_state_dict(patient.start)
+        folder, settings = patient.folder / f"same-{check is None}", build.create(here.cfg.callbacks)
+        train.fit(here, job.method_of(here), patient.rows, evaluator, settings, folder, None, checkup=check)
+        ends.append(copy.deepcopy(here.policy.learning.state_dict()))
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
     assert any(not torch.equal(weight, patient.start[name]) for name, weight in ends[0].items())
 
@@ -221,15 +223,15 @@ def test_wrong_command_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             command()
         return end.value.code or 0, "".join(capsys.readouterr())
 
-    code, text = told(cli.doctor, "method=cp0")
+    code, text = told(main.doctor, "method=cp0")
     assert code == 2 and "lpo-doctor: 1 problem" in text and "did you mean 'cpo'?" in text
-    assert told(cli.doctor, "-m", "seed=0,1") == (
+    assert told(main.doctor, "-m", "seed=0,1") == (
         2,
         "lpo-doctor: one configuration at a time; leave -m and sweep= out\n",
     )
-    code, text = told(cli.plan, "plan.utilisation=much")
+    code, text = told(main.plan, "plan.utilisation=much")
     assert code == 2 and "what works: plan.device, plan.utilisation" in text
-    for command, name in ((cli.doctor, "lpo-doctor"), (cli.plan, "lpo-plan")):
+    for command, name in ((main.doctor, "lpo-doctor"), (main.plan, "lpo-plan")):
         code, text = told(command, "--help")
         assert code == 0 and "Examples:" in text and f"  {name} method=cpo task=canny" in text
 
@@ -262,9 +264,9 @@ def apart(rank: int, port: int, results: object) -> None:
     policy.trainable = lambda: dict(policy.named_parameters())
     for weight in policy.parameters():
         weight.grad = torch.ones_like(weight)
-    same = checkup.same_gradient(policy)
+    same = first_step.same_gradient(policy)
     policy.bias.grad += 1e-7 * rank
-    results[rank] = str(same), str(checkup.same_gradient(policy))
+    results[rank] = str(same), str(first_step.same_gradient(policy))
     dist.destroy_process_group()
 
 

@@ -11,23 +11,26 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lpo_platform import build, compose
-from lpo_platform.callbacks.checkpoint import checkpoints, newest
-from lpo_platform.config import CONF, UserError, diagnose
-from lpo_platform.data import aligned_pairs
-from lpo_platform.data.aligned_pairs import AlignedPairs
-from lpo_platform.data.cache import Cache
-from lpo_platform.data.condition_pairs import from_uint8
+from lpo_platform.commands import train
+from lpo_platform.config import compose
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.data.prepared import alignment_pairs
+from lpo_platform.data.prepared.alignment_pairs import AlignedPairs
+from lpo_platform.data.prepared.cache import Cache
+from lpo_platform.data.prepared.conditions import from_uint8
 from lpo_platform.data.toy import Toy
-from lpo_platform.evaluation.generate import Sampling, sample_latents
 from lpo_platform.methods.dpo_control import DPOControl
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.tuning import Control
 from lpo_platform.rewards.toy import ToyAttributes
 from lpo_platform.tasks.canny import Canny
+from lpo_platform.tracking.callbacks.checkpoint import checkpoints, newest
 
 SAMPLING = Sampling(3)
 BETA = 500.0
@@ -46,10 +49,10 @@ def policy() -> Policy:
 def rows_of(policy: Policy, folder: Path, *, batch: int, gap: float = -1.0) -> AlignedPairs:
     """Three scenes, groups of four, judged by their captions."""
     source, options = Toy(3, 1).train, {"sampling": SAMPLING, "group": 4}
-    cache = aligned_pairs.cache_of(
+    cache = alignment_pairs.cache_of(
         source, policy, Canny(), reward="toy", control_digest="tiny", folder=folder, **options
     )
-    return aligned_pairs.prepare(cache, source, policy, Canny(), ToyAttributes(), gap=gap, batch=batch, **options)
+    return alignment_pairs.prepare(cache, source, policy, Canny(), ToyAttributes(), gap=gap, batch=batch, **options)
 
 
 def test_a_pair_is_the_best_and_the_worst_aligned_of_its_group(policy: Policy, tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_the_reward_must_agree_and_ties_are_left_out(tmp_path: Path) -> None:
 
 def test_a_group_is_more_than_one(policy: Policy) -> None:
     with pytest.raises(UserError, match=r"^method.group=1: a better and a worse picture take at least 2"):
-        aligned_pairs.prepare(None, None, policy, Canny(), None, sampling=SAMPLING, group=1, gap=0.0, batch=1)
+        alignment_pairs.prepare(None, None, policy, Canny(), None, sampling=SAMPLING, group=1, gap=0.0, batch=1)
 
 
 def gradient(loss: Tensor, policy: Policy) -> Tensor:
@@ -156,7 +159,7 @@ def test_a_run_from_pictures_resumes_bit_for_bit(tmp_path: Path, monkeypatch: py
     ]  # fmt: skip
     assert diagnose("train", overrides) == []
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
-    metrics = build.train(copy.deepcopy(cfg), tmp_path / "straight")
+    metrics = train.train(copy.deepcopy(cfg), tmp_path / "straight")
     assert {"canny/f1", "reward/score"} <= set(metrics)
     lines = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
     assert sum("dpo/accuracy" in line for line in lines) == 4
@@ -164,7 +167,7 @@ def test_a_run_from_pictures_resumes_bit_for_bit(tmp_path: Path, monkeypatch: py
     files = {file: file.stat().st_mtime_ns for file in Path("outputs/cache").rglob("*.safetensors")}
     (tmp_path / "resumed" / "checkpoints").mkdir(parents=True)
     shutil.copy(checkpoints(tmp_path / "straight" / "checkpoints")[0], tmp_path / "resumed" / "checkpoints")
-    build.train(copy.deepcopy(cfg), tmp_path / "resumed")
+    train.train(copy.deepcopy(cfg), tmp_path / "resumed")
     assert files == {file: file.stat().st_mtime_ns for file in Path("outputs/cache").rglob("*.safetensors")} != {}
     ends = [torch.load(newest(tmp_path / name / "checkpoints"), weights_only=True) for name in ("straight", "resumed")]
     weights = [end["state_dict"] for end in ends]

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lpo_platform import cli
-from lpo_platform.data.keypoint_files import people, write
+from lpo_platform.commands import conclude, main
 from lpo_platform.data.toy import Toy
-from lpo_platform.evaluation import evaluate, outcome
+from lpo_platform.evaluation import evaluator
 from lpo_platform.models.weights import ASSETS
+from lpo_platform.tasks.keypoint_files import people, write
 
 TINY = ["model=tiny", "control=controlnet", "task=canny", "model.num_inference_steps=2", "metrics.num_samples=6"]
 CONTROL = ASSETS / "tiny" / "controlnet_canny"
@@ -33,7 +33,7 @@ def lpo_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def typed(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["lpo-eval", *words])
         with pytest.raises(SystemExit) as end:
-            cli.evaluate()
+            main.evaluate()
         return int(end.value.code or 0), capsys.readouterr().err
 
     return typed
@@ -138,7 +138,7 @@ def test_an_evaluation_that_was_stopped_draws_nothing_twice(lpo_eval, monkeypatc
     words = [*TINY, "metrics.images_per_item=2", "metrics.rows=2"]
     assert lpo_eval(*words, "hydra.run.dir=straight", "metrics.batch=16")[0] == 0
     drawn: list[str] = []
-    draw, stops = evaluate.sample_latents, [KeyboardInterrupt]
+    draw, stops = evaluator.sample_latents, [KeyboardInterrupt]
 
     def counted(policy, condition, ids, sampling, **more):
         if len(drawn) == 8 and stops:
@@ -146,9 +146,9 @@ def test_an_evaluation_that_was_stopped_draws_nothing_twice(lpo_eval, monkeypatc
         drawn.extend(f"{more['stream']}/{name}" for name in ids)
         return draw(policy, condition, ids, sampling, **more)
 
-    monkeypatch.setattr(evaluate, "sample_latents", counted)
+    monkeypatch.setattr(evaluator, "sample_latents", counted)
     code, said = lpo_eval(*words, "hydra.run.dir=stopped", "metrics.batch=2")
-    assert code == 130 and len(list(outcome.UNDER_WAY.glob("*/*.safetensors"))) == 2, said
+    assert code == 130 and len(list(conclude.UNDER_WAY.glob("*/*.safetensors"))) == 2, said
     assert not Path("stopped/evaluation/after.safetensors").exists()
     assert lpo_eval(*words, "hydra.run.dir=stopped", "metrics.batch=16")[0] == 0
     assert len(drawn) == len(set(drawn)) == 12

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lpo_platform.data.toy import Toy
-from lpo_platform.evaluation.evaluate import ALIGNMENT, LATENT_FD, Evaluation, Evaluator, compare_evaluations
+from lpo_platform.evaluation.evaluator import ALIGNMENT, LATENT_FD, Evaluation, Evaluator, compare_evaluations
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.tuning import Control

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from lpo_platform import compose
-from lpo_platform.config import CONF, diagnose, shipped
+from lpo_platform.config import compose
+from lpo_platform.config.compatibility import shipped
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.schema import CONF
 from lpo_platform.methods.optim import AdamW
 
 PAIRS = ["data.path=owner/pairs"]

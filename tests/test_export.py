@@ -25,21 +25,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lpo_platform import record
-from lpo_platform.benchmark.random_model import SD15, SDXL, Shape
-from lpo_platform.build import create, policy_of
-from lpo_platform.compose import compose
-from lpo_platform.config import CONF, UserError
-from lpo_platform.evaluation import items
-from lpo_platform.evaluation.evaluated import Evaluation
-from lpo_platform.export import keys
-from lpo_platform.export.command import export, main
-from lpo_platform.export.forms import FILE, FORMS, Form
-from lpo_platform.export.publish import Check, _compare_weights, _passed
-from lpo_platform.export.trained import find
-from lpo_platform.hardware import Hardware
+from lpo_platform.commands.build import create, policy_of
+from lpo_platform.commands.export import keys
+from lpo_platform.commands.export.export import export, main
+from lpo_platform.commands.export.forms import FILE, FORMS, Form
+from lpo_platform.commands.export.publish import Check, _compare_weights, _passed
+from lpo_platform.commands.export.trained import find
+from lpo_platform.config.compose import compose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.evaluation import item_table
+from lpo_platform.evaluation.evaluation import Evaluation
+from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.export import export as export_policy
+from lpo_platform.models.random_weights import SD15, SDXL, Shape
 from lpo_platform.models.weights import ASSETS
+from lpo_platform.runs import record
 
 SECRET = "hf_abcdefghijklmnopqrstuvwx"
 SMALL = ["model.resolution=64", "model.num_inference_steps=4", "callbacks.ema_decay=null", "logger=none"]
@@ -101,7 +102,7 @@ def run_of(folder: Path, *overrides: str) -> Path:
     control = torch.rand(2, 3, 64, 64, generator=generator) if cfg.get("control") else None
     (folder / "evaluation").mkdir()
     Evaluation(scores, control=control).save(folder / "evaluation" / "after.safetensors")
-    items.write(folder / "evaluation" / "items.parquet", ["0", "1"], PROMPTS, {"after": scores})
+    item_table.write(folder / "evaluation" / "items.parquet", ["0", "1"], PROMPTS, {"after": scores})
     record.finish(folder, {"text/alignment": ROW}, 2, 1.0, {}, 0)
     return folder
 

@@ -10,9 +10,9 @@ import toy_flux as toy
 from diffusers import FluxControlNetModel, FluxControlNetPipeline, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from lpo_platform import noise
-from lpo_platform.config import UserError
-from lpo_platform.evaluation.generate import Sampling, sample_latents
+from lpo_platform.config.errors import UserError
+from lpo_platform.diffusion import noise
+from lpo_platform.hardware.sharding import parts, shard, whole
 from lpo_platform.methods.cpo import CPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Condition
@@ -20,10 +20,10 @@ from lpo_platform.models.export import export, restore
 from lpo_platform.models.flux import Flux
 from lpo_platform.models.flux_transformer import patches, picture
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.shared_encoder import decode, encode, features_of
 from lpo_platform.models.stable_diffusion_xl import pack, unpack
 from lpo_platform.models.tuning import Control, Full, Lora
-from lpo_platform.sharding import parts, shard, whole
 
 PROMPTS = ["a red circle", "two small blue squares on a green ground"]
 

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lpo_platform.config import UserError
-from lpo_platform.data import captions as naming
-from lpo_platform.data import pictures as reading
-from lpo_platform.data.captions import words
+from lpo_platform.config.errors import UserError
+from lpo_platform.data import caption_files as naming
+from lpo_platform.data import picture_files as reading
+from lpo_platform.data.caption_files import words
 from lpo_platform.data.folder import Folder
 
 Save = Callable[[Path], None]

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from toy_processes import Job, together
 
-from lpo_platform.callbacks.checkpoint import newest
-from lpo_platform.config import UNSHARDED, diagnose
+from lpo_platform.config.compatibility import UNSHARDED
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.tracking.callbacks.checkpoint import newest
 
 JOBS = {
     "lpo, full": Job("lpo", "full", "fsdp", double=True),

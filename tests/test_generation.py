@@ -13,10 +13,10 @@ from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetP
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lpo_platform import cli
-from lpo_platform.config import CONF
+from lpo_platform.commands import main
+from lpo_platform.config.schema import CONF
+from lpo_platform.diffusion.noise import normal
 from lpo_platform.models.weights import ASSETS
-from lpo_platform.noise import normal
 
 ROWS = {"0.png": "a red circle", "sub/1.png": "a blue square", "2.png": "a green triangle", "broken.png": "nothing"}
 WORDS = ["run=run", "what=generate", "what.csv=rows.csv", "what.conditions=conditions", "what.num_steps=3"]
@@ -49,7 +49,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     def run(*more: str) -> int:
         monkeypatch.setattr(sys, "argv", ["lpo-eval", *WORDS, "hardware=cpu", *more])
         with pytest.raises(SystemExit) as end:
-            cli.evaluate()
+            main.evaluate()
         return end.value.code
 
     return run

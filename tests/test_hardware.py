@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_processes import Rows
 
-from lpo_platform.config import CONF, UserError, check
-from lpo_platform.hardware import KERNELS, Hardware
+from lpo_platform.config.check import check
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.hardware.hardware import KERNELS, Hardware
 from lpo_platform.methods.lrm import LRM
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.optim import AdamW

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from toy_shapes import TOY, TOY_XL
 
-from lpo_platform.benchmark import ddpo, lpo
-from lpo_platform.benchmark.bench import Bench
-from lpo_platform.benchmark.control_reward import ControlRewardStep
-from lpo_platform.benchmark.cpo import CPOStep
-from lpo_platform.benchmark.cpo_dino import CPODinoStep
-from lpo_platform.benchmark.generate import Generation
-from lpo_platform.benchmark.lrm import LRMStep
-from lpo_platform.benchmark.random_model import Shape, random_model
-from lpo_platform.benchmark.waits import host_waits
-from lpo_platform.hardware import Hardware
+from lpo_platform.commands.benchmark import ddpo, lpo
+from lpo_platform.commands.benchmark.bench import Bench
+from lpo_platform.commands.benchmark.control_reward import ControlRewardStep
+from lpo_platform.commands.benchmark.cpo import CPOStep
+from lpo_platform.commands.benchmark.cpo_dino import CPODinoStep
+from lpo_platform.commands.benchmark.generate import Generation
+from lpo_platform.commands.benchmark.lrm import LRMStep
+from lpo_platform.commands.benchmark.waits import host_waits
+from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.control import Control
 from lpo_platform.methods.diffusion_dpo import DiffusionDPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.random_weights import Shape, random_model
 from lpo_platform.models.tuning import Full
 
 # kornia's canny makes numbers on the device; it runs once a step

@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lpo_platform.config import UserError, is_hub_id
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.paths import is_hub_id
 from lpo_platform.data import image_pairs as pairing
-from lpo_platform.data import row_files
-from lpo_platform.data.cells import BROKEN, NO_PICTURE, Unusable
 from lpo_platform.data.image_pairs import ImagePairs
-from lpo_platform.data.mpcf import Scores, write_scores
+from lpo_platform.data.score_file import Scores, write_scores
+from lpo_platform.data.tables import parquet
+from lpo_platform.data.tables.decode import BROKEN, NO_PICTURE, Unusable
 
 R = 16
 SPLITS = ("train", "validation_unique", "test_unique")
@@ -57,7 +58,7 @@ def table(rows: list[dict[str, object]]) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def parquet(folder: Path, name: str, rows: list[dict[str, object]], files: int = 1, group: int = 4) -> None:
+def parquet_files(folder: Path, name: str, rows: list[dict[str, object]], files: int = 1, group: int = 4) -> None:
     """The layout of a hub download."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for k, part in enumerate(np.array_split(np.arange(len(rows)), files)):
@@ -84,7 +85,7 @@ def cached(folder: Path, name: str, rows: list[dict[str, object]], files: int = 
             writer.write_table(content, max_chunksize=group)
 
 
-LAYOUTS = {"parquet": parquet, "saved": saved, "cached": cached}
+LAYOUTS = {"parquet": parquet_files, "saved": saved, "cached": cached}
 
 
 def fill(folder: Path, rows: list[dict[str, object]], layout: str = "parquet", **options: int) -> Path:
@@ -148,8 +149,8 @@ def test_any_order_threads_and_a_copy_in_another_process_give_the_same(tmp_path:
 def test_rows_in_rising_order_open_every_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_pairs(fill(tmp_path, [row(i) for i in range(90)], files=2, group=30)).train
     started = []
-    start = row_files.Cursor._start
-    monkeypatch.setattr(row_files.Cursor, "_start", lambda cursor, at: (started.append(at[:2]), start(cursor, at)))
+    start = parquet.Cursor._start
+    monkeypatch.setattr(parquet.Cursor, "_start", lambda cursor, at: (started.append(at[:2]), start(cursor, at)))
     for i in range(0, 90, 2):
         data[i]
         data[max(i - 20, 0)]  # as late as a thread may be
@@ -181,7 +182,7 @@ def test_labels_decide_what_is_used(tmp_path: Path) -> None:
         row(9),
     ]
     for name in SPLITS:
-        parquet(tmp_path, name, odd)
+        parquet_files(tmp_path, name, odd)
     data = open_pairs(tmp_path)
     ids = {name: [split.id(i)[-1] for i in range(len(split))] for name, split in (("t", data.train), ("e", data.test))}
     assert ids == {"t": list("6789"), "e": list("789")}  # only what is evaluated is restricted by has_label
@@ -268,7 +269,7 @@ def test_files_that_cannot_be_used_are_counted_and_named(tmp_path: Path, caplog:
     with caplog.at_level(logging.INFO):
         data = open_pairs(folder)
     assert data.train.captions == ["prompt 3", "prompt 3"]
-    assert counts(data) == {row_files.UNREADABLE: 1, row_files.ABSENT: 1, row_files.COLUMN: 1}
+    assert counts(data) == {parquet.UNREADABLE: 1, parquet.ABSENT: 1, parquet.COLUMN: 1}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "\n" not in record.message
     assert "train-00001-of-00004" in record.message and ": jpg_1" in record.message
@@ -453,8 +454,8 @@ def test_the_fingerprint_depends_on_what_determines_the_items(tmp_path: Path) ->
 
 
 def test_a_large_file_is_identified_by_its_size_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "WHOLE", 1000)
-    monkeypatch.setattr(row_files, "PIECE", 100)
+    monkeypatch.setattr(parquet, "WHOLE", 1000)
+    monkeypatch.setattr(parquet, "PIECE", 100)
     content = np.random.default_rng(0).bytes(5000)
     found = set()
     for name, changed in {
@@ -466,5 +467,5 @@ def test_a_large_file_is_identified_by_its_size_and_pieces(tmp_path: Path, monke
         "shifted": content[2000:] + content[:2000],
     }.items():
         (tmp_path / name).write_bytes(changed)
-        found.add(row_files.identity(tmp_path / name))
+        found.add(parquet.identity(tmp_path / name))
     assert len(found) == 5

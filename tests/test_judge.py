@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpo_platform.data.toy import Person, Scene, ShapePair, Toy, draw_scene
-from lpo_platform.evaluation.judge import Judge, train_judge
+from lpo_platform.data.toy import Toy
+from lpo_platform.models.tiny.judge import Judge, train_judge
+from lpo_platform.models.tiny.scenes import Person, Scene, ShapePair, draw_scene
 
 NUM = 96
 

@@ -10,14 +10,14 @@ import toy_stable_diffusion as toy
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from lpo_platform import noise
-from lpo_platform.benchmark.random_model import SD15, SD21, SDXL, Shape, random_model
-from lpo_platform.data.rounds import Rounds
-from lpo_platform.losses import pair_preference
+from lpo_platform.data.prepared.rounds import Rounds
+from lpo_platform.diffusion import noise
+from lpo_platform.methods.losses import pair_preference
 from lpo_platform.methods.lrm import LRM, pair_accuracy
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.latent_reward import UP, LatentReward, empty_half
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.random_weights import SD15, SD21, SDXL, Shape, random_model
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.tuning import Reward

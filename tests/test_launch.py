@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lpo_platform import launch
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
+from lpo_platform.hardware import launch
 from lpo_platform.models.weights import ASSETS
 
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "launchers" / "train.py")]

@@ -12,7 +12,7 @@ from peft import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.models import lora
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.export import export, restore

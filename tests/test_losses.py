@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lpo_platform.losses import (
+from lpo_platform.methods.losses import (
     cpo,
     denoising_error,
     gaussian_kl,

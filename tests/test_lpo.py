@@ -11,13 +11,14 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lpo_platform import losses, noise
-from lpo_platform.callbacks.checkpoint import Checkpoint, newest
-from lpo_platform.data.rollouts import Rollouts
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
+from lpo_platform.methods import losses
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.optim import AdamW
+from lpo_platform.methods.rollouts import Rollouts
 from lpo_platform.models.tuning import Full, Lora, Tune
+from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
 
 TUNES = [Lora(rank=2), Full()]
 

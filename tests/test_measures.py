@@ -22,9 +22,9 @@ from torchvision.models import alexnet, inception_v3
 from torchvision.models.inception import InceptionA
 from transformers import CLIPModel, CLIPProcessor
 
-from lpo_platform import cli
-from lpo_platform.config import UserError, shipped
-from lpo_platform.data.toy import ToySplit
+from lpo_platform.commands import main
+from lpo_platform.config.compatibility import shipped
+from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation import keypoints
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures import inception as fid_network
@@ -39,6 +39,7 @@ from lpo_platform.evaluation.measures.preference import Preference
 from lpo_platform.evaluation.measures.reference import features_of, moments_of, stored
 from lpo_platform.evaluation.measures.torchscript import read_archive
 from lpo_platform.evaluation.statistics import Frechet, frechet_distance, moments
+from lpo_platform.models.tiny.scenes import ToySplit
 from lpo_platform.rewards.compressibility import Compressibility
 from lpo_platform.rewards.random import RandomPreference
 from lpo_platform.tasks.canny import Canny
@@ -532,7 +533,7 @@ def test_fid_by_the_real_network_is_that_of_other_packages(tmp_path: Path, monke
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["lpo-eval", *words])
     with pytest.raises(SystemExit) as end:
-        cli.evaluate()
+        main.evaluate()
     return end.value.code
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_platform.config import UserError
-from lpo_platform.data.mpcf import COLUMNS, Scores, consistent, read_scores, write_scores
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.score_file import COLUMNS, Scores, consistent, read_scores, write_scores
 
 PROBE = [  # different_flag, aesthetic, CLIP and VQA gap, kept by strategies 1, 2, 3
     ((1, 0.3, 0.01, 0.02), (True, True, True)),

@@ -18,8 +18,8 @@ import torch.multiprocessing as mp
 import toy_lpo
 from torch import Tensor
 
-from lpo_platform.config import UserError
-from lpo_platform.distributed import gather, mean, share, world
+from lpo_platform.config.errors import UserError
+from lpo_platform.hardware.distributed import gather, mean, share, world
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.models.tuning import Full
 

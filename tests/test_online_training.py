@@ -10,11 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
-from lpo_platform import build, compose
-from lpo_platform.callbacks.checkpoint import checkpoints
-from lpo_platform.config import CONF
+from lpo_platform.commands import train
+from lpo_platform.config import compose
+from lpo_platform.config.schema import CONF
 from lpo_platform.models.reward_folder import load_reward
 from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.tracking.callbacks.checkpoint import checkpoints
 
 SHARED = ["logger=none", "hardware=cpu", "hardware.micro_batch=2", "method.batch=4", "model.num_inference_steps=3"]
 LRM = [
@@ -45,7 +46,7 @@ def configured(*overrides: str) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def lrm(folder: Path) -> Path:
-    build.train(configured(*LRM), folder / "lrm")
+    train.train(configured(*LRM), folder / "lrm")
     return folder / "lrm"
 
 
@@ -55,7 +56,7 @@ def lpo_config(lrm: Path) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def lpo(folder: Path, lrm: Path) -> Path:
-    build.train(lpo_config(lrm), folder / "lpo")
+    train.train(lpo_config(lrm), folder / "lpo")
     return folder / "lpo"
 
 
@@ -114,7 +115,7 @@ def test_an_lrm_run_leaves_its_last_and_its_best_model(lrm: Path) -> None:
 
 def test_a_killed_lrm_run_ends_bit_for_bit_where_the_straight_one_does(folder: Path, lrm: Path) -> None:
     resumed = killed(lrm, folder / "lrm-resumed", rounds_left=1)
-    build.train(configured(*LRM), resumed)
+    train.train(configured(*LRM), resumed)
     assert_equal(resumed, lrm)
 
 
@@ -133,12 +134,12 @@ def test_an_lpo_run_leaves_its_result(lpo: Path) -> None:
 def test_a_killed_lpo_run_ends_bit_for_bit_where_the_straight_one_does(folder: Path, lrm: Path, lpo: Path) -> None:
     """Its reward model, too, is what it was: it is taught again between rounds."""
     resumed = killed(lpo, folder / "lpo-resumed", rounds_left=1)
-    build.train(lpo_config(lrm), resumed)
+    train.train(lpo_config(lrm), resumed)
     assert_equal(resumed, lpo)
 
 
 def test_a_run_killed_between_training_and_export_is_exported(folder: Path, lrm: Path, lpo: Path) -> None:
     """No round is played again for that."""
     resumed = killed(lpo, folder / "lpo-unexported", rounds_left=0)
-    build.train(lpo_config(lrm), resumed)
+    train.train(lpo_config(lrm), resumed)
     assert_equal(resumed, lpo)

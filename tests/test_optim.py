@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lpo_platform.callbacks.ema import EMA, decay_at
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.optim import Adafactor, AdamW
+from lpo_platform.tracking.callbacks.ema import EMA, decay_at
 
 
 def displacement(weight: float, *, lr: float, gradient: float = 1e-2) -> float:

@@ -26,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, *arguments: str, site: Path, cwd: Path) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(site)}
-    code = f"import sys; sys.argv[0] = 'lpo'; from lpo_platform import cli; cli.{command}()"
+    code = f"import sys; sys.argv[0] = 'lpo'; from lpo_platform.commands import main; main.{command}()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lpo_platform.evaluation.evaluate import Evaluation
+from lpo_platform.evaluation.evaluator import Evaluation
 from lpo_platform.evaluation.pairs import ACCURACY, PairEvaluator
 from lpo_platform.methods.lrm import pair_accuracy
 

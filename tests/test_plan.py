@@ -11,20 +11,20 @@ from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 from toy_shapes import TOY
 
-from lpo_platform.benchmark import lpo, lrm
-from lpo_platform.benchmark.bench import Bench
-from lpo_platform.benchmark.control import ControlStep
-from lpo_platform.benchmark.cpo import CPOStep
-from lpo_platform.benchmark.measure import flops
-from lpo_platform.benchmark.random_model import SD15, tiny
-from lpo_platform.config import CONF, UserError
-from lpo_platform.plan.budget import ROOM, largest
-from lpo_platform.plan.bytes import counts, exported, memory, size
-from lpo_platform.plan.count import peak
-from lpo_platform.plan.plan import advice, plan, text
-from lpo_platform.plan.rates import DEVICES, device_of
-from lpo_platform.plan.settings import Settings, settings_of
-from lpo_platform.plan.work import _rollout, activations, assemble, steps, update
+from lpo_platform.commands.benchmark import lpo, lrm
+from lpo_platform.commands.benchmark.bench import Bench
+from lpo_platform.commands.benchmark.control import ControlStep
+from lpo_platform.commands.benchmark.cpo import CPOStep
+from lpo_platform.commands.plan.budget import ROOM, largest
+from lpo_platform.commands.plan.bytes import counts, exported, memory, size
+from lpo_platform.commands.plan.count import flops, peak
+from lpo_platform.commands.plan.plan import advice, plan, text
+from lpo_platform.commands.plan.rates import DEVICES, device_of
+from lpo_platform.commands.plan.settings import Settings, settings_of
+from lpo_platform.commands.plan.work import _rollout, activations, assemble, steps, update
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.models.random_weights import SD15, tiny
 
 
 def configuration(*overrides: str) -> DictConfig:

@@ -7,9 +7,9 @@ import torch
 import toy_size
 
 from lpo_platform.diffusion.ddim import DDIM
-from lpo_platform.losses import cpo, denoising_error
 from lpo_platform.methods.control import Control as Supervised
 from lpo_platform.methods.cpo import CPO
+from lpo_platform.methods.losses import cpo, denoising_error
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy

@@ -12,14 +12,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import VitPoseForPoseEstimation, VitPoseImageProcessor
 
-from lpo_platform.config import UserError, diagnose
-from lpo_platform.data import pose_extraction
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import UserError
 from lpo_platform.data.captioned import Captioned
-from lpo_platform.data.conditions import truth_of
-from lpo_platform.data.keypoint_files import read
-from lpo_platform.data.pose_extraction import NOBODY, extract
+from lpo_platform.data.prepared import poses
+from lpo_platform.data.prepared.poses import NOBODY, extract
 from lpo_platform.data.source import first
-from lpo_platform.data.toy import ToySplit
+from lpo_platform.data.truth import truth_of
+from lpo_platform.models.tiny.scenes import ToySplit
+from lpo_platform.tasks.keypoint_files import read
 from lpo_platform.tasks.oks import oks
 from lpo_platform.tasks.pose import Pose, small
 from lpo_platform.tasks.skeleton import draw
@@ -110,9 +111,9 @@ def test_what_is_there_is_not_looked_at_again_unless_its_picture_changed(
     photographs: tuple[Path, dict[str, Tensor]], extracted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    look = pose_extraction._extract
+    look = poses._extract
     monkeypatch.setattr(
-        pose_extraction, "_extract", lambda picture, *rest: (seen.append(picture.id), look(picture, *rest))
+        poses, "_extract", lambda picture, *rest: (seen.append(picture.id), look(picture, *rest))
     )
     before = {split: (extracted / f"{split}.jsonl").read_text() for split in ("train", "test")}
     extract(str(photographs[0]), extracted, Pose("toy"), CPU)

@@ -14,13 +14,13 @@ from PIL import Image
 from torchvision.models import alexnet
 from transformers import CLIPModel, CLIPProcessor
 
-from lpo_platform import cli
-from lpo_platform.config import UserError
-from lpo_platform.data.keypoint_files import OF_OPENPOSE, People, people, read, read_folder, write
-from lpo_platform.evaluation import picture_folders
-from lpo_platform.evaluation.folders import Oks
+from lpo_platform.commands import main
+from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.keypoints import area_of, coco_ap, matched, measure
-from lpo_platform.evaluation.picture_folders import BROKEN, ClipScore, Lpips
+from lpo_platform.evaluation.what import clip_lpips
+from lpo_platform.evaluation.what.clip_lpips import BROKEN, ClipScore, Lpips
+from lpo_platform.evaluation.what.oks import Oks
+from lpo_platform.tasks.keypoint_files import OF_OPENPOSE, People, people, read, read_folder, write
 from lpo_platform.tasks.oks import SIGMAS
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_probe_8_through_the_command(
     words = ["what=oks", "what.original=original.json", "what.target=target", f"what.area={area}", "hydra.run.dir=out"]
     monkeypatch.setattr(sys, "argv", ["lpo-eval", *words])
     with pytest.raises(SystemExit) as end:
-        cli.evaluate()
+        main.evaluate()
     said = capsys.readouterr().err
     assert end.value.code == 0 and "1 missing in target: y" in said and "1 missing in original: z" in said
     found = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -238,7 +238,7 @@ def test_lpips_by_its_definition(tmp_path: Path) -> None:
     shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
     pair = [torch.from_numpy(np.array(Image.open(f / "0.png"))).permute(2, 0, 1)[None] for f in (originals, generated)]
     features = [(p / 127.5 - 1 - shift) / scale for p in pair]
-    total, heads = 0.0, [lin.model[-1].weight for lin in picture_folders.lpips(tmp_path / "alexnet.pth").lins]
+    total, heads = 0.0, [lin.model[-1].weight for lin in clip_lpips.lpips(tmp_path / "alexnet.pth").lins]
     with torch.no_grad():
         for number, layer in enumerate(backbone.features[:12]):
             features = [layer(f) for f in features]
@@ -249,4 +249,4 @@ def test_lpips_by_its_definition(tmp_path: Path) -> None:
     assert result["left_out"]["missing in generated"] == ["1"]
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="no file of torchvision's AlexNet"):
-        picture_folders.lpips(str(tmp_path / "other.pth"))
+        clip_lpips.lpips(str(tmp_path / "other.pth"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.diffusion.ddim import DDIM
-from lpo_platform.preferences import select, thresholds
+from lpo_platform.methods.preferences import select, thresholds
 
 STEPS, STRIDE = 20, 50
 TABLE = [

@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lpo_platform import cli
-from lpo_platform.config import CONF
+from lpo_platform.commands import main
+from lpo_platform.config.schema import CONF
+from lpo_platform.diffusion.noise import normal
 from lpo_platform.models.weights import ASSETS
-from lpo_platform.noise import normal
 
 PROMPTS = ["a red circle", "a blue square"]
 OPTIONS = ["run=run", "hardware=cpu", "what.weights=start", "what.num_steps=2", "hydra.run.dir=out"]
@@ -41,7 +41,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["lpo-eval", *words])
         with pytest.raises(SystemExit) as end:
-            cli.evaluate()
+            main.evaluate()
         return end.value.code
 
     return run

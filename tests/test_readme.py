@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lpo_platform.config import diagnose
+from lpo_platform.config.diagnose import diagnose
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from lpo_platform import record
 from lpo_platform.evaluation.statistics import compare
+from lpo_platform.runs import files, record
 
 CONFIG = {
     "seed": 3,
@@ -105,14 +105,14 @@ def test_json_is_strict_and_takes_numpy(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.txt"
-    record.write_text(file, "old")
+    files.write_text(file, "old")
 
     def full(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
-        record.write_text(file, "new")
+        files.write_text(file, "new")
     assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
@@ -184,12 +184,13 @@ def test_difference_of_configs() -> None:
 
 def test_cut_off_lines_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n[1]\n\n{"a": 2}\n{"a": ')
-    assert record.read_lines(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}] and record.read_lines(tmp_path / "no") == []
+    assert files.read_lines(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}] and files.read_lines(tmp_path / "no") == []
 
 
 def test_no_heavy_import() -> None:
     code = (
-        "import sys, lpo_platform.record; print([m for m in ('torch', 'lightning', 'diffusers') if m in sys.modules])"
+        "import sys, lpo_platform.runs.record; "
+        "print([m for m in ('torch', 'lightning', 'diffusers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

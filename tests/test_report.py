@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 from toy_report import CHOICES, make_run, make_sweep
 
-from lpo_platform import record, sweep
-from lpo_platform.evaluation import items
+from lpo_platform.commands import report
+from lpo_platform.evaluation import item_table
 from lpo_platform.evaluation.statistics import alone, compare, entry
-from lpo_platform.tracking import command
-from lpo_platform.tracking.page.configuration import compose_defaults
-from lpo_platform.tracking.page.curves import smoothed, thinned, ticks
-from lpo_platform.tracking.page.markup import duration
-from lpo_platform.tracking.page.run import Run
-from lpo_platform.tracking.report import write_report
-from lpo_platform.tracking.serve import server
+from lpo_platform.runs import files, record
+from lpo_platform.tracking.report import sweep_table
+from lpo_platform.tracking.report.page.configuration import compose_defaults
+from lpo_platform.tracking.report.page.curves import smoothed, thinned, ticks
+from lpo_platform.tracking.report.page.markup import duration
+from lpo_platform.tracking.report.page.run import Run
+from lpo_platform.tracking.report.report import write_report
+from lpo_platform.tracking.report.serve import server
 
 
 class Page(HTMLParser):
@@ -127,7 +128,7 @@ def test_damaged_files_do_not_stop_the_page(tmp_path: Path) -> None:
 def test_nothing_from_the_run_becomes_markup(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", pictures=2, steps=20, count=10)
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$title"
-    lines = [json.dumps({**row, "caption": evil}) for row in items.read(folder / "evaluation" / "items.parquet")]
+    lines = [json.dumps({**row, "caption": evil}) for row in item_table.read(folder / "evaluation" / "items.parquet")]
     (folder / "evaluation" / "items.jsonl").write_text("\n".join(lines))
     (folder / "evaluation" / "items.parquet").unlink()
     with (folder / "metrics.jsonl").open("a") as file:
@@ -137,7 +138,7 @@ def test_nothing_from_the_run_becomes_markup(tmp_path: Path) -> None:
     result |= {"command": ["lpo-train", evil], "seed": evil}
     record.write_json(folder / "result.json", result)
     record.write_json(folder / "env.json", {"versions": {evil: evil}, "machine": {"cpu": evil}})
-    record.write_text(folder / "resolved.yaml", record.resolved_yaml({"a": evil}))
+    files.write_text(folder / "resolved.yaml", record.resolved_yaml({"a": evil}))
     page = Page(write_report(folder).read_text())
     assert page.tags.count("script") == 1 and page.handlers == [] and "x" not in page.addresses
     assert page.words.count(evil) >= 4
@@ -161,10 +162,10 @@ def test_difference_to_the_defaults_lists_what_was_changed(tmp_path: Path) -> No
     assert defaults is not None and "hydra" not in defaults
     changed = {**defaults, "seed": 7}
     folder = make_run(tmp_path / "run", pictures=1, steps=5, count=4)
-    record.write_text(folder / "resolved.yaml", record.resolved_yaml(changed))
+    files.write_text(folder / "resolved.yaml", record.resolved_yaml(changed))
     words = Page(write_report(folder).read_text()).words
     assert "Differs from the defaults of these options in 1 value" in words
-    record.write_text(folder / "resolved.yaml", record.resolved_yaml(defaults))
+    files.write_text(folder / "resolved.yaml", record.resolved_yaml(defaults))
     assert "Every value is the default" in Page(write_report(folder).read_text()).words
 
 
@@ -202,7 +203,7 @@ def test_the_sentinels_findings_are_told_from_silence_and_from_no_sentinel(tmp_p
 def test_every_item_stands_in_the_table_with_the_numbers_of_every_metric(run: Path) -> None:
     text = write_report(run).read_text()
     data = json.loads(html.unescape(re.search(r'data-items="([^"]*)"', text).group(1)))
-    kept = items.read(run / "evaluation" / "items.parquet")
+    kept = item_table.read(run / "evaluation" / "items.parquet")
     assert set(data["values"]) == {"canny/f1", "text/alignment", "image/distance"} and len(kept) == 128
     for name, pairs in data["values"].items():
         wanted = [[item[f"{name}/before"], item[f"{name}/after"]] for item in kept]
@@ -215,7 +216,7 @@ def test_a_model_alone_shows_its_values_and_how_it_departs_from_the_protocol(tmp
     scores = compare({"fid": values}, {"fid": values}, {"fid": False}, resamples=100)
     record.start(tmp_path, {"seed": 0}, ["lpo-eval"])
     record.finish(tmp_path, alone(scores, {"fid": values}), 4, 1.0, {}, 0, ["4 items instead of 500"])
-    items.write(tmp_path / "evaluation" / "items.parquet", list("abcd"), ["a cat"] * 4, {"after": {"fid": values}})
+    item_table.write(tmp_path / "evaluation" / "items.parquet", list("abcd"), ["a cat"] * 4, {"after": {"fid": values}})
     words = Page(write_report(tmp_path).read_text()).words
     assert words.count("a cat") == 4 and words.count("n/a") == 8
     assert "fid is 0.40 [0." in words and "Not as in the protocol: 4 items instead of 500." in words
@@ -227,7 +228,7 @@ def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sweeps_page_is_a_leaderboard_of_its_settings(sweep_folder: Path) -> None:
-    _, table = sweep.conclude(sweep_folder)
+    _, table = sweep_table.conclude(sweep_folder)
     page = Page((sweep_folder / "report.html").read_text())
     assert table and page.open == []
     assert "4 of 5 jobs finished. 4-cpo failed: beta: <not> a number." in page.words
@@ -270,10 +271,10 @@ def test_a_live_page_is_made_anew_and_nothing_else_is_served(served: str, sweep_
     assert ask(served, "/state")[1] != before and "train/news" in ask(served, "/0-cpo/report.html")[1]
 
 
-def report(*arguments: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+def lpo_report(*arguments: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["lpo-report", *arguments])
     with pytest.raises(SystemExit) as end:
-        command.main()
+        report.main()
     shown = capsys.readouterr()
     return int(end.value.code or 0), shown.out, shown.err
 
@@ -281,26 +282,26 @@ def report(*arguments: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
 def test_lpo_report_rebuilds_a_page_and_says_what_it_cannot(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     kit = {"capsys": capsys, "monkeypatch": monkeypatch}
     (run / "report.html").unlink(missing_ok=True)
-    assert report(str(run), **kit)[:2] == (0, f"{run / 'report.html'}\n") and (run / "report.html").is_file()
+    assert lpo_report(str(run), **kit)[:2] == (0, f"{run / 'report.html'}\n") and (run / "report.html").is_file()
     (run.parent / "latest").symlink_to(run.name)
-    assert report(str(run.parent), **kit)[0] == 0
-    assert report(str(tmp_path / "none"), **kit) == (2, "", f"lpo-report: {tmp_path / 'none'}: no such folder\n")
-    code, _, said = report(str(tmp_path), **kit)
+    assert lpo_report(str(run.parent), **kit)[0] == 0
+    assert lpo_report(str(tmp_path / "none"), **kit) == (2, "", f"lpo-report: {tmp_path / 'none'}: no such folder\n")
+    code, _, said = lpo_report(str(tmp_path), **kit)
     assert code == 2 and said.startswith(f"lpo-report: {tmp_path}: not a run (") and said.count("\n") == 1
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        code, _, said = report(str(run), "--watch", "--port", port, **kit)
+        code, _, said = lpo_report(str(run), "--watch", "--port", port, **kit)
     advice = "take another one, or 0 for any free one"
     assert code == 2 and said == f"lpo-report: --port {port}: Address already in use; {advice}\n"
-    code, _, said = report(str(run), "--watch", "--port", "70000", **kit)
+    code, _, said = lpo_report(str(run), "--watch", "--port", "70000", **kit)
     assert code == 2 and said.endswith(f"{advice}\n") and said.count("\n") == 1
 
 
 def test_watching_ends_with_ctrl_c_and_needs_no_torch(run: Path) -> None:
-    code = "import sys\nfrom lpo_platform.tracking import command\n"
-    code += "try: command.main()\nfinally: print('torch' in sys.modules)"
+    code = "import sys\nfrom lpo_platform.commands import report\n"
+    code += "try: report.main()\nfinally: print('torch' in sys.modules)"
     words = [sys.executable, "-c", code, str(run), "--watch", "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         address = re.match(r"http://([^/]+)/ shows ", process.stdout.readline()).group(1)

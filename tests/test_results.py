@@ -11,13 +11,15 @@ import pytest
 from omegaconf import OmegaConf
 from toy_report import make_sweep
 
-from lpo_platform import record, sweep
-from lpo_platform.config import CONF, diagnose, shipped
-from lpo_platform.tracking import campaign, outcomes
-from lpo_platform.tracking.tabular import Code, Table, html, latex, markdown
+from lpo_platform.config.compatibility import shipped
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.schema import CONF
+from lpo_platform.runs import files, record, sweep
+from lpo_platform.tracking.tables import finished_runs, planned_runs
+from lpo_platform.tracking.tables.table import Code, Table, html, latex, markdown
 
 REPO = Path(__file__).resolve().parents[1]
-LIST = campaign.read(REPO / "launchers" / "readme_table.yaml")
+LIST = planned_runs.read(REPO / "launchers" / "readme_table.yaml")
 HOSTILE = r"a_b & 50 % | <i>x</i> \cmd {y} ~z #1 $2 ^3 [t](u) *s* `q` --flag"
 
 
@@ -45,8 +47,8 @@ def canny(folder: Path, seed: int, after: float, half: float = 0.01) -> Path:
 
 def test_seeds_of_a_setting_are_one_line_with_one_command(tmp_path: Path) -> None:
     folders = [canny(tmp_path / str(seed), seed, after, half=0) for seed, after in enumerate((0.44, 0.46))]
-    found, left = outcomes.read(folders)
-    table = outcomes.summary(found)
+    found, left = finished_runs.read(folders)
+    table = finished_runs.summary(found)
     # mean 0.05 +- t(1) s / sqrt(2) = 12.706 x 0.01
     line = ["cpo, tiny", "canny/f1", "0, 1", "0.40", "0.45", "+0.05 [-0.08, +0.18]", "unclear"]
     assert left == [] and table.rows == [[*line, "lpo-train -m method=cpo task=canny seed=0,1 logger=none"]]
@@ -54,9 +56,9 @@ def test_seeds_of_a_setting_are_one_line_with_one_command(tmp_path: Path) -> Non
 
 
 def test_sweeps_come_apart_into_their_settings_and_what_failed_is_named(tmp_path: Path) -> None:
-    found, left = outcomes.read([make_sweep(tmp_path / "sweep")])
+    found, left = finished_runs.read([make_sweep(tmp_path / "sweep")])
     assert [path.name for path in left] == ["4-cpo"]
-    rows = outcomes.summary(found, ["text/alignment", "canny/f1"]).rows
+    rows = finished_runs.summary(found, ["text/alignment", "canny/f1"]).rows
     assert [(row[0], row[1], row[2]) for row in rows] == [
         (f"cpo, tiny, method.beta={beta}", metric, "0, 1")
         for beta in (9, 500)
@@ -65,30 +67,30 @@ def test_sweeps_come_apart_into_their_settings_and_what_failed_is_named(tmp_path
 
 
 def test_ours_stand_beside_the_papers_figures_in_the_papers_unit(tmp_path: Path) -> None:
-    found, _ = outcomes.read([canny(tmp_path / "a", 0, 0.44)])
-    controllability, quality = outcomes.beside_paper(found, "cpo")
+    found, _ = finished_runs.read([canny(tmp_path / "a", 0, 0.44)])
+    controllability, quality = finished_runs.beside_paper(found, "cpo")
     assert controllability.heads == ["method", "ADE", "COCO-Stuff", "COCO-Pose", "HumanArt", "Canny", "HED", "Lineart",
                                      "Depth", "source"]  # fmt: skip
     lines = {row[0]: row[1:] for row in controllability.rows}
-    assert lines["CPO"] == ["44.81", "35.49", "87.98", "45.71", "39.28", ".8201", ".8447", "27.49", outcomes.PAPER]
+    assert lines["CPO"] == ["44.81", "35.49", "87.98", "45.71", "39.28", ".8201", ".8447", "27.49", finished_runs.PAPER]
     assert lines["before: cpo, tiny, on toy"][:5] == ["-", "-", "-", "-", "40.0"]
     assert lines["cpo, tiny, on toy"][4] == "44.0 (+4.0 [+3.0, +5.0])"
     assert lines["cpo, tiny, on toy"][-1] == "lpo-train method=cpo task=canny seed=0 logger=none"
-    assert all(row[-1] == outcomes.PAPER for row in quality.rows) and "None of the given runs" in quality.notes[-1]
+    assert all(row[-1] == finished_runs.PAPER for row in quality.rows) and "None of the given runs" in quality.notes[-1]
 
 
 def test_a_paper_column_takes_the_runs_of_its_task_and_data(tmp_path: Path) -> None:
     metrics = {"quality/fid": (20.0, 18.0, -3.0, -1.0), "quality/clip_score": (30.0, 30.5, 0.0, 1.0)}
     metrics["pose/ap"] = (0.5, 0.6, 0.05, 0.15)
     choices = {"method": "cpo", "model": "sd15", "task": "pose", "data": "humanart"}
-    found, _ = outcomes.read([outcome(tmp_path / "a", ["task=pose"], choices, metrics)])
-    controllability, quality = outcomes.beside_paper(found, "cpo")
+    found, _ = finished_runs.read([outcome(tmp_path / "a", ["task=pose"], choices, metrics)])
+    controllability, quality = finished_runs.beside_paper(found, "cpo")
     assert controllability.rows[-2][1:9] == ["-", "-", "-", "50.0", "-", "-", "-", "-"]
     assert quality.rows[-1][1:5] == ["-", "-", "-", "18.0 (-2.0 [-3.0, -1.0])/30.5 (+0.5 [0.0, +1.0])"]
 
 
 def test_the_published_figures_are_whole() -> None:
-    tables = outcomes.published()
+    tables = finished_runs.published()
     assert set(tables) == {"cpo", "lpo", "pose_ddpo"}
     for table in (table for paper in tables.values() for table in paper):
         assert all(len(figures) == len(table["columns"]) for figures in table["rows"].values()), table["title"]
@@ -168,9 +170,9 @@ def test_every_run_of_the_readmes_tables_composes(tmp_path: Path) -> None:
 
 def test_only_missing_runs_are_made_and_failures_stop_no_other(tmp_path: Path, capsys) -> None:
     rows = [
-        campaign.Row("a", "canny/f1", ["method=cpo", "task=canny"], title="A", seeds=(0, 1)),
-        campaign.Row("b", "canny/f1", ["task=canny", "control.weights={a}/export"], title="B"),
-        campaign.Row("c", "canny/f1", ["task=hed"], title="C"),
+        planned_runs.Row("a", "canny/f1", ["method=cpo", "task=canny"], title="A", seeds=(0, 1)),
+        planned_runs.Row("b", "canny/f1", ["task=canny", "control.weights={a}/export"], title="B"),
+        planned_runs.Row("c", "canny/f1", ["task=hed"], title="C"),
     ]
     canny(tmp_path / "a-0", 0, 0.44)
     (tmp_path / "a-1" / ".hydra").mkdir(parents=True)
@@ -181,14 +183,14 @@ def test_only_missing_runs_are_made_and_failures_stop_no_other(tmp_path: Path, c
         asked.append(arguments)
         return int("task=hed" in arguments)
 
-    failed = campaign.make({"t": rows, "again": rows[:1]}, tmp_path, start)
+    failed = planned_runs.make({"t": rows, "again": rows[:1]}, tmp_path, start)
     assert asked == [
         [f"resume={tmp_path}/a-1"],
         ["task=canny", f"control.weights={tmp_path}/a-0/export", "seed=0", f"hydra.run.dir={tmp_path}/b-0"],
         ["task=hed", "seed=0", f"hydra.run.dir={tmp_path}/c-0"],
     ]
     assert failed == [tmp_path / "c-0"] and "4 of 4: c-0" in capsys.readouterr().err
-    table = campaign.table("t", rows, tmp_path)
+    table = planned_runs.table("t", rows, tmp_path)
     assert table.heads == ["", "before", "seed 0", "seed 1", "command"]
     assert table.rows[0] == ["A", "0.400", "+0.040 [+0.030, +0.050]", "not run",
                              "lpo-train method=cpo task=canny seed=0 logger=none"]  # fmt: skip
@@ -227,20 +229,20 @@ def test_beside_a_run_that_did_not_finish_the_newest_that_did_is_named(tmp_path:
 
 def test_a_metric_without_a_number_is_left_out(tmp_path: Path) -> None:
     folder = canny(tmp_path / "a", 0, 0.44)
-    result = record.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     result["metrics"]["canny/f1"]["before"] = math.nan
     record.write_json(folder / "result.json", result)
-    assert outcomes.summary(outcomes.read([folder])[0]).rows == []
+    assert finished_runs.summary(finished_runs.read([folder])[0]).rows == []
 
 
 def test_a_model_alone_has_a_value_and_no_base(tmp_path: Path) -> None:
     choices = {"model": "sd15", "task": "none", "data": "prompts"}
     folder = outcome(tmp_path / "a", ["model=sd15"], choices, {"preference/hps_v2": (0.1, 0.2646, 0.1, 0.2)})
-    result = record.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     result["metrics"]["preference/hps_v2"] |= {"before": None, "difference": None, "ci95": [None, None],
                                                "own_ci95": [0.260, 0.269]}  # fmt: skip
     record.write_json(folder / "result.json", result)
-    found, _ = outcomes.read([folder])
-    assert outcomes.summary(found).rows[0][:7] == ["sd15", "preference/hps_v2", "0", "", "0.2646", "", ""]
-    (table,) = outcomes.beside_paper(found, "lpo")
+    found, _ = finished_runs.read([folder])
+    assert finished_runs.summary(found).rows[0][:7] == ["sd15", "preference/hps_v2", "0", "", "0.2646", "", ""]
+    (table,) = finished_runs.beside_paper(found, "lpo")
     assert [row[3] for row in table.rows[-2:]] == ["28.96", "26.46"] and table.rows[-1][0] == "sd15, on prompts"

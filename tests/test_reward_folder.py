@@ -13,10 +13,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lpo_platform import noise
-from lpo_platform.benchmark.random_model import SD15, SDXL, Shape, random_model
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
+from lpo_platform.diffusion import noise
 from lpo_platform.models.latent_reward import UP, LatentReward
+from lpo_platform.models.random_weights import SD15, SDXL, Shape, random_model
 from lpo_platform.models.reward_folder import UNET_FILE, load_reward, save_reward
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
-from lpo_platform import noise
-from lpo_platform.data.rounds import Rounds
+from lpo_platform.data.prepared.rounds import Rounds
+from lpo_platform.diffusion import noise
 
 
 class Rows(torch.utils.data.Dataset):

@@ -20,17 +20,20 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from lpo_platform.cli import Command, _main, _score
-from lpo_platform.compose import help_text
-from lpo_platform.config import UserError, diagnose, shipped
-from lpo_platform.data.cache import Cache
+from lpo_platform.commands.main import _main
+from lpo_platform.commands.score import SHARD, cache_of, collect, compute, score, winner_less_loser
+from lpo_platform.commands.terminal import Command
+from lpo_platform.config.compatibility import shipped
+from lpo_platform.config.compose import help_text
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import UserError
 from lpo_platform.data.image_pairs import ImagePairs
-from lpo_platform.data.mpcf import COLUMNS, read_scores
+from lpo_platform.data.prepared.cache import Cache
+from lpo_platform.data.score_file import COLUMNS, read_scores
 from lpo_platform.data.source import Preference
 from lpo_platform.rewards.aesthetic import Aesthetic
 from lpo_platform.rewards.clip import Clip
 from lpo_platform.rewards.vqa import Vqa
-from lpo_platform.score import SHARD, cache_of, collect, compute, score, winner_less_loser
 
 REPO = Path(__file__).resolve().parents[1]
 HEAVY = "torch, lightning, diffusers, transformers, numpy, wandb"
@@ -219,7 +222,7 @@ def lpo_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: dict) -> 
         ]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["lpo-score", *line, *arguments])
         with pytest.raises(SystemExit) as end:
-            _main(Command("lpo-score", "score", _score))
+            _main(Command("lpo-score", "score"))
         return int(end.value.code or 0)
 
     yield run
@@ -296,7 +299,7 @@ def test_what_cannot_work_is_one_line_and_ends_with_2(
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
     data = {"_target_": "lpo_platform.data.toy.Toy", "num_train": 4, "num_test": 4}
-    hardware = {"_target_": "lpo_platform.hardware.Hardware"}
+    hardware = {"_target_": "lpo_platform.hardware.hardware.Hardware"}
     cfg = OmegaConf.create({"data": data, "hardware": hardware, "scores": {"clip": {}}, "resolution": 64})
     with pytest.raises(UserError, match="data: these are no pairs with a preference; what works: data=image_pairs"):
         score(cfg, tmp_path)

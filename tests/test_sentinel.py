@@ -11,18 +11,20 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lpo_platform import build, compose
-from lpo_platform.callbacks.alarms import Change, change, drifting, hacked
-from lpo_platform.callbacks.checkpoint import checkpoints
-from lpo_platform.callbacks.sentinel import Sentinel, last_look
-from lpo_platform.config import CONF
+from lpo_platform.commands import train
+from lpo_platform.config import compose
+from lpo_platform.config.schema import CONF
 from lpo_platform.data.source import first
 from lpo_platform.data.toy import Toy
 from lpo_platform.evaluation.appearance import appearance
-from lpo_platform.evaluation.evaluate import Drawing
-from lpo_platform.evaluation.evaluated import Evaluation
-from lpo_platform.record import read_json, read_lines, write_json
-from lpo_platform.tracking.files import Files
+from lpo_platform.evaluation.evaluation import Evaluation
+from lpo_platform.evaluation.evaluator import Drawing
+from lpo_platform.runs.files import read_json, read_lines
+from lpo_platform.runs.record import write_json
+from lpo_platform.tracking.callbacks.alarms import Change, change, drifting, hacked
+from lpo_platform.tracking.callbacks.checkpoint import checkpoints
+from lpo_platform.tracking.callbacks.sentinel import Sentinel, last_look
+from lpo_platform.tracking.loggers.files import Files
 
 WORDS = ("brightness", "dark_share", "edge_density", "saturation", "sharpness", "diversity")
 
@@ -195,7 +197,7 @@ DDPO = ["method.rounds=8", "method.prompts=8", "method.batch=320", "hardware.mic
 
 def trained(folder: Path, *overrides: str) -> list[dict]:
     """The alarms of a run."""
-    build.train(OmegaConf.create(compose.compose("train", [*SMALL, *overrides], [], CONF).values), folder)
+    train.train(OmegaConf.create(compose.compose("train", [*SMALL, *overrides], [], CONF).values), folder)
     return read_json(folder / "sentinel.json")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lpo_platform import signature as module
-from lpo_platform.signature import NotFound, signature
+from lpo_platform.config import signature as module
+from lpo_platform.config.signature import NotFound, signature
 
 SOURCE = """
 from __future__ import annotations
@@ -146,10 +146,10 @@ def test_what_does_not_exist_is_named():
         "lpo_platform.tasks.canny.Canny",
         "lpo_platform.data.toy.Toy",
         "lpo_platform.data.folder.Folder",
-        "lpo_platform.evaluation.evaluate.Evaluator",
-        "lpo_platform.hardware.Hardware",
+        "lpo_platform.evaluation.evaluator.Evaluator",
+        "lpo_platform.hardware.hardware.Hardware",
         "lpo_platform.methods.optim.AdamW",
-        "lpo_platform.callbacks.settings.Callbacks",
+        "lpo_platform.tracking.callbacks.settings.Callbacks",
     ],
 )
 def test_the_source_says_what_the_imported_class_says(target: str):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lpo_platform import record
+from lpo_platform.runs import files
 
 REPO = Path(__file__).resolve().parents[1]
 SMOKE = ["method=cpo", "task=canny", "debug=smoke"]
@@ -73,18 +73,18 @@ def test_one_option_sends_a_single_run_to_slurm(tmp_path: Path):
     )
     finish(process)
     (folder,) = (tmp_path / "out").glob("0-*")
-    assert record.read_json(folder / "result.json")["status"] == "finished"
+    assert files.read_json(folder / "result.json")["status"] == "finished"
     assert len(list((tmp_path / "out").glob(".submitit/*/*_submission.sh"))) == 1
 
 
 def test_a_sweep_is_an_array_and_ends_with_its_table(sweep: Path):
     tasks = {path.name for path in sweep.glob(".submitit/*_[01]")}
     assert len(tasks) == 2 and len({name.partition("_")[0] for name in tasks}) == 1
-    summary = record.read_json(sweep / "sweep.json")
+    summary = files.read_json(sweep / "sweep.json")
     assert [job["status"] for job in summary["jobs"]] == ["finished", "finished"]
     assert {row["metric"] for row in summary["rows"]} >= {"canny/f1"}
     assert all(row["seeds"] == [0, 1] for row in summary["rows"])
-    results = [record.read_json(sweep / job["folder"] / "result.json") for job in summary["jobs"]]
+    results = [files.read_json(sweep / job["folder"] / "result.json") for job in summary["jobs"]]
     row = next(row for row in summary["rows"] if row["metric"] == "canny/f1")
     assert row["differences"] == pytest.approx([r["metrics"]["canny/f1"]["difference"] for r in results], abs=1e-12)
 
@@ -133,9 +133,9 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_from_its_checkpoint(proce
     wait_for(running)
     finish(process)
     (folder,) = out.glob("0-*")
-    assert record.read_json(folder / "env.json")["resumed"] == 1
-    assert record.read_json(folder / "result.json")["status"] == "finished"
-    losses = [row["step"] for row in record.read_lines(folder / "metrics.jsonl") if "train/loss" in row]
+    assert files.read_json(folder / "env.json")["resumed"] == 1
+    assert files.read_json(folder / "result.json")["status"] == "finished"
+    losses = [row["step"] for row in files.read_lines(folder / "metrics.jsonl") if "train/loss" in row]
     assert losses == list(range(30))
 
 

@@ -10,7 +10,7 @@ import toy_rewards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.rewards.pickscore import PickScore
 from lpo_platform.rewards.reward import PredictionReward, predicted
 from lpo_platform.rewards.spm import SPM

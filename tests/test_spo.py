@@ -11,8 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lpo_platform import build, compose
-from lpo_platform.config import CONF, UserError
+from lpo_platform.commands import train
+from lpo_platform.config import compose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.methods.spo import SPO
 from lpo_platform.models.policy import Policy
@@ -202,7 +204,7 @@ def test_a_run_of_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "model.num_inference_steps=3", "callbacks.samples=2", "logger=none",
     ]  # fmt: skip
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
-    metrics = build.train(copy.deepcopy(cfg), tmp_path / "run")
+    metrics = train.train(copy.deepcopy(cfg), tmp_path / "run")
     assert {"reward/score", "text/alignment"} <= set(metrics)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("rollout/valid" in line for line in lines)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.models.control import ControlNet
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.weights import digest

@@ -7,12 +7,12 @@ import torch
 import toy_stable_diffusion as toy
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionXLPipeline
 
-from lpo_platform import noise
-from lpo_platform.benchmark.random_model import SD15, SD21, SDXL, RandomStableDiffusion, RandomStableDiffusionXL, Shape
-from lpo_platform.config import UserError
-from lpo_platform.evaluation.generate import Sampling, sample_latents
+from lpo_platform.config.errors import UserError
+from lpo_platform.diffusion import noise
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.random_weights import SD15, SD21, SDXL, RandomStableDiffusion, RandomStableDiffusionXL, Shape
+from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.shared_encoder import conditions, decode, encode
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL, pack, unpack

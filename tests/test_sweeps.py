@@ -12,10 +12,17 @@ import pytest
 import scipy.stats
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform import record, seeds, slurm, sweep
-from lpo_platform.cli import Command, _main, claim
-from lpo_platform.compose import _installed, compose
-from lpo_platform.config import CONF, UserError, diagnose
+from lpo_platform.commands import main as commands
+from lpo_platform.commands.main import _main, claim
+from lpo_platform.commands.terminal import Command
+from lpo_platform.commands.train import about
+from lpo_platform.config.compose import compose
+from lpo_platform.config.diagnose import _installed, diagnose
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.hardware import slurm
+from lpo_platform.runs import files, record, seeds, sweep
+from lpo_platform.tracking.report import sweep_table
 
 REPO = Path(__file__).resolve().parents[1]
 FOLDER = Path("outputs/sweeps/mine")
@@ -49,8 +56,9 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
     def run(*arguments: str, work: Callable[[DictConfig, Path], object]) -> int:
         monkeypatch.setattr(sys, "argv", ["lpo-train", *arguments])
+        monkeypatch.setattr(commands, "work_of", lambda name: work)
         with pytest.raises(SystemExit) as end:
-            _main(Command("lpo-train", "train", work))
+            _main(Command("lpo-train", "train"))
         return int(end.value.code or 0)
 
     yield run
@@ -116,7 +124,7 @@ def test_a_folder_takes_no_second_sweep_and_no_job_another_configuration(main, c
     shown = capsys.readouterr().err
     assert "holds a run with another configuration (optim); give the sweep a new hydra.sweep.dir\n" in shown
     assert f"  {JOBS[0]} foreign: its folder holds a run with another configuration (optim)\n" in shown
-    assert record.read_json(FOLDER / JOBS[0] / "result.json")["status"] == "finished"
+    assert files.read_json(FOLDER / JOBS[0] / "result.json")["status"] == "finished"
     assert main(*line, "seed=5", work=train) == 2
     assert "hydra.sweep.dir=outputs/sweeps/mine holds another sweep (task=canny optim=mine" in capsys.readouterr().err
 
@@ -138,7 +146,7 @@ def test_a_job_without_an_end_and_one_at_work_are_told_from_finished_ones(tmp_pa
     job(10, ["seed=1"], {"status": "running"})
     job(2, ["seed=0"], None)
     with claim(job(3, ["seed=2"], {"status": "running"})):
-        jobs, table = sweep.conclude(FOLDER)
+        jobs, table = sweep_table.conclude(FOLDER)
     assert [(job.number, job.status) for job in jobs] == [(2, "interrupted"), (3, "running"), (10, "interrupted")]
     assert table == "" and json.loads((FOLDER / "sweep.json").read_text())["status"] == "failed"
 
@@ -150,7 +158,7 @@ def test_the_table_over_seeds_by_hand(tmp_path: Path, monkeypatch):
         metrics = {"canny/f1": metric(0.4, value, value - 0.41, value - 0.39)}
         overrides = ["task=canny", f"method.beta={beta}", f"seed={seed}"]
         job(number, overrides, {"status": "finished", "seed": seed, "seconds": 1.0, "metrics": metrics})
-    _, table = sweep.conclude(FOLDER)
+    _, table = sweep_table.conclude(FOLDER)
     rows = json.loads((FOLDER / "sweep.json").read_text())["rows"]
     assert [row["setting"] for row in rows] == ["method.beta=500", "method.beta=9"]
     for row, beta in zip(rows, (500, 9), strict=True):
@@ -218,8 +226,8 @@ def test_jobs_of_a_launcher_run_in_processes_of_their_own(main, capsys):
 
         from omegaconf import OmegaConf
 
-        from lpo_platform import record
-        from lpo_platform.config import UserError
+        from lpo_platform.config.errors import UserError
+        from lpo_platform.runs import record
 
         record.start(folder, OmegaConf.to_container(cfg, resolve=True), sys.argv)
         (folder / "process").write_text(str(os.getpid()))
@@ -232,12 +240,12 @@ def test_jobs_of_a_launcher_run_in_processes_of_their_own(main, capsys):
     assert f"  {JOBS[1]} (seed=1) failed: seed 1 is unlucky\n" in capsys.readouterr().err
     processes = {(FOLDER / name / "process").read_text() for name in JOBS}
     assert len(processes) == 2 and statuses() == ["finished", "failed"]
-    assert record.read_json(FOLDER / JOBS[0] / "result.json")["command"][:2] == ["lpo-train", "-m"]
+    assert files.read_json(FOLDER / JOBS[0] / "result.json")["command"][:2] == ["lpo-train", "-m"]
 
 
 @pytest.mark.slow
 def test_real_runs_in_a_sweep_one_of_which_fails(tmp_path: Path, capsys, monkeypatch):
-    from lpo_platform.cli import train as command
+    from lpo_platform.commands.main import train as command
 
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
@@ -256,7 +264,7 @@ def test_real_runs_in_a_sweep_one_of_which_fails(tmp_path: Path, capsys, monkeyp
         with pytest.raises(SystemExit) as end:
             command()
         assert end.value.code == 2 and statuses() == ["failed", "finished"]
-        seconds.append(record.read_json(FOLDER / JOBS[1] / "result.json")["seconds"])
+        seconds.append(files.read_json(FOLDER / JOBS[1] / "result.json")["seconds"])
         assert "no file named config.json" in capsys.readouterr().err
     assert seconds[0] == seconds[1]  # it was not run again
     (row,) = [row for row in json.loads((FOLDER / "sweep.json").read_text())["rows"] if row["metric"] == "canny/f1"]
@@ -326,7 +334,7 @@ def test_optuna_is_an_extra():
 
 
 def test_a_job_asks_slurm_for_the_processes_that_its_hardware_says():
-    from lpo_platform.compose import hydra_settings
+    from lpo_platform.config.compose import hydra_settings
 
     words = ["hydra/launcher=slurm", "hardware=ddp", "hardware.devices=4", "hardware.num_nodes=2", "sweep=seeds"]
     launcher = hydra_settings("train", words, [], CONF).hydra.launcher
@@ -349,10 +357,9 @@ def test_the_committed_sweeps_are_over_what_they_say():
 
 
 def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_path: Path, monkeypatch):
-    from lpo_platform import build
-    from lpo_platform.tracking.guest import invite
-    from lpo_platform.tracking.telling import tell
-    from lpo_platform.tracking.wandb import Wandb
+    from lpo_platform.tracking.loggers.final_tables import tell
+    from lpo_platform.tracking.loggers.service import invite
+    from lpo_platform.tracking.loggers.wandb import Wandb
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -362,7 +369,7 @@ def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_pat
     groups, identifiers = set(), set()
     for folder in (FOLDER / JOBS[0], FOLDER / JOBS[1]):
         folder.mkdir()
-        guest = invite(Wandb("p"), folder, build.about(cfg, folder))
+        guest = invite(Wandb("p"), folder, about(cfg, folder))
         tell(guest, {"canny/f1": metric(0.4, 0.5, 0.0, 0.2)}, folder, 3)
         groups.add(guest.run.group)
         identifiers.add(guest.run.id)

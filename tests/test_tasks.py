@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpo_platform.config import UserError, diagnose
-from lpo_platform.data.toy import PARTS, Toy, ToySplit
-from lpo_platform.evaluation.evaluate import Evaluation, compare_evaluations
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.toy import Toy
+from lpo_platform.evaluation.evaluator import Evaluation, compare_evaluations
 from lpo_platform.evaluation.statistics import compare_pooled
+from lpo_platform.models.tiny.scenes import PARTS, ToySplit
 from lpo_platform.tasks import depth, pose, skeleton
 from lpo_platform.tasks.canny import Canny
 from lpo_platform.tasks.depth import Depth, rmse
@@ -597,8 +599,8 @@ def test_every_option_composes_and_its_live_arguments_cannot_be_set(name: str) -
 def test_the_rule_for_detector_auto(model: str, data: str, tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
 
-    from lpo_platform import build
-    from lpo_platform.config import CONF
+    from lpo_platform.commands import build
+    from lpo_platform.config.schema import CONF
 
     overrides = [f"model={model}", f"data={data}", "task=depth", "task.pretrained=false"]
     with initialize_config_dir(str(CONF), version_base="1.3"):

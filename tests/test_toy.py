@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lpo_platform.data.toy import (
+from lpo_platform.data.toy import Toy
+from lpo_platform.models.tiny.scenes import (
     BACKGROUNDS,
     CLASSES,
     COLOUR_NAMES,
@@ -18,7 +19,6 @@ from lpo_platform.data.toy import (
     Person,
     Scene,
     ShapePair,
-    Toy,
     all_contents,
     held_out,
     parse,

@@ -18,17 +18,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lpo_platform import build, compose
-from lpo_platform.config import CONF
-from lpo_platform.record import read_lines
-from lpo_platform.tracking import wandb as service
-from lpo_platform.tracking.distributions import Histogram, by_timestep, histogram, histograms, note
-from lpo_platform.tracking.files import Files, Resume
-from lpo_platform.tracking.guest import About, Artifact, Guest, invite, log
-from lpo_platform.tracking.metrics import AXES, METRICS, find, logged_by
-from lpo_platform.tracking.tensorboard import TensorBoard
-from lpo_platform.tracking.trackio import Trackio
-from lpo_platform.tracking.wandb import Wandb
+from lpo_platform.commands import train
+from lpo_platform.config import compose
+from lpo_platform.config.schema import CONF
+from lpo_platform.methods.histograms import Histogram, by_timestep, histogram, histograms, note
+from lpo_platform.runs.files import read_lines
+from lpo_platform.tracking.loggers import wandb as service
+from lpo_platform.tracking.loggers.files import Files, Resume
+from lpo_platform.tracking.loggers.metrics import AXES, METRICS, find, logged_by
+from lpo_platform.tracking.loggers.service import About, Artifact, Guest, invite, log
+from lpo_platform.tracking.loggers.tensorboard import TensorBoard
+from lpo_platform.tracking.loggers.trackio import Trackio
+from lpo_platform.tracking.loggers.wandb import Wandb
 
 
 class Line(L.LightningModule):
@@ -391,7 +392,7 @@ def test_a_real_run_logs_every_metric_that_is_declared_and_no_other(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     composed = compose.compose("train", [*RUNS[method], *TINY], [], CONF)
-    build.train(OmegaConf.create(composed.values), tmp_path / "run")
+    train.train(OmegaConf.create(composed.values), tmp_path / "run")
 
     records = read_back(next((tmp_path / "run" / "wandb").glob("offline-run-*")))
     axes = {metric["name"]: metric.get("step_metric") for metric in all_of(records, "metric")}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lpo_platform.data.toy import Toy
-from lpo_platform.evaluation import items
+from lpo_platform.evaluation import item_table
 
 SMALL = [
     "method.steps=6", "method.batch=4", "callbacks.every=2", "callbacks.samples=2", "metrics.num_samples=6",
@@ -64,7 +64,7 @@ def test_run_folder_holds_the_result(straight: Path) -> None:
     lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     assert {"train/loss", "train/grad_norm", "cpo/weight"} <= set().union(*lines)
     assert lines[-1]["perf/train_seconds"] > 0
-    rows = items.read(straight / "evaluation" / "items.parquet")
+    rows = item_table.read(straight / "evaluation" / "items.parquet")
     assert len(rows) == 6 and {"id", "caption", "canny/f1/before", "canny/f1/after"} <= set(rows[0])
     assert (straight / "report.html").stat().st_size > 10_000
     assert (straight / "samples" / "grid.png").exists()
@@ -96,13 +96,13 @@ def test_stock_diffusers_draws_our_picture_from_the_export(straight: Path) -> No
     """from_pretrained needs none of our code, and its pipeline repeats our sampling loop."""
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
-    from lpo_platform.evaluation.generate import Sampling, sample_latents
+    from lpo_platform.diffusion.noise import normal
     from lpo_platform.models.adapter import Condition
     from lpo_platform.models.policy import Policy
+    from lpo_platform.models.sampling import Sampling, sample_latents
     from lpo_platform.models.stable_diffusion import StableDiffusion
     from lpo_platform.models.tuning import Control
     from lpo_platform.models.weights import ASSETS
-    from lpo_platform.noise import normal
     from lpo_platform.tasks.canny import Canny
 
     control = ControlNetModel.from_pretrained(straight / "export" / "controlnet")

@@ -6,7 +6,7 @@ import torch
 import toy_size
 from torch import Tensor
 
-from lpo_platform import noise
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.optim import AdamW

@@ -20,13 +20,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lpo_platform.benchmark.random_model import RandomStableDiffusion
-from lpo_platform.build import quiet
-from lpo_platform.callbacks.checkpoint import Checkpoint, newest
-from lpo_platform.callbacks.ema import EMA
-from lpo_platform.data.rollouts import Rollouts
-from lpo_platform.data.rounds import Rounds
-from lpo_platform.hardware import Hardware
+from lpo_platform.commands.job_log import quiet
+from lpo_platform.data.prepared.rounds import Rounds
+from lpo_platform.hardware.hardware import Hardware
+from lpo_platform.hardware.sharding import whole
 from lpo_platform.methods.control import Control as Supervised
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.cpo import CPO
@@ -35,12 +32,15 @@ from lpo_platform.methods.lrm import LRM
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.online import Online
 from lpo_platform.methods.optim import AdamW
+from lpo_platform.methods.rollouts import Rollouts
 from lpo_platform.models.export import export
 from lpo_platform.models.policy import Policy
+from lpo_platform.models.random_weights import RandomStableDiffusion
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.tuning import Control, Full, Lora, Reward
-from lpo_platform.sharding import whole
 from lpo_platform.tasks.hed import Hed
+from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
+from lpo_platform.tracking.callbacks.ema import EMA
 
 BATCH = 4
 BRANCHES = {"control": toy_size.controlnet, "dino": toy_size.controlnet_dino}
@@ -151,7 +151,7 @@ def train(job: Job, hardware: Hardware) -> dict[str, Any]:
             module.double()
     for module in (step.policy, *(step.policy._frozen or {}).values()):
         module.to(memory_format=torch.channels_last)  # as the adapters load what learns
-    hardware.prepare(step.policy)
+    hardware.prepare(step.policy.networks)
     step.train()
     micro_batch, accumulation = hardware.split(step.batch)
     if isinstance(step, Online):
@@ -199,7 +199,7 @@ def together(jobs: dict[str, Job], size: int, folder: Path) -> list[dict[str, An
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = get_context("forkserver")
-    context.set_forkserver_preload(["lpo_platform.build"])  # imported once, and not in every process
+    context.set_forkserver_preload(["lpo_platform.commands.build"])  # imported once, and not in every process
     folder.mkdir(parents=True, exist_ok=True)
     started = [context.Process(target=_process, args=(jobs, rank, size, port, folder)) for rank in range(size)]
     for process in started:

@@ -7,10 +7,10 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from lpo_platform import record
-from lpo_platform.evaluation import items
+from lpo_platform.evaluation import item_table
 from lpo_platform.evaluation.statistics import compare
-from lpo_platform.tracking.report import write_report
+from lpo_platform.runs import files, record
+from lpo_platform.tracking.report.report import write_report
 
 CHOICES = {"model": "tiny", "method": "cpo", "task": "canny", "control": "controlnet", "data": "toy"}
 
@@ -37,7 +37,7 @@ def make_run(folder: Path, *, pictures: int = 16, side: int = 64, steps: int = 3
     generator = np.random.default_rng(0)
     config = {
         "name": None, "seed": 0, "resume": None,
-        "model": {"_target_": "lpo_platform.models.tiny.load", "resolution": side, "guidance": 3.0},
+        "model": {"_target_": "lpo_platform.models.tiny.stable_diffusion.load", "resolution": side, "guidance": 3.0},
         "task": {"_target_": "lpo_platform.tasks.canny.Canny", "low": 0.1, "high": 0.2},
         "method": {"_target_": "lpo_platform.methods.cpo.CPO", "loss": "hard", "beta": 2500.0, "steps": steps},
         "optim": {"lr": 1e-05},
@@ -65,7 +65,7 @@ def make_run(folder: Path, *, pictures: int = 16, side: int = 64, steps: int = 3
     better = {"canny/f1": True, "text/alignment": True, "image/distance": False}
     captions = [f"a large {['red', 'blue', 'green'][i % 3]} circle left of a small square" for i in range(count)]
     sides = {"before": before, "after": after}
-    items.write(folder / "evaluation" / "items.parquet", [f"{i:05d}" for i in range(count)], captions, sides)
+    item_table.write(folder / "evaluation" / "items.parquet", [f"{i:05d}" for i in range(count)], captions, sides)
 
     for i in range(pictures):
         clean = scene(generator, noise=0, seed=i, side=side)
@@ -91,7 +91,7 @@ def make_sweep(folder: Path) -> Path:
         hydra = {"job": {"num": number, "name": "train"}, "runtime": {"choices": CHOICES}}
         OmegaConf.save({"hydra": hydra}, job / ".hydra" / "hydra.yaml")
         (job / ".hydra" / "config.yaml").write_text((job / "resolved.yaml").read_text())
-        result = record.read_json(job / "result.json") | {"seed": seed}
+        result = files.read_json(job / "result.json") | {"seed": seed}
         rise = number / 50  # without an error of its own, so that the seeds alone make the interval
         result["metrics"]["canny/f1"] |= {"before": 0.4, "after": 0.4 + rise, "ci95": [rise, rise]}
         record.write_json(job / "result.json", result)

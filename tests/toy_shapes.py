@@ -2,7 +2,7 @@
 
 import toy_size
 
-from lpo_platform.benchmark.random_model import Shape
+from lpo_platform.models.random_weights import Shape
 
 TOY = Shape(
     name="toy",

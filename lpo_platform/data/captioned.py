@@ -11,15 +11,15 @@ import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 
-from lpo_platform.config import UserError
-from lpo_platform.data.cache import fingerprint
-from lpo_platform.data.cells import Unusable, labels, picture, square
-from lpo_platform.data.findings import Findings
-from lpo_platform.data.hub import local_folder
-from lpo_platform.data.line_files import LineFiles
-from lpo_platform.data.row_files import SUFFIXES, RowFiles, Unreadable, find_split
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import Sample
-from lpo_platform.data.tar_files import TarFiles
+from lpo_platform.data.tables.decode import Unusable, labels, picture, square
+from lpo_platform.data.tables.hub import local_folder
+from lpo_platform.data.tables.json_lines import LineFiles
+from lpo_platform.data.tables.parquet import SUFFIXES, RowFiles, Unreadable, find_split
+from lpo_platform.data.tables.webdataset import TarFiles
+from lpo_platform.runs.files import fingerprint
 from lpo_platform.tasks.task import Task
 
 log = logging.getLogger(__name__)

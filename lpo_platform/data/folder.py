@@ -13,21 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lpo_platform.config import UserError
-from lpo_platform.data.cache import fingerprint
-from lpo_platform.data.captions import ORIGINS, Captions, find_captions
-from lpo_platform.data.findings import Findings
-from lpo_platform.data.pictures import (
-    FORBIDDEN,
-    MIN_SIDE,
-    SUFFIXES,
-    VERSION,
-    Look,
-    look_at_all,
-    open_rgb,
-    resize,
-)
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.caption_files import ORIGINS, Captions, find_captions
+from lpo_platform.data.picture_files import FORBIDDEN, MIN_SIDE, SUFFIXES, VERSION, Look, look_at_all, open_rgb, resize
+from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import Sample
+from lpo_platform.runs.files import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lpo_platform.config import UserError
-from lpo_platform.data.cache import fingerprint
-from lpo_platform.data.cells import Unusable, picture, square
-from lpo_platform.data.findings import Findings
-from lpo_platform.data.hub import local_folder
-from lpo_platform.data.mpcf import Scores, Strategy, read_scores
+from lpo_platform.config.errors import UserError
 from lpo_platform.data.pair_prompts import PairPrompts
-from lpo_platform.data.row_files import RowFiles, Unreadable, find_split
+from lpo_platform.data.reading_report import Findings
+from lpo_platform.data.score_file import Scores, Strategy, read_scores
 from lpo_platform.data.source import Preference
+from lpo_platform.data.tables.decode import Unusable, picture, square
+from lpo_platform.data.tables.hub import local_folder
+from lpo_platform.data.tables.parquet import RowFiles, Unreadable, find_split
+from lpo_platform.runs.files import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from lpo_platform.config import UserError
-from lpo_platform.data.cache import fingerprint
-from lpo_platform.data.findings import Findings
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import Sample
+from lpo_platform.runs.files import fingerprint
 
 logger = logging.getLogger(__name__)
 

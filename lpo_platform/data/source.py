@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lpo_platform.data.cells import Unusable
+from lpo_platform.data.tables.decode import Unusable
 
 
 @dataclass(frozen=True)

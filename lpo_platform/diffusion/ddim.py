@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lpo_platform import noise as keyed
+from lpo_platform.diffusion import noise as keyed
 from lpo_platform.diffusion.gaussian import Gaussian
 
 PREDICTIONS = ("epsilon", "v_prediction")

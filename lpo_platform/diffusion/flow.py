@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lpo_platform import noise as keyed
+from lpo_platform.diffusion import noise as keyed
 from lpo_platform.diffusion.gaussian import Gaussian
 
 OTHER_SCHEDULES = ("shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lpo_platform import noise
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 
 

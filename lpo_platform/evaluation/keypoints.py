@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from lpo_platform.config import UserError
-from lpo_platform.data.keypoint_files import People
+from lpo_platform.config.errors import UserError
+from lpo_platform.tasks.keypoint_files import People
 from lpo_platform.tasks.oks import oks, reported_ap, shown_extent
 
 Area = Literal["segment", "bbox", "bbox053", "keypoints", "image"]

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lpo_platform import noise
-from lpo_platform.data.preference_rows import PreferenceRows
+from lpo_platform.data.prepared.preferences import PreferenceRows
 from lpo_platform.data.source import Sample
-from lpo_platform.distributed import each, everywhere
-from lpo_platform.evaluation.evaluated import Evaluation
+from lpo_platform.diffusion import noise
+from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.evaluation.statistics import compare, entry, statistic_interval
+from lpo_platform.hardware.distributed import each, everywhere
 from lpo_platform.methods.lrm import pair_accuracy
 from lpo_platform.models.policy import Policy
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lpo_platform.config import CONF
+from lpo_platform.config.schema import CONF
 
 # settings that change no figure of a paper
 FREE = ("_target_", "batch", "defaults", "measures", "protocol", "rows", "save", "shown")

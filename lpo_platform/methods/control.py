@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpo_platform.losses import denoising_error
+from lpo_platform.methods.losses import denoising_error
 from lpo_platform.methods.method import Batch, Method
 
 

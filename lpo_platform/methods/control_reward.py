@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lpo_platform import losses
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
+from lpo_platform.hardware.transfer import upload
+from lpo_platform.methods import losses
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
 from lpo_platform.tasks.task import Task
-from lpo_platform.upload import upload
 
 
 class ControlReward(Method):

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform import losses
-from lpo_platform.config import UserError
-from lpo_platform.data.condition_pairs import from_uint8, to_uint8, worse
-from lpo_platform.evaluation.generate import Sampling
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.prepared.conditions import from_uint8, to_uint8, worse
+from lpo_platform.methods import losses
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
+from lpo_platform.models.sampling import Sampling
 from lpo_platform.tasks.task import Task
 
 

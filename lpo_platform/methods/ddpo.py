@@ -11,16 +11,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform import advantages, losses, noise
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
-from lpo_platform.distributed import Rows, share
+from lpo_platform.hardware.distributed import Rows, share
+from lpo_platform.methods import advantages, losses
 from lpo_platform.methods.method import Batch
-from lpo_platform.methods.ratios import Ratios
+from lpo_platform.methods.ratio_statistics import Ratios
 from lpo_platform.methods.trajectories import Trajectories
+from lpo_platform.methods.transition_order import Order, arrange
 from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.rewards.reward import name_of, weights_of
-from lpo_platform.transitions import Order, arrange
 
 log = logging.getLogger(__name__)
 

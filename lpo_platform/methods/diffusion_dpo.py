@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpo_platform import losses
+from lpo_platform.methods import losses
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.rewards.reward import Reward, StepReward

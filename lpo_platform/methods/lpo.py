@@ -13,17 +13,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpo_platform import losses, noise
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.rollout import rollout
-from lpo_platform.distributed import Rows
-from lpo_platform.evaluation.generate import Sampling
+from lpo_platform.hardware.distributed import Rows
+from lpo_platform.hardware.transfer import upload
+from lpo_platform.methods import losses
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
-from lpo_platform.preferences import Rule, select, thresholds
-from lpo_platform.rewards.refresh import Refresh
+from lpo_platform.methods.preferences import Rule, select, thresholds
+from lpo_platform.methods.reward_refresh import Refresh
+from lpo_platform.models.sampling import Sampling
 from lpo_platform.rewards.reward import StepReward
-from lpo_platform.upload import upload
 
 
 class LPO(Online):

@@ -5,10 +5,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform import losses, noise
+from lpo_platform.diffusion import noise
+from lpo_platform.hardware.transfer import upload
+from lpo_platform.methods import losses
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.latent_reward import LatentReward
-from lpo_platform.upload import upload
 
 
 class LRM(Method):

@@ -8,14 +8,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lpo_platform import noise
-from lpo_platform.data.condition_pairs import from_uint8
-from lpo_platform.distributed import mean
+from lpo_platform.data.prepared.conditions import from_uint8
+from lpo_platform.diffusion import noise
+from lpo_platform.hardware.distributed import mean
+from lpo_platform.hardware.sharding import whole
+from lpo_platform.hardware.transfer import upload
+from lpo_platform.methods.histograms import Noted, histograms, note
 from lpo_platform.methods.optim import Optim
 from lpo_platform.models.policy import Policy
-from lpo_platform.sharding import whole
-from lpo_platform.tracking.distributions import Noted, histograms, note
-from lpo_platform.upload import upload
 
 Batch = dict[str, Tensor]
 

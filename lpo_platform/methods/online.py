@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpo_platform import noise
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.data.source import Sample
-from lpo_platform.distributed import Rows, gather, mean, share, world
+from lpo_platform.diffusion import noise
+from lpo_platform.hardware.distributed import Rows, gather, mean, share, world
+from lpo_platform.hardware.sharding import whole
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.shared_encoder import Encoded
-from lpo_platform.sharding import whole
 
 
 class Online(Method):

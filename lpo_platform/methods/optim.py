@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 
 
 class Optim:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpo_platform import noise
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
-from lpo_platform.distributed import Rows
+from lpo_platform.hardware.distributed import Rows
+from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.method import Batch
-from lpo_platform.preferences import select
+from lpo_platform.methods.preferences import select
 from lpo_platform.rewards.reward import PredictionReward, Reward, predicted
-from lpo_platform.upload import upload
 
 
 @dataclass(frozen=True)

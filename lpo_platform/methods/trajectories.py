@@ -6,19 +6,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform import noise
-from lpo_platform.config import UserError
-from lpo_platform.data.condition_pairs import from_uint8, to_uint8
-from lpo_platform.data.conditions import truth_of
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.prepared.conditions import from_uint8, to_uint8
 from lpo_platform.data.source import Sample
+from lpo_platform.data.truth import truth_of
+from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.rollout import rollout
 from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
-from lpo_platform.distributed import Rows
-from lpo_platform.evaluation.evaluate import reward_of
-from lpo_platform.methods.aside import Aside
+from lpo_platform.hardware.distributed import Rows
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
-from lpo_platform.rewards.reward import Asked, Reward, StepReward, checked, name_of, parts
+from lpo_platform.methods.overlap import Aside
+from lpo_platform.rewards.reward import Asked, Reward, StepReward, checked, name_of, parts, reward_of
 from lpo_platform.tasks.task import Task
 
 

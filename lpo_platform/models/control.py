@@ -6,7 +6,7 @@ import torch
 from diffusers import ControlNetModel
 from transformers import AutoModel, Dinov2Model
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel, resize_of, size_of
 from lpo_platform.models.weights import digest, load

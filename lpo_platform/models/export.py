@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lpo_platform.config import UserError
-from lpo_platform.distributed import lead, wait
+from lpo_platform.config.errors import UserError
+from lpo_platform.hardware.distributed import lead, wait
+from lpo_platform.hardware.sharding import kept, like
 from lpo_platform.models import lora
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward, save_reward
-from lpo_platform.record import write_text
-from lpo_platform.sharding import kept, like
+from lpo_platform.runs.files import write_text
 
 ORIGINS = {"_name_or_path", "name_or_path"}
 FOLDERS = {"control": "controlnet", "reward": "reward"}  # of the denoiser's parts the adapter knows

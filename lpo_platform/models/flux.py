@@ -12,12 +12,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, Flux
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion.flow import Flow
+from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import flux_transformer  # noqa: F401 (its halves serve policies of this model)
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import pack
-from lpo_platform.upload import upload
 
 
 class Flux(StableDiffusion):

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from lpo_platform.hardware.transfer import upload
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.shared_encoder import descend, embed_time, precision
 from lpo_platform.models.stable_diffusion_xl import encode_text, unpack
-from lpo_platform.upload import upload
 
 UP = ("up_blocks.", "conv_norm_out.", "conv_out.")
 Text = dict[str, Tensor]

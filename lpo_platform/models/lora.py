@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.models.weights import is_path, locate, split
 
 FILES = ("pytorch_lora_weights.safetensors", "unet_lora.pt")

@@ -70,6 +70,11 @@ class Policy(nn.Module):
         finally:
             self._active = active
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The denoiser and whatever learns beside it, each once."""
+        return list(dict.fromkeys((self.adapter.unet, *self.learning.values())))
+
     def encode(self, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
         """The UNet's encoder half; without a graph where the UNet is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_unet):

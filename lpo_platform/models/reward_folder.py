@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.latent_reward import UP, LatentReward, empty_half
 from lpo_platform.models.weights import load, locate

@@ -9,12 +9,12 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.hardware.transfer import upload
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.lora import merge, read
 from lpo_platform.models.weights import digest, load, split
-from lpo_platform.upload import upload
 
 HALF = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from lpo_platform.hardware.transfer import upload
 from lpo_platform.models.stable_diffusion import StableDiffusion
-from lpo_platform.upload import upload
 
 PIXELS_PER_LATENT = 8  # of every SDXL autoencoder
 

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from lpo_platform.config import UserError
+from torch import nn
+
+from lpo_platform.config.errors import UserError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 T = TypeVar("T")
@@ -49,7 +52,7 @@ def is_path(weights: str) -> bool:
 
 def digest(place: str) -> str:
     """What identifies "<folder, file or hub id>[::<subfolder>]" in a cache key: names and contents, or the hub id."""
-    from lpo_platform.data.cache import file_digest
+    from lpo_platform.runs.files import file_digest
 
     weights, subfolder = split(place)
     path = Path(locate(weights), subfolder or "").expanduser()
@@ -59,3 +62,25 @@ def digest(place: str) -> str:
         return place
     files = sorted(p for p in path.rglob("*") if p.suffix in {".safetensors", ".json", ".bin", ".pt", ".txt"})
     return json.dumps([(str(p.relative_to(path)), file_digest(p)) for p in files])
+
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: as the weights are stored
+
+
+T = TypeVar("T", bound=nn.Module)
+
+
+def whole(from_pretrained: Callable[..., tuple[T, dict]], weights: str, *, setting: str, **options: object) -> T:
+    """A frozen model all of whose weights were found.
+
+    from_pretrained fills gaps with random numbers and a warning; a reward with random parts is an error here.
+    """
+    ask = partial(from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
+    model, found = load(ask, weights, setting=setting, **options)
+    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if lacking:
+        raise UserError(
+            f"{setting}={weights}: not the weights of a {type(model).__name__}: {len(lacking)} tensors are missing "
+            f"or of another shape, first {lacking[0]}"
+        )
+    return model.requires_grad_(False).eval()

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel
 
-from lpo_platform.config import UserError
-from lpo_platform.models.weights import load
-from lpo_platform.rewards.pretrained import Dtype, Pretrained, whole
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.weights import Dtype, load, whole
+from lpo_platform.rewards.pretrained import Pretrained
 
 WIDTH = 768  # of the image embedding of CLIP ViT-L/14
 

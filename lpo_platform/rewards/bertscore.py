@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from lpo_platform.config import UserError
-from lpo_platform.models.weights import load
-from lpo_platform.rewards.pretrained import whole
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.weights import load, whole
 
 
 class TokenEmbeddings(nn.Module):

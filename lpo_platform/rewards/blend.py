@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lpo_platform.config import UserError, hint
+from lpo_platform.config.errors import UserError, hint
 from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
-from lpo_platform.models.weights import load
-from lpo_platform.rewards.pretrained import Dtype, Pretrained, eight_bit, whole
+from lpo_platform.models.weights import Dtype, load, whole
+from lpo_platform.rewards.pretrained import Pretrained, eight_bit
 
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 

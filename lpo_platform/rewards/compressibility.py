@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.rewards.pretrained import eight_bit
 from lpo_platform.rewards.reward import Asked
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lpo_platform.config import UserError, hint
+from lpo_platform.config.errors import UserError, hint
 from lpo_platform.rewards.of_condition import OfCondition
 from lpo_platform.tasks.task import Task
 

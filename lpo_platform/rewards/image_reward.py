@@ -13,7 +13,7 @@ from transformers import (
     CLIPImageProcessor,
 )
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.models.weights import load
 from lpo_platform.rewards.aesthetic import Predictor
 from lpo_platform.rewards.pretrained import Pretrained

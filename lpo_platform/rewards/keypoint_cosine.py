@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lpo_platform.data.keypoint_files import OF_WHOLE
 from lpo_platform.rewards.of_condition import OfCondition
 from lpo_platform.rewards.oks import people_of
+from lpo_platform.tasks.keypoint_files import OF_WHOLE
 from lpo_platform.tasks.skeleton import COCO_OF, SHOULDERS
 
 FRAME = 1024  # pixels: the side of the pictures on which the original measured

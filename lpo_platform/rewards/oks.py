@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lpo_platform.data.keypoint_files import JOINTS
 from lpo_platform.rewards.of_condition import OfCondition
+from lpo_platform.tasks.keypoint_files import JOINTS
 from lpo_platform.tasks.oks import oks
 
 

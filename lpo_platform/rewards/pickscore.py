@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.clip import VIT_H, Clip
-from lpo_platform.rewards.pretrained import Dtype
 
 
 class PickScore(Clip):

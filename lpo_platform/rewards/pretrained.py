@@ -1,18 +1,12 @@
 """What the rewards that a published model computes have in common: frozen, batched, on 8-bit pictures."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lpo_platform.config import UserError
-from lpo_platform.models.weights import load
+from lpo_platform.config.errors import UserError
 from lpo_platform.rewards.reward import Asked, checked
-
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: as the weights are stored
-T = TypeVar("T", bound=nn.Module)
 
 
 class Pretrained(nn.Module):
@@ -76,19 +70,3 @@ def eight_bit(images: Tensor, name: str) -> Tensor:
     if not torch.isfinite(images).all():
         raise UserError(f"reward {name}: the pictures hold NaN or infinity; the model that drew them has diverged")
     return images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-
-
-def whole(from_pretrained: Callable[..., tuple[T, dict]], weights: str, *, setting: str, **options: object) -> T:
-    """A frozen model all of whose weights were found.
-
-    from_pretrained fills gaps with random numbers and a warning; a reward with random parts is an error here.
-    """
-    ask = partial(from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
-    model, found = load(ask, weights, setting=setting, **options)
-    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
-    if lacking:
-        raise UserError(
-            f"{setting}={weights}: not the weights of a {type(model).__name__}: {len(lacking)} tensors are missing "
-            f"or of another shape, first {lacking[0]}"
-        )
-    return model.requires_grad_(False).eval()

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lpo_platform import noise
+from lpo_platform.diffusion import noise
 
 
 class RandomPreference:

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,9 @@ def predicted(reward: Reward | PredictionReward, images: Tensor, prompts: list[s
     if isinstance(reward, PredictionReward):
         return checked(name_of(reward), reward.at(images, prompts, t), len(images))
     return parts(reward, images, prompts)["score"]
+
+
+def reward_of(reward: StepReward, latents: Tensor, captions: list[str]) -> Tensor:
+    """What a reward of noisy latents says of finished ones, at t = 1: (B,)."""
+    rows = torch.arange(len(latents), device=latents.device)
+    return reward(latents, torch.ones_like(rows), reward.encode(captions), rows)

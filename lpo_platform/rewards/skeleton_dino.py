@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
-from lpo_platform.models.weights import load
+from lpo_platform.models.weights import Dtype, load, whole
 from lpo_platform.rewards.of_condition import OfCondition
 from lpo_platform.rewards.oks import people_of
-from lpo_platform.rewards.pretrained import Dtype, eight_bit, whole
+from lpo_platform.rewards.pretrained import eight_bit
 from lpo_platform.rewards.reward import Asked
 
 NOBODY = -1.0  # the score of a picture in which nobody is found

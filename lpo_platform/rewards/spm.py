@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import center_crop, normalize
 from transformers import CLIPModel
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.clip import VIT_H
 from lpo_platform.rewards.pickscore import PickScore
-from lpo_platform.rewards.pretrained import Dtype
 from lpo_platform.rewards.reward import Asked, checked
 
 FREQUENCIES = 256

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lpo_platform.evaluation.judge import Judge
+from lpo_platform.models.tiny.judge import Judge
 from lpo_platform.rewards.reward import Asked
 
 FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "labeller"

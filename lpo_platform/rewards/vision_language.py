@@ -6,8 +6,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 
-from lpo_platform.models.weights import load
-from lpo_platform.rewards.pretrained import Dtype, Pretrained, whole
+from lpo_platform.models.weights import Dtype, load, whole
+from lpo_platform.rewards.pretrained import Pretrained
 
 
 class VisionLanguage(Pretrained):

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.bertscore import TokenEmbeddings, recall
-from lpo_platform.rewards.pretrained import Dtype
 from lpo_platform.rewards.vision_language import VisionLanguage
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lpo_platform.config import UserError
-from lpo_platform.rewards.pretrained import Dtype
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.vision_language import VisionLanguage
 
 QUESTION = 'Does this figure show "{caption}"? Please answer yes or no.'

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.tasks.detector import SETTING, Detector
 
 WHEEL = "mediapipe-0.10.14-*.whl"

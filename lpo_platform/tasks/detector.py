@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig
 
-from lpo_platform.config import UserError
-from lpo_platform.models.weights import digest, load, locate, split
-from lpo_platform.rewards.pretrained import whole
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.weights import digest, load, locate, split, whole
 from lpo_platform.tasks.task import unmixed
 from lpo_platform.tasks.toy_detector import FOLDER, Found, fingerprint, toy_detector
 

@@ -15,8 +15,7 @@ from transformers import (
     VitPoseForPoseEstimation,
 )
 
-from lpo_platform.config import UserError
-from lpo_platform.data.keypoint_files import JOINTS, WHOLE, read_folder, whole
+from lpo_platform.config.errors import UserError
 from lpo_platform.models.weights import digest
 from lpo_platform.tasks.blazepose import blazepose
 from lpo_platform.tasks.detector import (
@@ -28,6 +27,7 @@ from lpo_platform.tasks.detector import (
     identity_of,
     wants_toy,
 )
+from lpo_platform.tasks.keypoint_files import JOINTS, WHOLE, read_folder, whole
 from lpo_platform.tasks.oks import oks, reported_ap
 from lpo_platform.tasks.skeleton import draw, read
 from lpo_platform.tasks.task import Task

@@ -15,8 +15,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
-from lpo_platform.config import UserError
-from lpo_platform.data.toy import PARTS
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.tiny.scenes import PARTS
 from lpo_platform.tasks.detector import (
     SETTING,
     Choice,

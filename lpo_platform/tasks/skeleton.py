@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpo_platform.data.keypoint_files import OF_WHOLE
+from lpo_platform.tasks.keypoint_files import OF_WHOLE
 
 Shade = tuple[float, ...]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import trange
 
-from lpo_platform.data.toy import KEYPOINTS, PARTS, Scene, ToySplit
+from lpo_platform.models.tiny.scenes import KEYPOINTS, PARTS, Scene, ToySplit
 
 FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "detector"
 SECOND = FOLDER.with_name("second_detector")  # which judges what the first one has rewarded
@@ -175,7 +175,7 @@ def train_detector(
     detector: ToyDetector, *, steps: int = 1600, batch: int = 16, num_scenes: int = 4096, seed: int = 23
 ) -> list[float]:
     """Teaches `detector` in place and returns the losses; its scenes are not those of a method or of the judge."""
-    from lpo_platform.evaluation.judge import disturb
+    from lpo_platform.models.tiny.judge import disturb
 
     split, generator = ToySplit("train", num_scenes, seed, resolution=RESOLUTION), torch.Generator().manual_seed(seed)
     scenes = [split.scene(i) for i in range(num_scenes)]

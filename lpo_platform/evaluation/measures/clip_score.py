@@ -4,8 +4,8 @@ from torch import Tensor
 
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfItems
+from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.clip import Clip
-from lpo_platform.rewards.pretrained import Dtype
 
 NAME = "quality/clip_score"
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lpo_platform.data.keypoint_files import JOINTS
 from lpo_platform.evaluation import keypoints
 from lpo_platform.evaluation.keypoints import Area
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfSets
 from lpo_platform.evaluation.measures.people import people_of, shows_poses
 from lpo_platform.evaluation.statistics import compare_sets
+from lpo_platform.tasks.keypoint_files import JOINTS
 
 FEATURES = "poses"
 METRICS = {"ap": "pose/coco_ap", "ap50": "pose/coco_ap50", "ap75": "pose/coco_ap75", "ar": "pose/coco_ar"}

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lpo_platform.config import UserError
-from lpo_platform.distributed import lead
+from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfSets
 from lpo_platform.evaluation.measures.inception import Inception
 from lpo_platform.evaluation.measures.reference import Moments, moments_of
 from lpo_platform.evaluation.statistics import Frechet, compare_sets, moments
+from lpo_platform.hardware.distributed import lead
 
 NAME, FEATURES = "quality/fid", "inception"
 WAIT = 2  # seconds after which a progress bar appears

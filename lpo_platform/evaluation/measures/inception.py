@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import Inception3, inception_v3
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.measures.torchscript import read_archive
 from lpo_platform.tasks.detector import UNREADABLE, Detector, read_weights
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfItems
-from lpo_platform.evaluation.picture_folders import lpips
+from lpo_platform.evaluation.what.clip_lpips import lpips
 from lpo_platform.tasks.task import unmixed
 
 NAME = "quality/lpips"

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpo_platform.data.keypoint_files import JOINTS, People, people
 from lpo_platform.evaluation.keypoints import Area, measure
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfItems
+from lpo_platform.tasks.keypoint_files import JOINTS, People, people
 
 METRICS = {"oks": ("pose/oks_matched", True), "detection_rate": ("pose/detection_rate", True),
            "person_count_error": ("pose/person_count_error", False)}  # fmt: skip

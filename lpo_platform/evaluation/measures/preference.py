@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lpo_platform.config import UserError
+from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfItems
 from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts

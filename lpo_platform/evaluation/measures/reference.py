@@ -10,11 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from lpo_platform.config import UserError
-from lpo_platform.data.cache import write_atomically
+from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.measures.inception import WIDTH, Inception
-from lpo_platform.evaluation.picture_folders import opened, pictures_in
 from lpo_platform.evaluation.statistics import moments
+from lpo_platform.evaluation.what.clip_lpips import opened, pictures_in
+from lpo_platform.runs.files import write_atomically
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
 BATCH = 32

@@ -1,0 +1,103 @@
+"""What was measured, as Markdown."""
+
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpo_platform.commands.benchmark.measure import Result
+from lpo_platform.commands.plan.rates import DEVICES
+
+
+def machine(device: str) -> dict[str, Any]:
+    name = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        models = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        name = next(models, f":{name}").split(":", 1)[1].strip()
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    load = os.getloadavg()[0]
+    about = {"cpu": name, "threads": torch.get_num_threads(), "load": round(load, 1), "gpu": gpu}
+    return about | {"torch": torch.__version__, "date": datetime.now().strftime("%Y-%m-%d %H:%M")}
+
+
+RATIOS = {
+    "flops": "FLOPs",
+    "seconds": "time",
+    "cpu_seconds": "CPU time",
+    "peak_bytes": "memory",
+    "counted_bytes": "counted memory",
+}
+
+
+def value(result: Result, name: str) -> float | None:
+    """What was found, the median where it was found several times."""
+    found = result.get(name)
+    return statistics.median(found) if isinstance(found, list) else found
+
+
+def ratio(base: Result, result: Result, name: str) -> float | None:
+    """How many times more `base` takes."""
+    theirs, ours = value(base, name), value(result, name)
+    return theirs / ours if theirs and ours else None
+
+
+def spread(result: Result, name: str) -> str:
+    low, high = min(result[name]), max(result[name])
+    return f"{value(result, name):.3g} ({low:.3g} to {high:.3g})"
+
+
+def utilisation(result: Result, units: int, peak: float | None) -> float | None:
+    """Share of a device's FLOP/s that counted FLOPs per median second are."""
+    seconds = value(result, "seconds")
+    return result["flops"] * units / seconds / peak if seconds and peak else None
+
+
+def table(results: dict[str, Result], units: int, unit: str, peak: float | None = None) -> str:
+    """A row for each variant, ratios against each plain variant (above 1: ours takes less).
+
+    A result holds `flops` per unit and what was measured of a step of that many units; peak: FLOP/s of the device.
+    """
+    columns: dict[str, tuple[str, Callable[[Result], str]]] = {
+        f"TFLOP / {unit}": ("flops", lambda r: f"{r['flops'] / 1e12:.3g}"),
+        "host waits / step": ("waits", lambda r: str(r["waits"])),
+        "s / step (min to max)": ("seconds", lambda r: spread(r, "seconds")),
+        f"{unit}s / s": ("seconds", lambda r: f"{units / value(r, 'seconds'):.3g}"),
+        "CPU s / step (min to max)": ("cpu_seconds", lambda r: spread(r, "cpu_seconds")),
+        "peak GiB": ("peak_bytes", lambda r: f"{r['peak_bytes'] / 2**30:.2f}"),
+        "counted GiB": ("counted_bytes", lambda r: f"{r['counted_bytes'] / 2**30:.2f}"),
+    }
+    if peak:
+        columns["% of peak FLOP/s"] = ("seconds", lambda r: f"{100 * utilisation(r, units, peak):.0f}")
+    there = {name for result in results.values() for name in result}
+    columns = {head: column for head, column in columns.items() if column[0] in there}
+    compared = {name: said for name, said in RATIOS.items() if name in there}
+    bases = [name for name in results if name.startswith("plain")]
+    heads = ["variant", *columns, *(f"{base} / this: {', '.join(compared.values())}" for base in bases)]
+    rows = [heads, ["---"] * len(heads)]
+    for variant, result in results.items():
+        row = [show(result) if name in result else result.get("failed", "-") for name, show in columns.values()]
+        for base in bases:
+            found = (ratio(results[base], result, name) for name in compared)
+            row.append(", ".join("-" if number is None else f"{number:.2f}" for number in found))
+        rows.append([variant, *row])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def peak_of(gpu: str | None) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by the name that torch gives it; None where its maker's figure is not known here."""
+    name = (gpu or "").lower().replace(" ", "")
+    return next((device.peak for key, device in DEVICES.items() if key in name), None)
+
+
+def against_published(counted: dict[str, float], published: dict[str, float], source: str) -> str:
+    rows = [f"| | counted, GFLOP | {source} | difference |", "|---|---|---|---|"]
+    for name, gflop in published.items():
+        if name in counted:
+            here = counted[name] / 1e9
+            rows.append(f"| {name} | {here:.1f} | {gflop:.1f} | {100 * (here / gflop - 1):+.1f} % |")
+    return "\n".join(rows)

@@ -1,0 +1,107 @@
+"""From a checked configuration to a finished job: the only caller of hydra's instantiate, every step written out."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.signature import signature
+from lpo_platform.evaluation.evaluator import Evaluator
+from lpo_platform.evaluation.pairs import PairEvaluator
+from lpo_platform.hardware.hardware import Hardware
+from lpo_platform.models.adapter import Adapter
+from lpo_platform.models.policy import Policy
+from lpo_platform.rewards.reward import Reward, StepReward
+from lpo_platform.runs.files import fingerprint
+from lpo_platform.tasks.task import Task
+
+create = partial(instantiate, _convert_="all")
+log = logging.getLogger(__name__)
+
+
+def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:
+    """The model with what learns in it, on its device, and what identifies the ControlNet that it starts from."""
+    adapter, control, control_digest = create(cfg.model), None, None
+    if cfg.get("control"):
+        branch, task = create(cfg.control), get_class(cfg.task._target_).name
+        control, control_digest = branch.load(adapter, task), branch.digest(adapter, task)
+    policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
+    hardware.prepare(policy.networks)
+    return policy, control_digest
+
+
+def task_of(cfg: DictConfig) -> Task | None:
+    """The task, told what it asks for: the model's resolution, and whether its pictures are toy scenes.
+
+    A tiny model draws them whatever its data are, and toy data are read whatever draws: in both cases detector=auto is
+    the embedded detector.
+    """
+    if not cfg.get("task"):
+        return None
+    toy = cfg.model.name.startswith("tiny") or cfg.data._target_.startswith("lpo_platform.data.toy.")
+    known, live = signature(cfg.task._target_), {"toy": toy, "resolution": cfg.model.resolution}
+    return create(cfg.task, **{name: value for name, value in live.items() if known and known[name]})
+
+
+def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | StepReward | None:
+    """The reward, where the model is; one of latents gets the model whose latents it reads, one of conditions the task
+    that finds them."""
+    return _judge(cfg.reward, "reward", {"adapter": adapter, "task": task}) if cfg.get("reward") else None
+
+
+def evaluator_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Evaluator | PairEvaluator:
+    """The evaluator with its measures, which get what rewards get."""
+    return _with_judges(cfg.metrics, "metrics", "measures", {"adapter": adapter, "task": task})()
+
+
+def _with_judges(node: DictConfig, path: str, key: str, live: dict[str, Adapter | Task | None]) -> partial:
+    """The class of a node with its arguments, those of `key` made into rewards or measures."""
+    parts = {name: part for name, part in (node.get(key) or {}).items() if part}
+    judges = {name: _judge(part, f"{path}.{key}.{name}", live) for name, part in parts.items()}
+    build = create(OmegaConf.masked_copy(node, [name for name in node if name != key]), _partial_=True)
+    return partial(build, **({key: judges} if judges else {}))
+
+
+def _judge(node: DictConfig, path: str, live: dict[str, Adapter | Task | None]) -> Any:
+    """A reward or a measure, where the model is; the rewards that it is made of first."""
+    known, own = signature(node._target_), ("reward", "rewards")
+    given = {name: value for name, value in live.items() if known and known[name]}
+    for key in (key for key in own if OmegaConf.is_config(node.get(key))):
+        part, below = node[key], f"{path}.{key}"
+        one = "_target_" in part
+        given[key] = _judge(part, below, live) if one else {n: _judge(p, f"{below}.{n}", live) for n, p in part.items()}
+    with located(path):
+        judge = create(OmegaConf.masked_copy(node, [key for key in node if key not in given]), _partial_=True)(**given)
+    return judge.to(live["adapter"].device) if isinstance(judge, nn.Module) else judge
+
+
+@contextmanager
+def located(path: str) -> Iterator[None]:
+    """Puts the place in the configuration before a UserError that a class raised about its arguments."""
+    try:
+        yield
+    except (UserError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(cause, UserError):
+            raise
+        raise UserError(f"{path}: {cause}") from error
+
+
+def identity_of(policy: Policy, control_digest: str | None, cfg: DictConfig) -> str:
+    """What identifies the weights that a configuration starts from; new ones are drawn from its seed."""
+    return fingerprint(policy.adapter.fingerprint, control_digest, cfg.seed)
+
+
+def plain(cfg: DictConfig) -> dict:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def title(cfg: DictConfig) -> str:
+    return cfg.method._target_.rsplit(".", 1)[-1].lower()

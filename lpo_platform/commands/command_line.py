@@ -1,0 +1,203 @@
+"""From the words of a command line to what Hydra is given: every problem is found before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpo_platform.commands.terminal import Command, say, shown
+from lpo_platform.config.check import check
+from lpo_platform.config.compose import several
+from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.errors import ConfigError, UserError
+from lpo_platform.config.paths import run_folder
+from lpo_platform.config.schema import CONF
+from lpo_platform.runs import sweep
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass
+class Line:
+    """What a command line asks of Hydra: flags as they are, and overrides."""
+
+    flags: list[str]
+    overrides: list[str]
+    config_dirs: list[str]
+    config_path: str | None
+    config_name: str | None
+    multirun: bool
+    shows: bool
+    passes: bool
+    helps: bool
+
+    def value(self, key: str) -> str | None:
+        """The last `key=value` among the overrides; None where there is none or it is null."""
+        found = [value for name, value in map(_split, self.overrides) if name == key]
+        return None if not found or found[-1] == "null" else found[-1].strip("'\"")
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value
+
+
+def _parse(arguments: Sequence[str]) -> Line:
+    from hydra._internal.utils import get_args_parser
+
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    left = list(args.overrides)
+    flags = [word for word in arguments if word not in left]
+    return Line(
+        flags=flags,
+        overrides=left,
+        config_dirs=[args.config_dir] if args.config_dir else [],
+        config_path=args.config_path,
+        config_name=args.config_name,
+        multirun=args.multirun or any(several(*_split(item)) for item in left),
+        shows=bool(args.cfg or args.info),
+        helps=bool(args.help),
+        passes=bool(args.hydra_help or args.shell_completion or args.experimental_rerun),
+    )
+
+
+ABSENT = re.compile(r": (no such (file|folder)|required by (control|data|reward)=)")
+
+
+def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool = False) -> list[str]:
+    """The arguments for Hydra; raises ConfigError with every problem of the command line.
+
+    absent: whether data and weights may be missing or not named yet.
+    """
+    sys.path.append(str(Path.cwd()))
+    _look_in(line.config_dirs)
+    if line.passes:
+        return arguments
+    if command.primary == "eval" and line.value("run") is not None and line.value("what") is None:
+        line.overrides.append("what=run")
+    problems = [] if line.shows else _continue(line)
+    conf, primary = CONF, line.config_name or command.primary
+    if line.config_path is not None:
+        conf = Path(line.config_path).resolve()
+        _again(command, line, conf)
+    problems += diagnose(
+        primary, line.overrides, line.config_dirs, conf=conf, multirun=line.multirun, values=not line.shows
+    )
+    problems = [problem for problem in problems if not (absent and ABSENT.search(problem))]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    if not line.shows and conf == CONF:
+        _settle(command, line, primary)
+    if line.multirun and not line.shows and command.primary in ("train", "eval"):
+        _settle_sweep(command, line, primary, conf)
+    return [*line.flags, *line.overrides]
+
+
+def _look_in(config_dirs: Sequence[str]) -> None:
+    """A user's own classes may lie beside the --config-dir (or where the command is called)."""
+    sys.path += [str(Path(folder).resolve().parent) for folder in config_dirs]
+
+
+def _settle(command: Command, line: Line, primary: str) -> None:
+    """What stands for a folder becomes that folder: `resume=auto`, and `run=` of an experiment's latest run."""
+    from lpo_platform.runs import resume
+
+    run = line.value("run")
+    if command.primary == "eval" and run is not None and not line.multirun and (folder := run_folder(run)):
+        line.overrides = [item for item in line.overrides if _split(item)[0] != "run"]
+        line.overrides.append(f"run={quote(folder)}")
+    if command.primary == "train" and line.value("resume") == "auto" and line.value("hydra.run.dir") is None:
+        found = resume.newest(primary, line.overrides, line.config_dirs)
+        say(command, "nothing to resume: a new run" if found is None else f"resuming {shown(found)}")
+        if found is not None:
+            line.overrides.append(f"hydra.run.dir={quote(found)}")
+
+
+def _settle_sweep(command: Command, line: Line, primary: str, conf: Path) -> None:
+    """The sweep's folder becomes a literal one, which this process, its jobs and their children agree on."""
+    from lpo_platform.config.compose import hydra_settings
+
+    if "LOCAL_RANK" in os.environ:
+        raise UserError(
+            "a sweep under torchrun would run once in each process; leave torchrun out, hardware=ddp starts it"
+        )
+    cfg = hydra_settings(primary, line.overrides, line.config_dirs, conf)
+    if cfg.hydra.launcher._target_.endswith(".SlurmLauncher") and shutil.which("sbatch") is None:
+        raise UserError("Slurm: no sbatch here; submit where Slurm is, or take hydra/launcher=local")
+    folder = sweep.folder_of(cfg)
+    sweep.begin(folder, line.overrides)
+    kept = [item for item in line.overrides if _split(item)[0] != "hydra.sweep.dir"]
+    line.overrides = [*kept, f"hydra.sweep.dir={quote(folder)}"]
+    command.sweep = folder
+    if line.value("hydra/launcher") is not None:
+        # the jobs' processes find what this one finds: a clone that is not installed, classes of the user
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    say(command, f"sweep in {shown(folder)}")
+
+
+def _continue(line: Line) -> list[str]:
+    """`resume=<folder>` takes over the command line of that run; what is given now wins."""
+    from lpo_platform.runs import resume
+
+    value = line.value("resume")
+    if value is None:
+        return []
+    if line.multirun or value.startswith("["):
+        return [f"resume={value}: one run at a time; leave -m and sweep= out"]
+    folder = Path(value).expanduser()
+    if value == "auto" or not folder.is_dir() or line.value("hydra.run.dir") is not None:
+        return []
+    folder = folder.resolve()
+    problem = resume.problem(folder, [item for item in line.overrides if _split(item)[0] != "resume"])
+    if problem is not None:
+        return [f"resume={value}: {problem}"]
+    given = {_split(item)[0] for item in line.overrides}
+    before = [item for item in resume.overrides_of(folder) if _split(item)[0] not in given]
+    line.overrides = [*before, *line.overrides, f"hydra.run.dir={quote(folder)}"]
+    if not line.config_dirs:
+        line.config_dirs = resume.config_dirs_of(folder)
+        line.flags += [word for path in line.config_dirs for word in ("--config-dir", path)]
+        _look_in(line.config_dirs)
+    return []
+
+
+def _again(command: Command, line: Line, conf: Path) -> None:
+    """A run from the resolved.yaml of another: its own folder, our log format, the options that it was made of."""
+    from lpo_platform.runs import resume
+
+    choices = resume.choices_of(conf)
+    line.flags = [word if word != line.config_path else str(conf) for word in line.flags]
+    for flag in ("--config-path=", "-cp="):
+        line.flags = [f"{flag}{conf}" if word.startswith(flag) else word for word in line.flags]
+    folder = "-".join([choices.get(group) or "again" for group in ("method", "model", "task")])
+    if line.value("hydra.run.dir") is None:
+        line.overrides.append(f"hydra.run.dir=outputs/{folder}/${{now:%Y-%m-%d_%H-%M-%S}}")
+    line.overrides += [
+        f"hydra.searchpath=[{quote(f'file://{CONF}')}]",
+        "hydra/job_logging=run",
+        "hydra/hydra_logging=none",
+        f"hydra.job.name={command.primary}",
+        *(f"++hydra.runtime.choices.{group}={option}" for group, option in choices.items()),
+    ]
+
+
+def quote(value: object) -> str:
+    """A value as Hydra's grammar takes it, whatever characters a path has."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text):
+        return text
+    return '"' + re.sub(r'(\\*)"', r'\1\1\\"', text) + '"'
+
+
+def _check_again(cfg: DictConfig, settings: DictConfig) -> None:
+    choices = {group: option for group, option in settings.runtime.choices.items() if not group.startswith("hydra/")}
+    problems = check(cfg, choices, list(settings.overrides.task))
+    if problems:
+        raise ConfigError(problems)

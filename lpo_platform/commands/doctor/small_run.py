@@ -1,0 +1,69 @@
+"""The same run in small: its own model, method and data, on a few samples, for two steps."""
+
+import copy
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lpo_platform.data.prepared.own_pairs import GeneratedPairs
+from lpo_platform.data.source import Data
+from lpo_platform.runs.files import fingerprint
+
+ROWS = 8
+# the learning rate of a recipe, rising from 0, may move no output by more than rounding
+RATE = 1e-3
+
+
+def small(cfg: DictConfig, processes: int) -> DictConfig:
+    """Two steps of two samples on each process, or one round of two prompts; sizes divide as the run's own do."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    method = cfg.method
+    if "prompts" in method:
+        method.rounds, method.prompts, transitions = 1, 2 * processes, 16 * processes
+        if "group" in method:
+            method.group = min(4, method.group)
+            first, last = method.window or (0, method.num_steps)
+            transitions = method.prompts * method.group * int((last - first) * method.fraction)
+        method.batch = transitions
+    else:
+        method.steps, method.batch = 2, 2 * processes
+        if "group" in method:
+            method.group = min(2, method.group)
+    own = method.batch // processes
+    asked = cfg.hardware.micro_batch
+    most = own if asked in (None, "auto") else min(asked, own)
+    cfg.hardware.micro_batch = max(size for size in range(1, most + 1) if own % size == 0)
+    cfg.optim.lr, cfg.optim.warmup_steps, cfg.optim.schedule = RATE, 0, "constant"
+    cfg.callbacks.samples, cfg.callbacks.every, cfg.callbacks.sentinel = 0, 2, None
+    if "merged" in cfg.tune:
+        cfg.tune.merged = False
+    return cfg
+
+
+class Few:
+    """The first `count` items of a split; whatever else it offers it offers as before."""
+
+    def __init__(self, source: Any, count: int) -> None:
+        self.source, self.count = source, min(count, len(source))
+        self.fingerprint = fingerprint("few", self.count, source.fingerprint)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Any:
+        return self.source[i]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
+def few(data: Data, count: int = ROWS) -> Data:
+    """The data with a few rows in each split."""
+    cut = copy.copy(data)
+    if isinstance(cut, GeneratedPairs):
+        cut.prompts, cut.num_validation = few(cut.prompts, count), count // 4
+        return cut
+    for split in ("train", "validation", "test"):
+        if hasattr(cut, split):
+            setattr(cut, split, Few(getattr(cut, split), count))
+    return cut

@@ -1,0 +1,190 @@
+"""The model card: what was trained from what and how well, in Markdown with the front matter that model hubs read.
+
+Folders of this machine and secrets stay out of it.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpo_platform.commands.export.trained import Trained
+from lpo_platform.config.schema import CONF
+from lpo_platform.evaluation.statistics import change, decimals, number, verdict
+from lpo_platform.models.weights import ASSETS, digest, is_path, locate
+from lpo_platform.runs import record
+from lpo_platform.runs.files import fingerprint
+from lpo_platform.tracking.report.page.run import mapping
+from lpo_platform.tracking.report.report import title
+
+LICENCES = {  # of the weights that conf/model names
+    "tiny": "apache-2.0", "tiny_flux": "apache-2.0", "sd15": "creativeml-openrail-m", "sd21": "openrail++",
+    "sdxl": "openrail++", "flux": "other",
+}  # fmt: skip
+ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~\w*)?/(?:[^\s,'\"\]}=/]+/)*([^\s,'\"\]}=/]*)")
+CHANGES = ("unet", "transformer", "vae", "text_encoder", "lora")  # keys of a model that put something in a part's place
+BASE, HERE = "<the base model>", "<this folder>"
+NODES = {
+    "control": "Load ControlNet Model (`models/controlnet`)",
+    "lora": "LoraLoaderModelOnly (`models/loras`)",
+    "full": "Load Checkpoint (`models/checkpoints`)",
+}
+
+
+def card(trained: Trained, to: str, check: str) -> str:
+    """README.md of what lpo-export writes; check: how it was read back."""
+    name = title(trained.run)
+    parts = [
+        f"---\n{yaml.safe_dump(front_matter(trained), sort_keys=False)}---\n# {name[0].upper()}{name[1:]}",
+        f"{_what(trained, to)}\n\nRead back by {check}.",
+        "![held-out items](example.png)" if trained.kind != "reward" else "",
+        f"## Results\n\n{_results(trained)}",
+        f"## Lineage\n\n{_table(('', ''), lineage(trained))}",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(trained: Trained) -> dict[str, Any]:
+    """Licence and base model as far as they are known: a folder of weights does not say whose they are."""
+    model, run = trained.run.config["model"], trained.run
+    licence = LICENCES.get(model["name"], "other") if _stock(model) else "other"
+    found: dict[str, Any] = {"license": licence}
+    if licence == "other":
+        found |= {"license_name": "that-of-the-base-model"}
+    if _is_hub_id(model["weights"]):
+        found |= {"base_model": model["weights"]}
+    options = [run.option(group) for group in ("method", "task")]
+    tags = ["lpo-platform", trained.kind, *(option for option in options if option not in (None, "none"))]
+    if trained.kind != "reward":
+        found |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    return {**found, "tags": list(dict.fromkeys(tags))}
+
+
+def lineage(trained: Trained) -> list[tuple[str, str]]:
+    """What it was made of and by which code, with fingerprints of the weights that are on this machine."""
+    return list(_lineage(trained))
+
+
+def _lineage(trained: Trained) -> Iterator[tuple[str, str]]:
+    run, model = trained.run, trained.run.config["model"]
+    yield "base model", _place(model["weights"])
+    for key in CHANGES:
+        if model.get(key):
+            yield f"its {key}", _place(model[key])
+    if control := mapping(run.config.get("control")):
+        weights = control["weights"]
+        own = mapping(model.get("controls")).get(run.option("task"), weights)
+        yield "ControlNet before", _place(own if weights == "auto" else weights)
+    if reward := mapping(run.config.get("reward")):
+        weights = reward.get("weights")
+        place = model.get("reward") if weights == "auto" else weights
+        yield "reward", f"{run.option('reward')}, {_place(place)}" if place else str(run.option("reward"))
+    data = mapping(run.config.get("data"))
+    place = _public(f" {data['path']}") if data.get("path") else ""
+    yield "data", f"{run.option('data')}{place} (settings `{_short(data)}`)"
+    yield "weights", f"{trained.weights}, `{_short(*(digest(str(p.resolve())) for p in trained.parts.values()))}`"
+    yield "command", f"`{_public(shlex.join(run.command()))}`"
+    yield "seed", str(run.result.get("seed"))
+    versions, git = mapping(run.environment.get("versions")), mapping(run.environment.get("git"))
+    yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    if git:
+        yield "code", f"{git['commit']}{' with changes' if git.get('dirty') else ''}"
+
+
+def metadata(trained: Trained) -> dict[str, str]:
+    """For the header of a safetensors file."""
+    found = dict(lineage(trained))
+    kept = {
+        key.replace(" ", "_"): found[key].replace("`", "")
+        for key in ("base model", "data", "weights", "command", "versions")
+    }
+    return {"method": str(trained.run.option("method")), **kept}
+
+
+def _what(trained: Trained, to: str) -> str:
+    """How it is used."""
+    model = trained.run.config["model"]
+    if to == "comfyui":
+        known = _stock(model) and model["name"] in ("sd15", "sd21", "sdxl")
+        note = "" if known else " It recognises models by the sizes of SD-1.x, SD-2.x and SDXL and opens no other."
+        return f"`model.safetensors` is for ComfyUI's {NODES[trained.kind]}.{note}"
+    if to == "safetensors":
+        return "`model.safetensors` holds the trained weights in the names of their module's state dict."
+    code = "\n".join(_code(trained, to))
+    names = sorted(set(re.findall(r"(?<!\.)\b\w+(?=\.from_pretrained)", code)))
+    more = "import transformers\n" if "transformers." in code else ""
+    changed = to != "merged" and any(model.get(key) for key in CHANGES)
+    note = "\n\nThe base model is the one with the changes that its lineage names." if changed else ""
+    return f"```python\n{more}from diffusers import {', '.join(names)}\n\n{code}\n```{note}"
+
+
+def _code(trained: Trained, to: str) -> Iterator[str]:
+    model = trained.run.config["model"]
+    base = model["weights"] if _is_hub_id(model["weights"]) else BASE
+    if to == "merged":
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{HERE}")'
+    elif trained.kind == "lora":
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{base}")'
+        yield f'pipeline.load_lora_weights("{HERE}")'
+    elif trained.kind == "control":
+        pipeline = f"{model['_target_'].rpartition('.')[2]}ControlNetPipeline"  # named as ours
+        yield f'control = {trained.config("controlnet")["_class_name"]}.from_pretrained("{HERE}")'
+        yield f'pipeline = {pipeline}.from_pretrained("{base}", controlnet=control)'
+    else:
+        for part in trained.parts:
+            config, place = trained.config(part), HERE if len(trained.parts) == 1 else f"{HERE}/{part}"
+            kind = config.get("_class_name") or f"transformers.{config['architectures'][0]}"
+            yield f'{part} = {kind}.from_pretrained("{place}")'
+        given = ", ".join(f"{part}={part}" for part in trained.parts)
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{base}", {given})'
+
+
+def _results(trained: Trained) -> str:
+    run = trained.run
+    rows = [(name, *_values(metric), verdict(metric)) for name, metric in run.metrics.items()]
+    table = _table(("metric", "before", "after", "difference [95 % interval]", ""), rows)
+    notes = [f"{run.result.get('samples')} held-out items, the same noise before and after."]
+    if trained.weights != trained.evaluated:
+        notes.append(f"Of the `{trained.evaluated}` weights; those here are the `{trained.weights}` ones.")
+    notes += [f"Not as in the protocol: {_public(line)}" for line in run.result.get("deviations", [])]
+    return f"{table}\n\n{' '.join(notes)}"
+
+
+def _values(metric: dict[str, Any]) -> tuple[str, str, str]:
+    digits = decimals(metric)
+    return number(metric["before"], digits), number(metric["after"], digits), change(metric)
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ("---",) * len(heads), *rows])
+
+
+def _stock(model: dict[str, Any]) -> bool:
+    """Whether the weights are those that conf/model names."""
+    file = CONF / "model" / f"{model['name']}.yaml"
+    return file.is_file() and mapping(yaml.safe_load(file.read_text())).get("weights") == model["weights"]
+
+
+def _is_hub_id(weights: str) -> bool:
+    return not is_path(weights) and not Path(locate(weights)).is_dir()
+
+
+def _place(place: str) -> str:
+    """A hub id, or the name of a folder with a fingerprint of what lies in it."""
+    here = Path(locate(place.partition("::")[0])).expanduser()
+    embedded = here.is_relative_to(ASSETS) and here.is_dir()
+    name = f"{place} (embedded)" if embedded else _public(place)
+    return f"{name} `{_short(digest(place))}`" if here.exists() else name
+
+
+def _public(text: str) -> str:
+    """Without secrets, of folders of this machine only the last part."""
+    return record.redact(ABSOLUTE.sub(r"\1", text))
+
+
+def _short(*parts: object) -> str:
+    return fingerprint(*(json.dumps(part, sort_keys=True, default=str) for part in parts))[:12]

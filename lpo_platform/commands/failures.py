@@ -1,0 +1,88 @@
+"""How a command ends that did not succeed: its message, its exit code, and what stands in the run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+from lpo_platform.commands.command_line import quote
+from lpo_platform.commands.terminal import Command, say, shown
+from lpo_platform.config.errors import ConfigError, UserError, users
+from lpo_platform.hardware import launch
+from lpo_platform.runs import record
+
+log = logging.getLogger(__name__)
+
+
+class Taken(UserError):
+    """Another process works in the folder; nothing in it may be touched."""
+
+
+def _interrupted(command: Command, folder: Path) -> int:
+    again = f"{command.name} resume={quote(shown(folder))}"
+    if command.primary != "train":
+        again = shlex.join([command.name, *sys.argv[1:]])
+    print(f"\n{command.name}: interrupted; to go on:  {again}", file=sys.stderr, flush=True)
+    return 130
+
+
+def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
+    """2 for what the user can put right, 1 for everything else, whose traceback goes to the log."""
+    cause = users(error)
+    debug = os.environ.get("LPO_DEBUG", "") not in ("", "0")
+    whole = "".join(traceback.format_exception(error))
+    if debug:
+        print(whole, file=sys.stderr)
+    if isinstance(cause, UserError):
+        _note(folder, name, str(cause), str(cause))
+        return _refuse(command, cause)
+    last = traceback.format_exception_only(cause)[-1].strip()
+    if isinstance(cause, launch.ProcessFailed):
+        whole, last = cause.story or str(cause), str(cause)
+    _note(folder, name, whole, last)
+    more = "" if debug else " (LPO_DEBUG=1 shows it)"
+    say(command, f"{last}\n  the whole story: {shown(folder / f'{name}.log')}{more}")
+    return 1
+
+
+def _note(folder: Path, name: str, text: str, reason: str) -> None:
+    """Puts the end of a run on record, in its log and in result.json."""
+    if launch.rank():
+        return
+    try:
+        with (folder / f"{name}.log").open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+        if name in ("train", "eval") or (folder / "result.json").exists():
+            record.fail(folder, reason)
+    except OSError:
+        log.warning("the end of the run could not be written to %s", folder)
+
+
+def _failed_early(command: Command, error: Exception) -> int:
+    """Before there is a folder that could hold the story."""
+    cause = users(error)
+    if isinstance(cause, UserError):
+        return _refuse(command, cause)
+    return _unexpected(command, error)
+
+
+def _unexpected(command: Command, error: Exception, more: str = "") -> int:
+    words = [line for line in str(error).splitlines() if line.strip()] or [""]
+    say(command, f"{type(error).__name__}: {words[0]}{more}")
+    if os.environ.get("LPO_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    return 1
+
+
+def _refuse(command: Command, error: UserError) -> int:
+    if isinstance(error, ConfigError):
+        count = len(error.problems)
+        lines = [f"{count} problem{'s' if count > 1 else ''}", *(f"  {line}" for line in error.problems)]
+        say(command, "\n".join(lines))
+    else:
+        say(command, str(error))
+    return 2

@@ -1,0 +1,281 @@
+"""The commands lpo-train, -eval, -prepare, -score, -doctor, -plan: a check of the command line, Hydra, then the job.
+
+Nothing heavy is imported before the check has passed: help, completion and a wrong command line take about a second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from lpo_platform.commands.command_line import _check_again, _parse, _ready
+from lpo_platform.commands.failures import Taken, _failed, _failed_early, _interrupted, _refuse, _unexpected
+from lpo_platform.commands.table import work_of
+from lpo_platform.commands.terminal import Command, say, set_threads, shown
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.hardware import launch, slurm
+from lpo_platform.runs import record, sweep
+from lpo_platform.tracking.report import sweep_table
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def train() -> None:
+    """Console command lpo-train."""
+    _main(Command("lpo-train", "train"))
+
+
+def evaluate() -> None:
+    """Console command lpo-eval."""
+    _main(Command("lpo-eval", "eval"))
+
+
+def prepare() -> None:
+    """Console command lpo-prepare."""
+    _main(Command("lpo-prepare", "prepare"))
+
+
+def score() -> None:
+    """Console command lpo-score."""
+    _main(Command("lpo-score", "score"))
+
+
+def doctor() -> None:
+    """Console command lpo-doctor."""
+    _examine("lpo-doctor", _doctor)
+
+
+def plan() -> None:
+    """Console command lpo-plan."""
+    _examine("lpo-plan", _plan)
+
+
+def _doctor(words: list[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="lpo-doctor-") as name:
+        folder, cfg = Path(name), _composed("lpo-doctor", words)
+        if (count := launch.processes(cfg)) > 1:
+            launch.run("doctor", cfg, folder, count)
+        else:
+            work_of("doctor")(cfg, folder)
+        return int((folder / "failed").exists())
+
+
+def _plan(words: list[str]) -> int:
+    from lpo_platform.commands.plan.settings import settings_of
+
+    settings, words = settings_of(words)
+    cfg = _composed("lpo-plan", words, absent=True)
+    from lpo_platform.commands.plan.plan import plan, text
+
+    print(text(plan(cfg, settings)))
+    return 0
+
+
+def _examine(name: str, work: Callable[[list[str]], int]) -> None:
+    """A command that looks at what lpo-train would do, with its command line and without a run folder."""
+    set_threads()
+    command = Command(name, "train")
+    try:
+        sys.exit(work(sys.argv[1:]))
+    except (UserError, OSError) as error:
+        sys.exit(_failed_early(command, error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except launch.ProcessFailed as error:
+        say(command, f"{error}\n{error.story}".rstrip())
+        sys.exit(1)
+
+
+def _composed(name: str, words: list[str], *, absent: bool = False) -> DictConfig:
+    """The configuration that lpo-train would run; prints the help where that is asked for. absent: as in _ready."""
+    from lpo_platform.config.compose import help_text, hydra_settings
+
+    line = _parse(words)
+    if line.helps:
+        print(help_text("train", line.config_dirs, words=name.removeprefix("lpo-")))
+        sys.exit()
+    if line.shows or line.passes:
+        raise UserError(f"{shlex.join(line.flags)}: a flag of lpo-train; {name} has --help and --config-dir")
+    if {"-m", "--multirun"} & {*line.flags} or line.value("sweep") is not None:
+        raise UserError("one configuration at a time; leave -m and sweep= out")
+    line.multirun = False  # hardware=slurm is one job here
+    _ready(Command(name, "train"), words, line, absent=absent)
+    conf = CONF if line.config_path is None else Path(line.config_path).resolve()
+    cfg = hydra_settings(line.config_name or "train", line.overrides, line.config_dirs, conf)
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+
+
+def _main(command: Command) -> None:
+    set_threads()
+    try:
+        line = _parse(sys.argv[1:])
+        if line.helps:
+            from lpo_platform.config.compose import help_text
+
+            print(help_text(command.primary, line.config_dirs))
+            return
+        sys.argv[1:] = _ready(command, sys.argv[1:], line)
+    except (UserError, OSError) as error:
+        sys.exit(_failed_early(command, error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    _hydra(command)
+    sys.exit(command.code)
+
+
+def _hydra(command: Command) -> None:
+    import hydra
+
+    words = list(sys.argv)
+
+    def job(cfg: DictConfig) -> float | None:
+        """The number that a sweeper improves, if it is of that kind."""
+        sys.argv[:] = words  # a launcher's own process has others
+        command.code = max(command.code, _run(command, cfg))
+        if command.code == 130:
+            # An interrupt ends a whole sweep.
+            sys.exit(130)
+        settings = HydraConfig.get()
+        if command.sweep is None or "direction" not in settings.sweeper:
+            return None
+        return sweep.objective(Path(settings.runtime.output_dir), str(settings.sweeper.direction))
+
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.primary)(job)
+    if command.sweep is None:
+        try:
+            with _raising():
+                main()
+        except KeyboardInterrupt:
+            command.code = 130
+        except Exception as error:  # Hydra makes the folder and its log before the job begins
+            command.code = _failed_early(command, error)
+        return
+    with claim(command.sweep):
+        try:
+            with _raising():
+                main()
+        except KeyboardInterrupt:
+            command.code = 130
+        except Exception as error:
+            # of the launcher: what jobs can catch, they have caught
+            _launcher_failed(command, command.sweep, error)
+        finally:
+            _conclude(command, command.sweep)
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """Hydra raises what goes wrong, where it would otherwise print it at length and end the process."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _launcher_failed(command: Command, folder: Path, error: Exception) -> None:
+    """One job that could not even end in order; the others go on and are waited for."""
+    code = _unexpected(command, error, f"\n  what the jobs wrote: {shown(folder / '.submitit')}")
+    command.code = max(command.code, code)
+    sweep.wait(folder)
+
+
+def _conclude(command: Command, folder: Path) -> None:
+    """The end of a sweep: a table over its seeds, and one line for each job that is not finished."""
+    if command.code == 130:
+        again = shlex.join([command.name, *sys.argv[1:]])
+        say(command, f"the sweep was interrupted; to go on with what is missing:  {again}")
+        if (folder / ".submitit").exists():
+            say(command, "jobs that a launcher has started go on; scancel ends those in Slurm")
+        return
+    jobs, table = sweep_table.conclude(folder)
+    if table:
+        print(f"\n{table}", file=sys.stderr, flush=True)
+    own = sweep.distinct([job.overrides for job in jobs])
+    left = [(job, " ".join(words)) for job, words in zip(jobs, own, strict=True) if job.status != "finished"]
+    command.code = max(command.code, int(bool(left)))
+    total = f"{len(jobs)} job{'' if len(jobs) == 1 else 's'}"
+    counted = f"{len(left)} of {total} did not finish" if left else f"{total} finished"
+    lines = [f"  {job.folder.name}{f' ({words})' if words else ''} {job.status}: {job.reason}" for job, words in left]
+    say(command, "\n".join([f"{counted}; {shown(folder / 'sweep.md')}", *lines]))
+
+
+def _run(command: Command, cfg: DictConfig) -> int:
+    """One job; returns its exit code. Every kind of end leaves the folder in a state that can be resumed."""
+    settings = HydraConfig.get()
+    folder = Path(shown(Path(settings.runtime.output_dir)))
+    task = slurm.task()
+    if task is not None and task.rank:
+        slurm.follow(task, command.primary, folder)
+        return 0
+    try:
+        with claim(folder):
+            return _work(command, cfg, folder, settings, task)
+    except (Taken, sweep.Foreign) as error:
+        return _refuse(command, error)
+    finally:
+        if task is not None:
+            slurm.say(task, slurm.STOP)  # unless they were let go
+
+
+def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig, task: slurm.Task | None) -> int:
+    single = settings.mode is None or settings.mode.name == "RUN"
+    try:
+        if not single:
+            _check_again(cfg, settings)
+        if command.sweep is not None and sweep.done(folder, OmegaConf.to_container(cfg, resolve=True)):
+            say(command, f"{folder.name} is finished already")
+            return 0
+        if single and command.primary != "eval" and not launch.rank():
+            record.link_latest(folder)
+        if task is not None:
+            slurm.lead(task, command.primary, cfg, folder)
+        elif (count := launch.processes(cfg)) > 1:
+            launch.run(command.primary, cfg, folder, count)
+        else:
+            work_of(command.primary)(cfg, folder)
+        return 0
+    except sweep.Foreign:
+        raise
+    except KeyboardInterrupt:
+        return _interrupted(command, folder)
+    except SystemExit as error:
+        # Lightning turns an interrupt into SystemExit(1).
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted(command, folder)
+        raise
+    except Exception as error:
+        return _failed(command, folder, settings.job.name, error)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Holds a run folder for this process; Taken where another process works in it.
+
+    Of several processes of a run, started by torchrun or Slurm, the first holds it for all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if launch.rank():
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Taken(f"{shown(folder)} is in use by another process; wait for it or end it") from None
+        yield

@@ -1,0 +1,215 @@
+"""lpo-plan: memory, FLOPs, time and disk of a run before anything of it runs, with every assumption shown."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from lpo_platform.commands.job_log import quiet
+from lpo_platform.commands.plan.budget import ROOM, largest
+from lpo_platform.commands.plan.bytes import counts, disk, memory, size
+from lpo_platform.commands.plan.rates import Device, device_of
+from lpo_platform.commands.plan.settings import Settings
+from lpo_platform.commands.plan.work import VALID, Job, Piece, activations, assemble, pieces, steps
+from lpo_platform.config.compatibility import COMPATIBILITY, fits
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import CONF
+from lpo_platform.methods.online import Online
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. seconds: of computing alone, data and rewards of pictures not included."""
+
+    job: Job
+    device: Device
+    settings: Settings
+    memory: dict[str, float]
+    disk: dict[str, float]
+    pieces: list[Piece]
+
+    @property
+    def flops(self) -> float:
+        return sum(piece.flops * piece.times for piece in self.pieces)
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s of all processes."""
+        full = 0.5 if self.device.gpu and not half(self.job.cfg, self.device) else 1.0  # TF32 is half as fast
+        return self.device.peak * full * self.settings.utilisation * self.job.hardware.processes
+
+    @property
+    def seconds(self) -> float:
+        return self.flops / self.rate
+
+    @property
+    def fits(self) -> bool:
+        return sum(self.memory.values()) <= ROOM * self.device.memory
+
+
+def half(cfg: DictConfig, device: Device) -> bool:
+    precision = cfg.hardware.precision
+    return precision.endswith("-mixed") or (precision == "auto" and device.gpu)
+
+
+def plan(cfg: DictConfig, settings: Settings) -> Plan:
+    """Counts everything; nothing is loaded, read or trained. UserError where the model's shape is not known."""
+    quiet()
+    device = device_of(settings.device)
+    small = half(cfg, device)
+    if cfg.hardware.micro_batch == "auto":
+        gb = cfg.hardware.memory_gb
+        micro = largest(cfg, device.memory if gb is None else 1e9 * gb, half=small)
+        cfg = OmegaConf.merge(cfg, {"hardware": {"micro_batch": micro}})
+    job = assemble(cfg)
+    return Plan(job, device, settings, memory(job, activations(job), half=small), disk(job, half=small), pieces(job))
+
+
+def advice(found: Plan) -> tuple[list[str], float]:
+    """Overrides that make the run fit, each of which helps, and the bytes that a process then needs."""
+    cfg, given, needed = found.job.cfg, [], sum(found.memory.values())
+    for override in OPTIONS:
+        if needed <= ROOM * found.device.memory:
+            break
+        for change in override(cfg, found.job.hardware.processes):
+            changed = OmegaConf.merge(cfg, OmegaConf.create(change.values))
+            try:
+                job = assemble(changed)
+                total = sum(memory(job, activations(job), half=half(changed, found.device)).values())
+            except UserError:
+                continue
+            if total < 0.97 * needed:
+                cfg, needed = changed, total
+                given = [word for word in given if word.split("=")[0] != change.words.split("=")[0]] + [change.words]
+            if needed <= ROOM * found.device.memory:
+                break
+    return given, needed
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an override says, and what it does to the configuration."""
+
+    words: str
+    values: dict
+
+
+def _checkpointing(cfg: DictConfig, processes: int) -> Iterator[Change]:
+    if not cfg.hardware.gradient_checkpointing:
+        yield Change("hardware.gradient_checkpointing=true", {"hardware": {"gradient_checkpointing": True}})
+
+
+def _smaller(cfg: DictConfig, processes: int) -> Iterator[Change]:
+    """Every smaller micro-batch that divides, largest first."""
+    own = cfg.method.batch // processes
+    for micro in range((cfg.hardware.micro_batch or own) - 1, 0, -1):
+        if own % micro == 0:
+            yield Change(f"hardware.micro_batch={micro}", {"hardware": {"micro_batch": micro}})
+
+
+def _packed(cfg: DictConfig, processes: int) -> Iterator[Change]:
+    if cfg.optim._target_.endswith(".AdamW") and cfg.hardware.strategy != "fsdp":
+        node = OmegaConf.load(CONF / "optim" / "adamw8bit.yaml")
+        yield Change("optim=adamw8bit", {"optim": {"_target_": node._target_}})
+
+
+def _sharded(cfg: DictConfig, processes: int) -> Iterator[Change]:
+    if processes > 1 and cfg.hardware.strategy == "ddp" and cfg.tune._target_.endswith((".Full", ".Control")):
+        yield Change("hardware=fsdp", {"hardware": {"strategy": "fsdp"}})
+
+
+def _lora(cfg: DictConfig, processes: int) -> Iterator[Change]:
+    method = cfg.method._target_.rsplit(".", 2)[-2]
+    allowed = any(fits("tune", "lora", row.get("tune", ())) for row in COMPATIBILITY.get(method, ()))
+    if allowed and cfg.tune._target_.endswith(".Full") and not cfg.get("control"):
+        yield Change("tune=lora", {"tune": OmegaConf.load(CONF / "tune" / "lora.yaml")})
+
+
+def _raw(cfg: DictConfig, processes: int) -> Iterator[Change]:
+    if cfg.callbacks.ema_decay is not None:
+        words = "callbacks.ema_decay=null callbacks.evaluate=raw"
+        yield Change(words, {"callbacks": {"ema_decay": None, "evaluate": "raw"}})
+
+
+# what changes no result comes first
+OPTIONS = (_checkpointing, _smaller, _sharded, _packed, _raw, _lora)
+
+
+def text(found: Plan) -> str:
+    """The plan as a person reads it."""
+    job, numbers = found.job, counts(found.job)
+    needed = sum(found.memory.values())
+    heading = f"{job.cfg.model.name} on {job.hardware.processes} x {found.device.name}"
+    lines = [
+        heading,
+        "",
+        *_aligned([("parameters", f"{numbers.trained:,}", "learn"), ("", f"{numbers.frozen:,}", "are frozen")]),
+    ]
+    lines += ["", f"memory of a process: {size(needed)} of {size(found.device.memory)}"]
+    lines += _aligned([("", name, size(value)) for name, value in found.memory.items() if value])
+    lines += ["", f"computing: {_flop(found.flops)}, {_duration(found.seconds)}"]
+    lines += _aligned(
+        [
+            ("", f"{p.name}", f"{_flop(p.flops)} x {p.times:,.0f}", _duration(p.flops * p.times / found.rate))
+            for p in found.pieces
+        ]
+    )
+    lines += ["", f"disk: {size(sum(found.disk.values()))}, {size(shutil.disk_usage(Path.cwd()).free)} are free here"]
+    lines += _aligned([("", name, size(value)) for name, value in found.disk.items() if value])
+    lines += ["", "arithmetic", f"  {job.hardware.arithmetic(job.method.batch)}; {steps(job):,.0f} steps"]
+    lines += ["", "assumed", *(f"  {line}" for line in assumptions(found))]
+    return "\n".join([*lines, "", *verdict(found, needed)])
+
+
+def assumptions(found: Plan) -> list[str]:
+    """What the numbers rest on beside counting."""
+    device, use = found.device, found.settings.utilisation
+    rate = "measured by a matrix product here" if found.settings.device in ("auto", "cpu") else "its maker's dense bf16"
+    lines = [
+        f"{device.peak / 1e12:.3g} TFLOP/s, {rate}, of which {use:.0%} are reached (plan.device=, plan.utilisation=)",
+        "detectors, rewards of pictures and reading of data cost nothing",
+        "activations as the meta device makes them with fused attention; a GPU's libraries add about 1 GB",
+    ]
+    method, data = found.job.method, found.job.cfg.data
+    if not isinstance(method, Online) and "prompts" not in data and data.get("num_train") is None:
+        lines.append(
+            "every sample that a step sees is another one: with fewer in the data, less is prepared and cached"
+        )
+    if isinstance(method, Online) and hasattr(method, "candidates"):
+        lines.append(f"{VALID:.0%} of a trajectory's steps give a pair")
+    return lines
+
+
+def verdict(found: Plan, needed: float) -> list[str]:
+    lines = []
+    if not found.fits:
+        words, then = advice(found)
+        if then <= ROOM * found.device.memory:
+            lines.append(f"does not fit; what works: {' '.join(words)}  ({size(then)})")
+        else:
+            tried = f" even with {' '.join(words)} ({size(then)})" if words else ""
+            lines.append(f"does not fit{tried}; what works: a device with more memory, or a smaller model.resolution")
+    if sum(found.disk.values()) > shutil.disk_usage(Path.cwd()).free:
+        lines.append("the disk is too small here: free space, or run from a folder on a larger one")
+    return lines or ["fits"]
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    align = lambda cell, width, column: cell.ljust(width) if column < 2 else cell.rjust(width)  # noqa: E731
+    return [
+        "  ".join(align(*cell, column) for column, cell in enumerate(zip(row, widths, strict=True))) for row in rows
+    ]
+
+
+def _flop(number: float) -> str:
+    power = next((power for power in (18, 15, 12, 9) if number >= 10**power), 9)
+    return f"{number / 10**power:.3g} { {18: 'EFLOP', 15: 'PFLOP', 12: 'TFLOP', 9: 'GFLOP'}[power] }"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

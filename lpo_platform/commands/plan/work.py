@@ -1,0 +1,292 @@
+"""What a run computes, piece by piece, counted by running the method itself on the meta device.
+
+Detectors and rewards of pictures are left out, for their shapes are known only with their weights; a latent reward
+model is counted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from lpo_platform.commands.benchmark.lpo import Iteration as LPOIteration
+from lpo_platform.commands.build import create
+from lpo_platform.commands.plan.count import flops, peak
+from lpo_platform.commands.plan.shapes import adapter_of, policy_of
+from lpo_platform.commands.plan.stand_ins import Given, RandomLRM, brightness, pair_batch
+from lpo_platform.config.signature import signature
+from lpo_platform.data.prepared.conditions import to_uint8
+from lpo_platform.data.prepared.own_pairs import GeneratedPairs
+from lpo_platform.evaluation.pairs import PairEvaluator
+from lpo_platform.hardware.hardware import Hardware
+from lpo_platform.methods.control_reward import ControlReward
+from lpo_platform.methods.ddpo import DDPO
+from lpo_platform.methods.lpo import LPO
+from lpo_platform.methods.method import Batch, Method
+from lpo_platform.methods.online import Online
+from lpo_platform.methods.ratio_statistics import Ratios
+from lpo_platform.methods.spo import SPO
+from lpo_platform.methods.trajectories import Trajectories
+from lpo_platform.models.policy import Policy
+from lpo_platform.models.sampling import Sampling
+
+VALID = LPOIteration.options["valid"]  # share of the steps of a trajectory that give LPO a pair
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that is computed `times` times in a run, by all processes together."""
+
+    name: str
+    flops: float
+    times: float
+
+
+@dataclass
+class Job:
+    """A configuration's objects on the meta device; hardware: how the batch is cut."""
+
+    cfg: DictConfig
+    hardware: Hardware
+    policy: Policy
+    method: Method
+    micro: int
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        asked = get_class(self.cfg.method._target_).columns(self.cfg.method)
+        text = "tokens" if self.policy.trains_text else "text"
+        return tuple(text if name == "text" else name for name in asked if name != "control" or self.cfg.get("task"))
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in a training sample."""
+        return self.cfg.data.get("num_images", 2) if "labels" in self.needs else 1
+
+    @property
+    def rows(self) -> int:
+        """Samples that are prepared: all where the data says how many, else at most as many as a run can see."""
+        data = self.cfg.data
+        if issubclass(get_class(data._target_), GeneratedPairs):
+            return data.prompts.num_train + data.prompts.num_test
+        return data.get("num_train") or self.method.steps * self.method.batch
+
+    def columns(self, count: int) -> dict[str, Callable[[], Tensor]]:
+        """Columns of `count` training samples, by name."""
+        adapter, size = self.policy.adapter, self.policy.adapter.resolution
+        channels, *latent = adapter.latent_shape
+        n = (self.pictures,) if "labels" in self.needs else ()
+        tokens = lambda: adapter.tokenize([""] * count).to("meta")  # noqa: E731
+        picture = lambda: _meta(count, 3, size, size)  # noqa: E731
+        return {
+            "moments": lambda: _meta(count, *n, 2 * channels, *latent),
+            "tokens": tokens,
+            "text": lambda: adapter.embed(tokens()).detach(),
+            "control": picture,
+            "loser": picture,
+            "target": lambda: Given().target(picture(), picture()[:, :1]).half(),
+            "labels": lambda: _meta(count, *n, *n),
+            "features": lambda: torch.stack([self.policy.features(picture())] * 2, 1).detach(),
+        }
+
+
+def assemble(cfg: DictConfig) -> Job:
+    """UserError where a batch does not divide, or the model's shape is not known.
+
+    With hardware.micro_batch=auto it is 1, the least that budget.py can choose.
+    """
+    here = {"accelerator": "cpu", "precision": "32-true", "compile": False, "attention": "auto"}
+    here |= {"micro_batch": 1} if cfg.hardware.micro_batch == "auto" else {}
+    hardware = create(cfg.hardware, **here)
+    policy = policy_of(cfg)
+    hardware.prepare(policy.networks)
+    policy.train()
+    method = _method(cfg, policy)
+    return Job(cfg, hardware, policy, method, hardware.split(method.batch)[0])
+
+
+def _method(cfg: DictConfig, policy: Policy) -> Method:
+    adapter, node = policy.adapter, OmegaConf.to_container(cfg.method, resolve=True)
+    asked = signature(node["_target_"])
+    live: dict[str, Any] = {"policy": policy, "optim": create(cfg.optim), "seed": cfg.seed}
+    if asked is None or asked["task"]:
+        live["task"] = Given() if cfg.get("task") else None
+    if issubclass(get_class(node["_target_"]), Online):
+        latent = str((cfg.get("reward") or {}).get("_target_")).endswith(".lrm.LRM")
+        live["reward"] = RandomLRM(adapter_of(cfg.model)) if latent else _free(cfg)  # of a UNet without LoRA
+    method: Method = create(node, **live).to("meta")
+    adapter.process.to("meta")
+    if isinstance(method, Trajectories):
+        method.place(0)
+        method.ratios = Ratios(method.t, method.clip)
+    return method
+
+
+def _free(cfg: DictConfig) -> object:
+    """A reward that costs nothing; LPO asks for one of latents."""
+    of_latents = issubclass(get_class(cfg.method._target_), LPO) and cfg.reward._target_.endswith(".Random")
+    return create(cfg.reward) if of_latents else brightness
+
+
+def activations(job: Job) -> int:
+    """Bytes at the peak of a micro-batch's forward and backward, beside weights and their gradients, in float32."""
+    for weight in job.policy.trainable().values():
+        weight.grad = torch.zeros_like(weight)
+    return max(peak(partial(_gradient, job, batch)) for _, batch in _batches(job))
+
+
+def update(job: Job) -> float:
+    """FLOPs of an optimiser's step, of all processes."""
+    share = job.method.batch / job.micro
+    return share * sum(weight * flops(partial(_gradient, job, batch)) for weight, batch in _batches(job))
+
+
+def _gradient(job: Job, batch: Batch) -> None:
+    job.method.loss(batch)[0].backward()
+
+
+def _batches(job: Job) -> list[tuple[float, Batch]]:
+    """Micro-batches and what part of all each stands for; they differ where work depends on the timestep."""
+    method, micro = job.method, job.micro
+    if isinstance(method, DDPO):
+        return [(1.0, _transitions(job))]
+    if isinstance(method, LPO):
+        return [(1.0, _pairs(job))]
+    columns = {name: make() for name, make in job.columns(micro).items() if name in job.needs}
+    if "labels" in columns:
+        columns["weight"] = _meta(micro)
+    if not isinstance(method, ControlReward):
+        return [(1.0, columns | {"position": torch.arange(micro)})]
+    candidates = torch.arange(100 * micro)
+    rewarded = method.drawn_times({"position": candidates}, "pretrain") <= method.max_timestep
+    share = method.expected(1)
+    both = ((share, candidates[rewarded]), (1 - share, candidates[~rewarded]))
+    return [(part, columns | {"position": positions[:micro]}) for part, positions in both]
+
+
+def _meta(*size: int) -> Tensor:
+    return torch.empty(size, device="meta")
+
+
+def _text(job: Job, count: int) -> Tensor:
+    columns = job.columns(count)
+    return columns["tokens" if job.policy.trains_text else "text"]()
+
+
+def _pairs(job: Job) -> Batch:
+    batch = pair_batch(job.method, _text(job, job.micro), job.micro)
+    if getattr(job.method, "inner_steps", 0):
+        batch |= {"x_loser": batch["x"], "step": torch.ones(job.micro, dtype=torch.long, device="meta")}
+    return batch
+
+
+def _transitions(job: Job) -> Batch:
+    """Those of as few samples as a micro-batch may have."""
+    method, adapter, rows, kept = job.method, job.policy.adapter, torch.arange(job.micro), len(job.method.t)
+    count = -(-job.micro // kept)
+    prompts = -(-count // method.group)
+    drawn = {"latents": _meta(count, kept + 1, *adapter.latent_shape), "log_prob": _meta(count, kept)}
+    method.samples = drawn | {"advantage": _meta(count), "text": _text(job, prompts)}
+    if method.pictures:
+        method.samples["control"] = to_uint8(job.columns(prompts)["control"](), gray=True)
+    place = method.of_samples({"sample": rows // kept, "step": rows % kept, "weight": torch.ones(job.micro)})
+    return {name: column.to("meta") for name, column in place.items()} | {"position": rows + method.batch}
+
+
+def pieces(job: Job) -> list[Piece]:
+    """Everything that a run computes with its models."""
+    method, found = job.method, []
+    if isinstance(method, Online):
+        found.append(Piece("rollouts of a round", method.prompts * _rollout(job), method.steps))
+    else:
+        found.append(Piece("preparation of a sample", _preparation(job), job.rows))
+    found.append(Piece("optimiser step", update(job), steps(job)))
+    return [*found, _evaluation(job)]
+
+
+def steps(job: Job) -> float:
+    """Optimiser steps of a run."""
+    method = job.method
+    if isinstance(method, DDPO):
+        transitions = method.prompts * method.group * method.trained
+        return method.steps * method.inner_epochs * -(-transitions // method.batch)
+    if isinstance(method, LPO):
+        points = method.num_steps - getattr(method, "skip_steps", 0)
+        return method.steps * -(-method.prompts * points * VALID // method.batch)
+    return method.steps
+
+
+def _rollout(job: Job) -> float:
+    """FLOPs of one prompt's samples, scored."""
+    method, decode = job.method, partial(job.policy.adapter.decode, _meta(1, *job.policy.adapter.latent_shape))
+    start, step = _prediction(job, method.guidance)
+    with torch.no_grad():
+        if isinstance(method, SPO):
+            forks = range(method.skip_steps, method.num_steps, 1 + method.inner_steps)
+            alone = method.skip_steps + 1 + method.candidates * (method.num_steps - method.skip_steps - 1)
+            return start + alone * step + len(forks) * method.candidates * flops(decode)
+        if isinstance(method, LPO):
+            times = method.policy.adapter.process.times(method.num_steps)
+            candidates = _meta(method.num_steps, method.candidates, 1, *job.policy.adapter.latent_shape)
+            return start + method.num_steps * step + flops(lambda: method.score([""], times, candidates))
+        judged = method.group * flops(lambda: method.judge(_meta(1, *job.policy.adapter.latent_shape), [""], None))
+        return start + method.group * method.num_steps * step + judged
+
+
+def _prediction(job: Job, guidance: float) -> tuple[float, float]:
+    """FLOPs of what a prompt needs once, its text and the features of its condition, and of each step from it."""
+    policy, columns = job.policy, job.columns(1)
+    text, x, t = columns["text"](), _meta(1, *policy.adapter.latent_shape), _meta(1)
+    control = columns["control"]() if job.cfg.get("task") else None
+    empty = policy.adapter.empty_text() if guidance != 1.0 else None
+
+    def step() -> None:
+        encoded = policy.encode_guided(x, t, text, guidance=guidance, empty=empty)
+        policy.decode_guided(encoded, features, guidance=guidance)
+
+    with torch.no_grad():
+        features = policy.features(control)
+        return flops(columns["text"]) + flops(lambda: policy.features(control)), flops(step)
+
+
+def _picture(job: Job, sampling: Sampling) -> float:
+    """FLOPs of one picture from its caption and condition."""
+    start, step = _prediction(job, sampling.guidance)
+    latents = _meta(1, *job.policy.adapter.latent_shape)
+    with torch.no_grad():
+        return start + sampling.num_steps * step + flops(lambda: job.policy.adapter.decode(latents))
+
+
+def _preparation(job: Job) -> float:
+    """FLOPs of one training sample's frozen parts, as data/ computes them."""
+    adapter, columns, cfg = job.policy.adapter, job.columns(1), job.cfg
+    picture, sampling = columns["control"](), Sampling(adapter.num_inference_steps, adapter.guidance)
+    with torch.no_grad():
+        total = job.pictures * flops(lambda: adapter.encode_moments(picture))
+        total += flops(columns["text"]) if "text" in job.needs else 0
+        total += flops(columns["features"]) if "features" in job.needs else 0
+    if "labels" in job.needs and "control" in job.needs:
+        return total + cfg.method.group * _picture(job, sampling)
+    drawn = "loser" in job.needs and not cfg.data.get("loser")
+    drawn = job.pictures if issubclass(get_class(cfg.data._target_), GeneratedPairs) else int(drawn)
+    return total + drawn * _picture(job, sampling)
+
+
+def _evaluation(job: Job) -> Piece:
+    """Before and after training."""
+    evaluator = create(job.cfg.metrics)
+    if isinstance(evaluator, PairEvaluator):
+        columns = {name: make() for name, make in job.columns(1).items() if name in job.needs}
+        batch = columns | {"weight": _meta(1), "position": torch.arange(1)}
+        with torch.no_grad():
+            cost = len(evaluator.timesteps) * flops(lambda: job.method.loss(batch))
+        data = job.cfg.data
+        held_out = data.prompts.num_test if "prompts" in data else evaluator.num_samples or 0
+        return Piece("evaluation of a pair", cost, 2 * held_out)
+    cost = _picture(job, evaluator.sampling(job.policy.adapter))
+    return Piece("evaluation picture", cost, 2 * evaluator.num_samples * evaluator.images_per_item)

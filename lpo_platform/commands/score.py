@@ -1,0 +1,197 @@
+"""lpo-score: the score file by which Multi-Preference Consistent Filtering chooses its pairs (specs/lpo.md 2.1).
+
+For every row of a preference dataset, in its order: whether one picture won, and the winner's aesthetic, CLIP and VQA
+score less the loser's. Each score has a cache of its own, so a killed run goes on at its last shard, and another model
+for one score leaves the other two as they are.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from lpo_platform.commands.build import create, located, plain
+from lpo_platform.commands.job import CACHE
+from lpo_platform.commands.job_log import quiet, say
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.prepared.cache import Cache
+from lpo_platform.data.reading_report import Findings
+from lpo_platform.data.score_file import COLUMNS, Scores, write_scores
+from lpo_platform.data.source import Preference, Preferences
+from lpo_platform.hardware.hardware import Hardware
+from lpo_platform.models.weights import digest
+from lpo_platform.rewards.reward import Reward, checked
+from lpo_platform.runs.files import fingerprint
+
+NAMES = ("aesthetic", "clip", "vqa")  # in the order of the gaps in COLUMNS
+VERSION = 1  # raise it when a score changes its meaning
+SHARD = 256  # pairs; what a killed run has to do again is less than that
+CHUNK = 16  # pairs that are read ahead together
+
+Row = tuple[Preference | None, str]  # one of which says nothing
+
+
+class Table(Preferences, Protocol):
+    """A split that says what its rows are without reading their pictures.
+
+    positions: (N,) number of each item's row in the files. preferred: (N,) probability that the first picture is
+    preferred. num_rows: rows in the files, those included that are no item.
+    """
+
+    positions: np.ndarray
+    preferred: np.ndarray
+    num_rows: int
+
+
+def score(cfg: DictConfig, folder: Path) -> Path:
+    """Writes `<folder>/scores.csv` and returns its path; what cannot be read has empty gaps and is reported."""
+    quiet()
+    hardware: Hardware = create(cfg.hardware)
+    split = _split(cfg)
+    nodes = {name: node for name, node in plain(cfg.scores).items() if node is not None}
+    caches = {name: cache_of(split, name, node, CACHE / "scores") for name, node in nodes.items()}
+    rewards = {}
+    for name, cache in caches.items():
+        if not cache.complete():
+            with located(f"scores.{name}"):
+                rewards[name] = create(nodes[name])
+                if isinstance(rewards[name], torch.nn.Module):
+                    rewards[name].to(hardware.device)
+    compute(split, caches, rewards, workers=hardware.num_workers)
+    scores, findings = collect(split, caches)
+    path = folder / "scores.csv"
+    write_scores(path, scores)
+    _tell(path, scores, findings, [name for name in NAMES if name not in nodes])
+    return path
+
+
+def cache_of(split: Table, name: str, node: dict, folder: Path) -> Cache:
+    """The cache of one score: its key is the data, the settings of the model and the contents of its files."""
+    settings = {key: _identity(value) for key, value in node.items() if key != "batch"}
+    return Cache(folder, fingerprint("score", VERSION, name, split.fingerprint, settings), len(split), SHARD)
+
+
+@torch.no_grad()
+def compute(split: Table, caches: dict[str, Cache], rewards: dict[str, Reward], *, workers: int = 0) -> None:
+    """Builds what is missing of the caches, with a progress bar; every picture is read once for all scores.
+
+    A shard has `score` (n, 2) float32, NaN for a pair that cannot be read, and the text `problem` that says why.
+    Raises UserError with the name of a reward that returns something else than finite numbers.
+    """
+    missing = {name: set(cache.missing()) for name, cache in caches.items()}
+    shards = sorted(set().union(*missing.values()), key=lambda shard: shard.start)
+    chunks = [range(i, min(i + CHUNK, shard.stop)) for shard in shards for i in range(shard.start, shard.stop, CHUNK)]
+    done = len(split) - sum(map(len, shards))
+    with tqdm(total=len(split), initial=done, desc="scores", unit="pair") as bar:
+        rows = _read_ahead(split, chunks, workers)
+        for shard in shards:
+            wanted = [name for name in caches if shard in missing[name]]
+            scores: dict[str, list[Tensor]] = {name: [] for name in wanted}
+            problems: list[str] = []
+            while len(problems) < len(shard):
+                chunk = next(rows)
+                problems += [problem for _, problem in chunk]
+                for name in wanted:
+                    scores[name].append(score_pairs(name, rewards[name], [pair for pair, _ in chunk]))
+                bar.update(len(chunk))
+            for name in wanted:
+                caches[name].write(shard, {"score": torch.cat(scores[name])}, {"problem": problems})
+
+
+def score_pairs(name: str, reward: Reward, pairs: Sequence[Preference | None]) -> Tensor:
+    """(n, 2) float32 on the CPU: the score of either picture, NaN where there is no pair."""
+    there = [i for i, pair in enumerate(pairs) if pair is not None]
+    scores = torch.full((len(pairs), 2), torch.nan)
+    if there:
+        images = torch.cat([pairs[i].images for i in there])
+        prompts = [pairs[i].caption for i in there for _ in range(2)]
+        scores[there] = checked(name, reward(images, prompts), len(images)).cpu().view(-1, 2)
+    return scores
+
+
+def collect(split: Table, caches: dict[str, Cache]) -> tuple[Scores, Findings]:
+    """The score file's rows, one for each row of the files, and what could not be read.
+
+    The gap of a tie is stored as its absolute value, which is what filtering compares with a threshold.
+    """
+    positions, preferred = np.asarray(split.positions), np.asarray(split.preferred)
+    different, gaps = np.zeros(split.num_rows, bool), np.full((split.num_rows, len(NAMES)), np.nan)
+    different[positions] = preferred != 0.5
+    findings, problems = Findings(), {}
+    for name, cache in caches.items():
+        tensors, texts = cache.load()
+        if not tensors:
+            continue
+        first, second = tensors["score"].double().numpy().T
+        gaps[positions, NAMES.index(name)] = winner_less_loser(first, second, preferred)
+        problems |= {int(positions[i]): problem for i, problem in enumerate(texts["problem"]) if problem}
+    for row, problem in problems.items():
+        findings.skip(problem, f"row {row}")
+    return Scores(different, gaps), findings
+
+
+def winner_less_loser(first: np.ndarray, second: np.ndarray, preferred: np.ndarray) -> np.ndarray:
+    """Scores (N,) of both pictures and the probability that the first is preferred -> gaps (N,); |gap| for a tie."""
+    gap = first - second
+    return np.where(preferred == 0.5, np.abs(gap), np.sign(preferred - 0.5) * gap)
+
+
+def _split(cfg: DictConfig) -> Table:
+    """The training split, whole. Raises UserError for data or scores that this command cannot work with."""
+    unknown = sorted(set(cfg.scores) - set(NAMES))
+    if unknown or all(cfg.scores[name] is None for name in cfg.scores):
+        what = f"scores.{unknown[0]}: no column of a score file" if unknown else "scores: nothing to compute"
+        raise UserError(f"{what}; what works: {', '.join(NAMES)}")
+    if cfg.data.get("scores") is not None:
+        raise UserError("data.scores: this command makes the score file, and filtered rows would be missing; remove it")
+    split = create(cfg.data, resolution=cfg.resolution).train
+    if not all(hasattr(split, name) for name in Table.__annotations__):
+        raise UserError("data: these are no pairs with a preference; what works: data=image_pairs data.path=<folder>")
+    return split
+
+
+def _read_ahead(split: Table, chunks: Iterable[range], workers: int) -> Iterator[list[Row]]:
+    """The rows of each chunk, while the next one is being read in threads."""
+
+    def read(i: int) -> Row:
+        try:
+            pair = split[i]
+        except ValueError as error:
+            return None, str(getattr(error, "reason", error))
+        if len(pair.images) != 2:
+            raise UserError(f"{pair.id}: {len(pair.images)} pictures; a score file is about pairs")
+        return pair, ""
+
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        before: list[Future[Row]] | None = None
+        for chunk in chunks:
+            reading = [pool.submit(read, i) for i in chunk]
+            if before is not None:
+                yield [row.result() for row in before]
+            before = reading
+        if before is not None:
+            yield [row.result() for row in before]
+
+
+def _identity(value: object) -> object:
+    """The contents of the file or folder that a setting names, else the setting itself."""
+    try:
+        return digest(value) if isinstance(value, str) else value
+    except OSError:  # a text too long to be a path
+        return value
+
+
+def _tell(path: Path, scores: Scores, findings: Findings, left_out: list[str]) -> None:
+    empty = int(np.isnan(scores.gaps).any(1).sum())
+    kept = ", ".join(f"{strategy}: {int(scores.consistent(strategy).sum())}" for strategy in (1, 2, 3))
+    say(" | ".join(filter(None, [f"{len(scores)} rows, {empty} of them with empty cells", findings.line()])))
+    for name in left_out:
+        say(f"{COLUMNS[1 + NAMES.index(name)]} is empty, by scores.{name}=null; filtering drops such rows")
+    say(f"rows that each strategy keeps  {kept}\nscores  {path}")

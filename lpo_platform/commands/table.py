@@ -1,0 +1,25 @@
+"""The commands that work on a run folder: where the function of each is, imported when it is called for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = {
+    "train": "lpo_platform.commands.train:train",
+    "eval": "lpo_platform.commands.evaluate:evaluate",
+    "prepare": "lpo_platform.commands.prepare:prepare",
+    "score": "lpo_platform.commands.score:score",
+    "doctor": "lpo_platform.commands.doctor.doctor:doctor",
+}
+
+
+def work_of(name: str) -> Callable[[DictConfig, Path], object]:
+    """The function that does the work of a command with a configuration in a folder."""
+    module, _, function = COMMANDS[name].partition(":")
+    return getattr(import_module(module), function)

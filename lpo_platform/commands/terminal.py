@@ -1,0 +1,37 @@
+"""What all commands share: who is speaking, how a path is shown, how many threads torch may take."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Command:
+    """One console command; `code` is the exit status, the worst of its jobs; `sweep` the folder of several jobs."""
+
+    name: str
+    primary: str
+    code: int = 0
+    sweep: Path | None = None
+
+
+def set_threads() -> None:
+    """Lets idle OpenMP threads sleep: on a shared machine spinning ones make torch tens of times slower.
+
+    Must run before torch is imported; what the user has set stays.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def say(command: Command, text: str) -> None:
+    print(f"{command.name}: {text}", file=sys.stderr, flush=True)
+
+
+def shown(folder: Path) -> str:
+    """A path as a person would type it: relative where it lies below the current directory."""
+    return os.path.relpath(folder) if Path(folder).resolve().is_relative_to(Path.cwd()) else str(folder)

@@ -1,0 +1,344 @@
+"""The check of a composed configuration: every problem at once, one line each, without importing torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lpo_platform.config.batch_size import batch_problem, nearest
+from lpo_platform.config.compatibility import (
+    NOT_NONE,
+    OF_A_MODEL,
+    OF_A_RUN,
+    OF_CONDITIONS,
+    PATHS,
+    RUNTIME,
+    UNSHARDED,
+    Choices,
+    _flux_problems,
+    _need,
+    _pairs,
+    _toy_problems,
+    combination_problems,
+    fits,
+    shipped,
+)
+from lpo_platform.config.compose import Composed, Values
+from lpo_platform.config.errors import hint, one_line
+from lpo_platform.config.paths import path_problem, run_problem
+from lpo_platform.config.schema import Eval, Prepare, Score, Train
+from lpo_platform.config.signature import NotFound, Parameter, Signature, signature
+
+
+def _reward_problems(composed: Composed) -> list[str]:
+    """A reward, or one of a blend, that looks for a condition which is not there."""
+    reward, task = _mapping(composed.values.get("reward")), composed.choices.get("task")
+    nodes = {"reward": reward, **{f"reward.rewards.{k}": v for k, v in _mapping(reward.get("rewards")).items()}}
+    cells = {path: OF_CONDITIONS.get(str(_mapping(node).get("_target_"))) for path, node in nodes.items()}
+    return [
+        f"{_chosen(composed, path)} {_need('task', task or 'null', cell)}"
+        for path, cell in cells.items()
+        if cell is not None and "task" not in composed.unsure and not fits("task", task, cell)
+    ]
+
+
+SPECIAL = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
+
+
+def check(cfg: DictConfig, choices: Choices, overrides: Iterable[str] | None = None) -> list[str]:
+    """Every problem of a composed configuration, one line each.
+
+    `cfg` is the job configuration, `choices` the chosen option of each group, `overrides` what stood on the command
+    line (None: not known, so nothing is asked that depends on it). Loads no weights and imports nothing.
+    """
+    values = OmegaConf.to_container(cfg, resolve=False)
+    if not isinstance(values, dict):
+        raise TypeError(f"a configuration is a mapping, got {type(values).__name__}")
+    values.pop("hydra", None)
+    return problems_of(Composed(values, dict(choices)), overrides)
+
+
+def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
+    """`check` on a configuration that knows where its keys come from."""
+    overrides = None if overrides is None else list(overrides)
+    choices = {g: option for g, option in composed.choices.items() if g not in composed.unsure}
+    problems = []
+    if "method" not in composed.unsure:
+        problems += combination_problems(choices, overrides or (), unsure=composed.unsure)
+    problems += _reward_problems(composed)
+    problems += _toy_problems(choices, overrides)
+    problems += _flux_problems(choices)
+    problems += _root_problems(composed) + _eval_problems(composed, overrides)
+    for group, node in composed.values.items():
+        if group not in composed.unsure and isinstance(node, dict):
+            problems += _node_problems(composed, group, node, group)
+    problems += _path_problems(composed) + _size_problems(composed)
+    return problems + _batch_problems(composed) + _process_problems(composed)
+
+
+def _root(composed: Composed) -> type:
+    """The root schema that fits: the one which knows most of the keys."""
+    if "run" in composed.values:
+        return Eval
+    if "scores" in composed.values:
+        return Score
+    return Prepare if "force" in composed.values else Train
+
+
+def _root_problems(composed: Composed) -> list[str]:
+    known = _schema(_root(composed))
+    problems = []
+    for key, value in composed.values.items():
+        parameter = known[key]
+        if parameter is None:
+            names = [item.name for item in known.parameters]
+            problems.append(f"{key}{composed.where(key)}: no such key or group{hint(key, names)}")
+        elif value == "???":
+            problems.append(f"{key}: required; add {key}=<value>")
+        elif key == "run" and composed.choices.get("what") in OF_A_RUN and not (value or composed.values["model"]):
+            problems.append(f"run: required by {_chosen(composed, 'what')}; add run=<value>, or model=<option>")
+        else:
+            problems += _value_problems(composed, key, value, parameter)
+    return problems
+
+
+def _eval_problems(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
+    """What lpo-eval lacks to know which model it evaluates, or is told twice."""
+    choices, values = composed.choices, composed.values
+    asked = {key for key, _ in _pairs(overrides or ())}
+    if choices.get("what") == "controllability" and choices.get("task") in (None, "none"):
+        return [f"what=controllability {_need('task', choices.get('task') or 'null', NOT_NONE)}"]
+    if _root(composed) is not Eval or choices.get("what") not in ("model", "run"):
+        return []
+    if values["run"] is not None:
+        twice = [name for name in (*OF_A_MODEL, "weights") if name in asked]
+        return [f"{name}: with run=, the run says it; leave one of the two out" for name in twice]
+    problems = []
+    if choices.get("model") is None and "model" not in composed.unsure:
+        others = ", ".join(f"what={name}" for name in shipped("what") if name not in ("model", *OF_A_RUN))
+        problems.append(f"model: required; add model=<option>, or run=<a finished run>, or measure folders by {others}")
+    task, control = (choices.get(group) not in (None, "none") for group in ("task", "control"))
+    if control and not task and not composed.unsure:
+        problems.append(f"control={choices['control']} {_need('task', choices.get('task'), NOT_NONE)}")
+    if task and not control and "control" not in asked and not composed.unsure:
+        advice = "add control=controlnet, or control=none for a model that does not see the condition"
+        problems.append(f"task={choices['task']}: nothing sees the condition; {advice}")
+    for key in ("weights", "against"):
+        if isinstance(place := values.get(key), str):
+            problems += path_problem(key, place.partition("::")[0], "file, folder or hub id")
+    return problems
+
+
+def _schema(schema: type) -> Signature:
+    found = signature(f"{schema.__module__}.{schema.__qualname__}")
+    if found is None:
+        raise TypeError(f"{schema} has no readable signature")
+    return found
+
+
+def _node_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
+    """Problems of a node with a `_target_`, or of a mapping of such nodes."""
+    target = node.get("_target_")
+    if target is None:
+        return _mapping_problems(composed, path, node, group)
+    if not isinstance(target, str) or target.startswith("${"):
+        return []
+    try:
+        found = signature(target)
+    except NotFound as error:
+        return [_target_problem(composed, path, target, error)]
+    except SyntaxError as error:
+        return [f"{path}._target_={target!r}{composed.where(path)}: {error.msg} in {error.filename}:{error.lineno}"]
+    return [] if found is None else _argument_problems(composed, path, node, found, group)
+
+
+def _mapping_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
+    problems = []
+    for key, value in node.items():
+        below = f"{path}.{key}"
+        if isinstance(value, dict):
+            problems += _node_problems(composed, below, value, group)
+        elif value is not None and path == group:
+            problems.append(f"{below}={value!r}{composed.where(below)}: must be a mapping with a _target_, or null")
+    return problems
+
+
+def _target_problem(composed: Composed, path: str, target: str, error: NotFound) -> str:
+    missing = target[len(error.part) :].lstrip(".").split(".")[0]
+    inside = f" in {error.part}" if error.part else ""
+    return (
+        f"{path}._target_={target!r}{composed.where(path)}: no {missing!r}{inside} to import"
+        f"{hint(missing, error.names, options=False)}"
+    )
+
+
+def _argument_problems(composed: Composed, path: str, node: Values, known: Signature, group: str) -> list[str]:
+    runtime = _runtime(known, group)
+    free = [item.name for item in known.parameters if item.name not in runtime]
+    problems = []
+    for key, value in node.items():
+        below = f"{path}.{key}"
+        parameter = known[str(key)]
+        if key in SPECIAL:
+            continue
+        if key in runtime:
+            problems.append(f"{below}{composed.where(below)}: {known.name} gets it from the platform; remove it")
+        elif parameter is None and not known.open:
+            problems.append(f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}")
+        elif value == "???" or (value is None and parameter is not None and not parameter.type.accepts(None)):
+            # null too: where a default stands before it, OmegaConf keeps that for ???
+            problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}=<value>")
+        elif isinstance(value, dict) and any("_target_" in _mapping(node) for node in (value, *value.values())):
+            problems += _node_problems(composed, below, value, group)
+        elif parameter is not None:
+            problems += _value_problems(composed, below, value, parameter)
+    for item in known.parameters if node else ():
+        if item.required and item.name not in node and item.name not in runtime and not node.get("_partial_"):
+            problems.append(f"{path}.{item.name}: required by {_chosen(composed, group)}; add it")
+    return problems
+
+
+def _chosen(composed: Composed, group: str) -> str:
+    option = composed.choices.get(group)
+    return group if option is None else f"{group}={option}"
+
+
+def _runtime(known: Signature, group: str) -> frozenset[str]:
+    """Names of the arguments that are not the configuration's business."""
+    named = RUNTIME.get(group, frozenset())
+    live = {p.name for p in known.parameters if p.keyword_only and p.required and not p.scalar}
+    return frozenset(p.name for p in known.parameters if p.name in named or p.name in live)
+
+
+def _value_problems(composed: Composed, path: str, value: object, parameter: Parameter) -> list[str]:
+    if isinstance(value, str) and "${" in value:
+        try:
+            value = OmegaConf.select(OmegaConf.create(composed.values), path)
+        except OmegaConfBaseException as error:
+            return [f"{path}={value!r}{composed.where(path)}: {one_line(error)}"]
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=False)
+    if parameter.type.accepts(value):
+        return []
+    return [f"{path}={_shown(value)}{composed.where(path)}: must be {parameter.type}"]
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) else repr(value)
+
+
+def _path_problems(composed: Composed) -> list[str]:
+    problems = []
+    for group, node in composed.values.items():
+        target = node.get("_target_") if isinstance(node, dict) else None
+        for key, kind in PATHS.get(target, {}).items() if isinstance(target, str) else ():
+            value = node.get(key)
+            if isinstance(value, str) and value != "???" and "${" not in value:
+                problems += path_problem(f"{group}.{key}", value, kind)
+    resume = composed.values.get("resume")
+    if isinstance(resume, str) and resume != "auto":
+        problems += path_problem("resume", resume)
+    pose = composed.values.get("pose")
+    if isinstance(pose, str):
+        problems += path_problem("pose", pose)
+        if composed.values.get("export") is None or composed.choices.get("task") != "pose":
+            problems.append(f"pose={pose}: add task=pose export=<the folder that gets keypoints, skeletons and lines>")
+    run = composed.values.get("run")
+    if isinstance(run, str) and run != "???":
+        problems += run_problem(run)
+    return problems
+
+
+COUNTED = {
+    "method": ("steps", "rounds", "batch", "prompts", "group", "candidates", "num_steps", "inner_epochs"),
+    "model": ("resolution", "num_inference_steps"),
+    "data": ("num_train", "num_test"),
+    "metrics": ("num_samples", "num_steps", "batch", "rows", "images_per_item"),
+    "callbacks": ("every", "log_every", "samples_every"),
+}
+
+
+def _size_problems(composed: Composed) -> list[str]:
+    """Of nothing nothing comes: what is counted is at least 1, and the learning rate is not 0."""
+    problems = []
+    for group, keys in COUNTED.items():
+        for key in keys:
+            value = _mapping(composed.values.get(group)).get(key)
+            if type(value) is int and value < 1:
+                problems.append(f"{group}.{key}={value}{composed.where(f'{group}.{key}')}: must be at least 1")
+    rate = _mapping(composed.values.get("optim")).get("lr")
+    if type(rate) in (int, float) and not rate > 0:
+        problems.append(f"optim.lr={rate}{composed.where('optim.lr')}: must be above 0, or nothing is learned")
+    return problems
+
+
+def _batch_problems(composed: Composed) -> list[str]:
+    """A batch is cut into equal parts: one for each process, and these into micro-batches."""
+    hardware, method = (_mapping(composed.values.get(group)) for group in ("hardware", "method"))
+    micro, batch, prompts = hardware.get("micro_batch"), method.get("batch"), method.get("prompts")
+    micro = None if micro == "auto" else micro  # which divides by itself
+    devices, nodes = hardware.get("devices", 1), hardware.get("num_nodes", 1)
+    if type(batch) is not int or batch < 1 or type(nodes) is not int or type(devices) not in (int, type(None)):
+        return []  # their types are complained about elsewhere
+    if not (micro is None or (type(micro) is int and micro > 0)):
+        return []
+    problems = [
+        f"hardware.{key}={value}: must be at least 1"
+        for key, value in (("devices", devices), ("num_nodes", nodes))
+        if value is not None and value < 1
+    ]
+    if problems or devices is None:
+        return problems
+    processes = devices * nodes
+    problem = batch_problem(batch, micro, processes)
+    if type(prompts) is int and prompts < processes:
+        problems.append(f"method.prompts={prompts}: a round needs at least one for each of {processes} processes")
+    return problems + ([problem] if problem else [])
+
+
+def _process_problems(composed: Composed) -> list[str]:
+    """Several processes need a strategy, and not everything can be sharded."""
+    hardware = _mapping(composed.values.get("hardware"))
+    devices, nodes = hardware.get("devices", 1), hardware.get("num_nodes", 1)
+    several = devices is None or (type(devices) is int and type(nodes) is int and devices * nodes > 1)
+    chosen = composed.choices.get("hardware")
+    if not several or hardware.get("strategy") is None:
+        return []
+    if hardware["strategy"] == "single":
+        asked = f"hardware.devices={devices if devices != 1 else nodes}"
+        return [f"hardware={chosen} is one process, not {devices} on {nodes} nodes; add hardware=ddp {asked}"]
+    if _root(composed) is Score:
+        return [f"hardware={chosen}: lpo-score is one process; use hardware=auto"]
+    return _sharding_problems(composed) if hardware["strategy"] == "fsdp" else []
+
+
+def _sharding_problems(composed: Composed) -> list[str]:
+    problems = []
+    for (path, refused), reason in UNSHARDED.items():
+        if "." in path:
+            group, key = path.split(".")
+            value = _mapping(composed.values.get(group)).get(key)
+            wrong = value is not None if refused == NOT_NONE else value == refused
+            shown = _shown(value)
+        else:
+            shown = value = composed.choices.get(path)
+            wrong = path not in composed.unsure and value == refused
+        if wrong:
+            problems.append(f"{path}={shown} with hardware={composed.choices.get('hardware')}: {reason}")
+    method, hardware = _mapping(composed.values.get("method")), _mapping(composed.values.get("hardware"))
+    prompts, devices, nodes = method.get("prompts"), hardware.get("devices"), hardware.get("num_nodes")
+    if all(type(number) is int and number > 0 for number in (prompts, devices, nodes)) and prompts % (devices * nodes):
+        problems.append(
+            f"method.prompts={prompts} does not divide among {devices * nodes} processes, which sharded weights need; "
+            f"nearest: {nearest(prompts, devices * nodes)}"
+        )
+    return problems
+
+
+def _mapping(node: object) -> Values:
+    return node if isinstance(node, dict) else {}

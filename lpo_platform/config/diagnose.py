@@ -1,0 +1,258 @@
+"""Every problem of a command line at once, in the words of the file or override that caused it."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from lpo_platform.config.check import problems_of
+from lpo_platform.config.compose import Composed, Source, Values, _merge, _parser, _set, several, source
+from lpo_platform.config.errors import hint, one_line
+from lpo_platform.config.schema import CONF, ROOTS
+from lpo_platform.config.signature import NotFound, signature
+
+MAX_VARIANTS = 32
+
+
+def diagnose(
+    primary: str,
+    overrides: Sequence[str],
+    config_dirs: Sequence[str] = (),
+    *,
+    conf: Path = CONF,
+    multirun: bool = False,
+    values: bool = True,
+) -> list[str]:
+    """Every problem of a command line, one line each; [] where Hydra will compose it and `check` will agree.
+
+    `values=False` looks at what composition needs (groups, options, keys) and leaves the values alone.
+    """
+    missing = [f"--config-dir {folder}: no such folder" for folder in config_dirs if not Path(folder).is_dir()]
+    config_dirs = [folder for folder in config_dirs if Path(folder).is_dir()]
+    files = source(primary, config_dirs, conf)
+    if not files.repo.config_exists(primary):
+        return [*missing, f"--config-name {primary}: no such file in {conf}"]
+    parsed, problems = _parse(overrides)
+    swept = [item for item in parsed if item.is_sweep_override()]
+    multirun = multirun or any(several(item.key_or_group, item.value()) for item in parsed)
+    if swept and not multirun:
+        problems += [f"{item.input_line}: several values need -m (a sweep); a list is [a,b]" for item in swept]
+        parsed = [item for item in parsed if not item.is_sweep_override()]
+    problems = missing + problems
+    for variant in _variants(files, parsed):
+        problems += _variant_problems(files, variant, values=values)
+    if values:
+        problems += _plugin_problems(parsed, multirun=multirun)
+    if not problems and any(item.is_hydra_override() for item in parsed):
+        problems = _hydra_problems(files, overrides, multirun=multirun)
+    return list(dict.fromkeys(problems))
+
+
+# Options of Hydra's own groups that need more than the dependencies: the module, and our extra that brings it.
+PLUGINS = {
+    "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hardware=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/sweeper=optuna": ("hydra_plugins.hydra_optuna_sweeper", "optuna"),
+}
+
+
+def _plugin_problems(parsed: Sequence[Override], *, multirun: bool) -> list[str]:
+    """What a launcher or sweeper lacks: its package, or the -m without which it is not asked."""
+    problems = []
+    for item in parsed:
+        choice = f"{item.key_or_group}={item.value()}"
+        if choice not in PLUGINS:
+            continue
+        module, extra = PLUGINS[choice]
+        if not _installed(module):
+            problems.append(f"{choice}: needs packages that are not installed; pip install 'lpo-platform[{extra}]'")
+        if not multirun:
+            problems.append(f"{choice}: works with -m only, also for a single job; add -m")
+    return problems
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _hydra_problems(files: Source, overrides: Sequence[str], *, multirun: bool) -> list[str]:
+    """What Hydra says about settings of its own, such as `hydra.run.dirr=x`."""
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    try:
+        ConfigLoaderImpl(files.path).load_configuration(files.primary, list(overrides), mode)
+    except (HydraException, OmegaConfBaseException) as error:
+        return [one_line(error) or one_line(error.__cause__ or error)]
+    return []
+
+
+def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    parsed, problems = [], []
+    for line in overrides:
+        try:
+            parsed.append(_parser().parse_override(line))
+        except HydraException:
+            quoted = "quote a value with spaces or special characters: 'key=\"a b\"'"
+            problems.append(f"{line}: not an override; {quoted if '=' in line else 'write key=value'}")
+    return parsed, problems
+
+
+def _variants(files: Source, parsed: list[Override]) -> Iterator[list[Override]]:
+    """The jobs of a sweep: all of them where they are few, else each value once."""
+    axes = [_values(files, item) for item in parsed]
+    count = 1
+    for axis in axes:
+        count *= len(axis)
+    if count <= MAX_VARIANTS:
+        yield from (list(job) for job in itertools.product(*axes))
+        return
+    first = [axis[0] for axis in axes]
+    for index, axis in enumerate(axes):
+        for item in axis:
+            yield [*first[:index], item, *first[index + 1 :]]
+
+
+def _values(files: Source, item: Override) -> list[Override]:
+    if not item.is_sweep_override():
+        return [item]
+    if item.is_discrete_sweep():
+        texts = [str(text) for text in item.sweep_string_iterator()]
+    elif item.is_interval_sweep():
+        interval = item.value()
+        texts = [str(interval.start), str(interval.end)]
+    else:
+        glob = item.value()
+        texts = glob.filter(files.options(item.key_or_group)) if hasattr(glob, "filter") else []
+    return [_parser().parse_override(f"{item.get_key_element()}={text}") for text in texts] or [item]
+
+
+def _variant_problems(files: Source, parsed: list[Override], *, values: bool) -> list[str]:
+    good, problems, unsure = _screen_groups(files, parsed)
+    try:
+        composed = _merge(files, [item for item in good if item not in _settings(files, good)])
+    except (HydraException, OmegaConfBaseException) as error:
+        return [*problems, one_line(error)]
+    composed.unsure = frozenset(unsure)
+    for item in _settings(files, good):
+        if item.is_hydra_override():
+            continue
+        problem = _setting_problem(files, composed, item)
+        if problem is None:
+            _set(composed, item)
+        elif problem:
+            problems.append(problem)
+    if values:
+        given = [item.input_line or "" for item in parsed] if composed.choices else None
+        problems += _debug_problems(files, parsed, composed, problems_of(composed, given))
+    return problems
+
+
+def _debug_problems(files: Source, parsed: list[Override], composed: Composed, problems: list[str]) -> list[str]:
+    """The problems, those of a debug option that sets what method or data lack as one, with the option that fits."""
+    chosen = composed.choices.get("debug")
+    left = [problem for problem in problems if f" in debug/{chosen}.yaml: " not in problem]
+    if left == problems:
+        return problems
+    rest = [item for item in _screen_groups(files, parsed)[0] if item.key_or_group != "debug"]
+    rest = [item for item in rest if _is_group(files, item)]
+    fit = []
+    for name in files.options("debug"):
+        other = _merge(files, [*rest, _parser().parse_override(f"debug={name}")])
+        if not any(f" in debug/{name}.yaml: " in problem for problem in problems_of(other, None)):
+            fit.append(f"debug={name}")
+    method, data = (_name(composed, group) for group in ("method", "data"))
+    works = " or ".join(fit) or "sizes of your own on the command line"
+    return [*left, f"debug={chosen}: sets what {method} with {data} does not have; what works: {works}"]
+
+
+def _is_group(files: Source, item: Override) -> bool:
+    key = item.key_or_group
+    return files.repo.group_exists(key) and item.key_or_group != "hydra"
+
+
+def _settings(files: Source, parsed: list[Override]) -> list[Override]:
+    return [item for item in parsed if not _is_group(files, item)]
+
+
+def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override], list[str], set[str]]:
+    """Overrides without those that choose an option which does not exist, and the groups that are unsure by that."""
+    good, problems, unsure = [], [], set()
+    for item in parsed:
+        group = item.key_or_group
+        if not _is_group(files, item) or item.is_delete() or item.value() is None:
+            good.append(item)
+            continue
+        if group not in files.groups and not group.startswith("hydra/") and not item.is_add():
+            problems.append(_unknown_root(files, group))
+            continue
+        chosen = item.value()
+        wanted = [str(value) for value in (chosen if isinstance(chosen, list) else [chosen])]
+        options = files.options(group)
+        unknown = [name for name in wanted if name not in options]
+        missing = [name for name in unknown if f"{group}={name}" not in PLUGINS]  # the others get a line of their own
+        problems += [f"{group}={name}: no such option{hint(name, options)}" for name in missing]
+        if unknown:
+            unsure.add(group)
+        else:
+            good.append(item)
+    return good, problems, unsure
+
+
+def _setting_problem(files: Source, composed: Composed, item: Override) -> str | None:
+    """What is wrong with the key of `a.b=value`: None for nothing, '' where a bad group already explains it."""
+    key = item.key_or_group
+    parts = key.split(".")
+    if parts[0] in composed.unsure:
+        return ""
+    if item.is_add() or item.is_force_add():
+        return None if parts[0] in composed.values else _unknown_root(files, parts[0])
+    if parts[0] not in composed.values:
+        return _unknown_root(files, parts[0])
+    node: object = composed.values
+    for index, part in enumerate(parts):
+        if not isinstance(node, dict):
+            above = ".".join(parts[:index])
+            return f"{key}: {_name(composed, above)} has no options"
+        if part not in node:
+            return _unknown_key(composed, item, parts, index, node)
+        node = node[part]
+    return None
+
+
+def _name(composed: Composed, path: str) -> str:
+    option = composed.choices.get(path)
+    return path if option is None else f"{path}={option}"
+
+
+def _unknown_root(files: Source, key: str) -> str:
+    root = ROOTS.get(files.primary)
+    names = {*files.groups, *(item.name for item in (fields(root) if root else ()))}
+    return f"{key}: no such key or group{hint(key, names)}"
+
+
+def _unknown_key(composed: Composed, item: Override, parts: list[str], index: int, node: Values) -> str | None:
+    """A key that its node does not have; one that the constructor has takes a `+`."""
+    target = node.get("_target_")
+    name, names = _name(composed, ".".join(parts[:index])), [key for key in node if key != "_target_"]
+    try:
+        known = signature(target) if isinstance(target, str) else None
+    except (NotFound, SyntaxError):
+        known = None
+    key = ".".join(parts)
+    if known is not None:
+        if known[parts[index]] is not None or known.open:
+            return f"{key}: not set in the files; to set it add a plus: +{item.input_line}"
+        name = known.name
+    return f"{key}: {name} has no such option{hint(parts[index], names)}"

@@ -1,0 +1,56 @@
+"""Errors that the user can put right, and how they are worded."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(Exception):
+    """Something that the user can put right; the commands print it without a traceback."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def users(error: BaseException) -> BaseException:
+    """What is behind an error, a disk that has no room or is not the user's as a UserError."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if type(error).__name__ == "SafetensorError" and (number := re.search(r"os error (\d+)", str(error))):
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" {error.filename}" if error.filename else ""
+        return UserError(f"cannot write{where}: {error.strerror}; make room, then the same command goes on")
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        return UserError(f"{error.filename}: {error.strerror}; what works: a folder that you may read and write")
+    return error
+
+
+class ConfigError(UserError):
+    """The configuration cannot work; `problems` holds one line for each reason."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def hint(name: str, names: Iterable[str], *, options: bool = True) -> str:
+    """`; did you mean 'beta'? Options: batch, beta`."""
+    names = sorted(set(names))
+    close = difflib.get_close_matches(name, names, 1, 0.6)
+    text = f"; did you mean {close[0]!r}?" if close else ""
+    if not options or not names:
+        return text
+    return f"{text or ';'} {'Options' if close else 'options'}: {', '.join(names)}"
+
+
+def one_line(error: BaseException) -> str:
+    """OmegaConf adds lines about its own types below the reason; Hydra spreads one reason over several."""
+    text = str(error)
+    return text.partition("\n")[0] if isinstance(error, OmegaConfBaseException) else " ".join(text.split())

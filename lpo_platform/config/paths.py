@@ -1,0 +1,40 @@
+"""Settings that name files, folders, hub ids or runs: what is wrong with one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def path_problem(key: str, value: str, kind: str = "folder") -> list[str]:
+    """kind: what it may be, of file, folder and hub id."""
+    path = Path(value).expanduser()
+    if ("file" in kind and path.is_file()) or ("folder" in kind and path.is_dir()):
+        return []
+    if "hub id" in kind and is_hub_id(value) and not path.exists():
+        return []
+    what = "not a" if path.exists() else "no such"
+    noun = " or ".join(noun for noun in ("file", "folder") if noun in kind)
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    return [f"{key}={value}: {what} {noun}{where}{', and no hub id' if 'hub id' in kind else ''}"]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form `owner/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
+
+
+def run_folder(value: str) -> Path | None:
+    """The run folder that `run=` names: the folder itself, or `latest` in it; None where neither holds a run."""
+    folder = Path(value).expanduser()
+    for path in (folder, folder / "latest"):
+        if (path / "resolved.yaml").is_file():
+            return path.resolve()
+    return None
+
+
+def run_problem(value: str) -> list[str]:
+    missing = path_problem("run", value)
+    if missing or run_folder(value) is not None:
+        return missing
+    return [f"run={value}: not a run folder (neither it nor its 'latest' holds resolved.yaml)"]

@@ -1,0 +1,77 @@
+"""The root of each command's configuration, and where the configuration files lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+HERE = Path(__file__).resolve().parents[1]  # the package
+CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
+
+
+@dataclass
+class Train:
+    """Root of `lpo-train`. A field of type Any is a group."""
+
+    model: Any = None
+    control: Any = None
+    tune: Any = None
+    task: Any = None
+    reward: Any = None
+    data: Any = None
+    method: Any = None
+    optim: Any = None
+    hardware: Any = None
+    logger: Any = None
+    callbacks: Any = None
+    metrics: Any = None
+    name: str | None = None
+    seed: int = 0
+    resume: str | None = None
+
+
+@dataclass
+class Prepare(Train):
+    """Root of `lpo-prepare`."""
+
+    force: bool = False
+    export: str | None = None
+    pose: str | None = None
+
+
+@dataclass
+class Eval:
+    """Root of `lpo-eval`."""
+
+    what: Any = None
+    model: Any = None
+    control: Any = None
+    task: Any = None
+    reward: Any = None
+    data: Any = None
+    hardware: Any = None
+    metrics: Any = None
+    run: str | None = None
+    weights: str | None = None
+    against: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class Score:
+    """Root of `lpo-score`."""
+
+    data: Any = None
+    hardware: Any = None
+    scores: Any = None
+    resolution: int = 512
+
+
+ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval, "score": Score}
+
+# The primaries name these: an unknown top-level key then fails in Hydra's own composition, too.
+for _name, _root in ROOTS.items():
+    ConfigStore.instance().store(name=f"{_name}_schema", node=_root)

@@ -1,0 +1,36 @@
+"""A dataset of the model hub as a local folder."""
+
+from pathlib import Path
+
+from lpo_platform.config.errors import UserError
+from lpo_platform.config.paths import is_hub_id
+
+
+def local_folder(path: str | Path, splits: list[str]) -> Path:
+    """The folder `path`; where there is none and `path` is `owner/name`, that hub dataset's files of `splits`.
+
+    Only then is a network asked, and not for what is in huggingface_hub's own cache. UserError where nothing is found.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.is_file():
+        raise UserError(f"data.path={path} is a file; what works: its folder, data.path={folder.parent}")
+    if not is_hub_id(str(path)):
+        raise UserError(f"data.path={path}: no such folder; what works: a folder, or the hub id <owner>/<name>")
+    return _fetch(str(path), splits)
+
+
+def _fetch(name: str, splits: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # takes a second to import
+
+    forms = ("*{}-*", "{}.*", "*/{}.*", "{}/*", "*/{}/*")
+    patterns = [form.format(split) + suffix for split in splits for form in forms for suffix in (".parquet", ".tar")]
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+    except Exception as error:  # the hub, its cache and the network have an exception each, and one answer fits all
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"data.path={name}: neither a folder here nor a hub dataset that can be fetched; what works: network, or "
+            f"the folder it was downloaded to. Reason: {reason}"
+        ) from error

@@ -1,0 +1,128 @@
+"""Pictures in a folder against their texts, or against other pictures: CLIP score and LPIPS as papers have them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.image.lpips import _LPIPS
+from tqdm import tqdm
+
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.picture_files import SUFFIXES, open_rgb, resize
+from lpo_platform.evaluation.what.oks import report
+from lpo_platform.rewards.clip import Clip
+from lpo_platform.runs.record import write_json
+
+BROKEN = "not readable"
+WHOLE = 10**6  # of a JPEG, all of its pixels
+
+
+def pictures_in(path: str) -> dict[str, Path]:
+    """The pictures of a folder, by name without suffix."""
+    return {file.stem: file for file in sorted(Path(path).expanduser().iterdir()) if file.suffix.lower() in SUFFIXES}
+
+
+def over(names: list[str], measure: Callable[[str], dict[str, float]], left_out: dict[str, list[str]]) -> dict:
+    """measure(name) of every name; those whose files cannot be read are added to what is left out."""
+    items = {}
+    for name in tqdm(names, unit="img"):
+        try:
+            items[name] = measure(name)
+        except (OSError, SyntaxError):
+            left_out.setdefault(BROKEN, []).append(name)
+    return items
+
+
+def opened(file: Path, resolution: int | None = None) -> Tensor:
+    """(1, 3, H, W) in [0, 1]; with a resolution R the largest central square, (1, 3, R, R). Raises as open_rgb."""
+    image = open_rgb(file, side=resolution or WHOLE)[0]
+    image = image if resolution is None else resize(image, "center", resolution)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+class ClipScore:
+    """100 times the cosine of picture and text, the mean over pairs (specs/pose_ddpo.md 3.2).
+
+    images: a folder. texts: a folder with a .txt for each picture, or one .txt for all. weights: a CLIP in the layout
+    of transformers. Texts over CLIP's 77 tokens are cut, and counted in the report as `cut`.
+    """
+
+    def __init__(self, images: str, texts: str, weights: str = "openai/clip-vit-base-patch32") -> None:
+        self.images, self.texts, self.weights = images, texts, weights
+
+    def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
+        pictures, texts = pictures_in(self.images), self._texts()
+        clip = Clip(self.weights).to(device)
+        left_out = {
+            "missing in texts": sorted(set(pictures) - set(texts)) if isinstance(texts, dict) else [],
+            "missing in images": sorted(set(texts) - set(pictures)) if isinstance(texts, dict) else [],
+        }
+        said = texts if isinstance(texts, dict) else dict.fromkeys(pictures, texts)
+        longest = clip.model.config.text_config.max_position_embeddings
+
+        def score(name: str) -> dict[str, float]:
+            cosine = clip(opened(pictures[name]).to(device), [said[name]])
+            cut = len(clip.processor.tokenizer(said[name]).input_ids) > longest
+            return {"clip": float(cosine * clip.model.logit_scale.exp()), "cut": float(cut)}
+
+        items = over([name for name in pictures if name in said], score, left_out)
+        settings = {"what": "clip", "images": self.images, "texts": self.texts, "weights": self.weights}
+        result = report(items, settings, left_out)
+        write_json(folder / "report.json", result)
+        return result
+
+    def _texts(self) -> dict[str, str] | str:
+        path = Path(self.texts).expanduser()
+        if path.is_file():
+            return path.read_text(encoding="utf-8-sig").strip()
+        return {file.stem: file.read_text(encoding="utf-8-sig").strip() for file in sorted(path.glob("*.txt"))}
+
+
+class Lpips:
+    """LPIPS v0.1 on AlexNet, pictures in [-1, 1] at their size, the mean over pairs of one name (pose_ddpo.md 3.3).
+
+    originals, generated: folders. weights: a file with torchvision's AlexNet (`alexnet-owt-*.pth`, or safetensors);
+    the heads come with torchmetrics. A generated picture is resized to its original where they differ.
+    """
+
+    def __init__(self, originals: str, generated: str, weights: str) -> None:
+        self.originals, self.generated, self.weights = originals, generated, weights
+
+    def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
+        originals, generated = pictures_in(self.originals), pictures_in(self.generated)
+        network = lpips(self.weights).to(device)
+        left_out = {
+            "missing in generated": sorted(set(originals) - set(generated)),
+            "missing in originals": sorted(set(generated) - set(originals)),
+        }
+
+        @torch.no_grad()
+        def distance(name: str) -> dict[str, float]:
+            first, second = (opened(files[name]).to(device) for files in (originals, generated))
+            if first.shape != second.shape:
+                second = torch.nn.functional.interpolate(second, first.shape[-2:], mode="bicubic", antialias=True)
+            return {"lpips": float(network(first * 2 - 1, second.clamp(0, 1) * 2 - 1))}
+
+        items = over([name for name in originals if name in generated], distance, left_out)
+        settings = {"what": "lpips", "originals": self.originals, "generated": self.generated, "weights": self.weights}
+        result = report(items, settings, left_out)
+        write_json(folder / "report.json", result)
+        return result
+
+
+def lpips(weights: str) -> _LPIPS:
+    """The network, its backbone from a file of torchvision's AlexNet. Raises UserError where that is something else."""
+    from lpo_platform.tasks.detector import UNREADABLE, read_weights
+
+    network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
+    try:
+        found: Mapping[str, Tensor] = read_weights(Path(weights).expanduser())
+        own = network.net.state_dict()
+        network.net.load_state_dict({name: found["features." + name.split(".", 1)[1]] for name in own})
+    except (*UNREADABLE, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"weights={weights}: no file of torchvision's AlexNet. Reason: {reason}") from error
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,185 @@
+"""Pictures drawn into a folder by the model of a run, each of them once; for the rows of a CSV."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.picture_files import save_png
+from lpo_platform.evaluation.texts import Texts
+from lpo_platform.evaluation.what.clip_lpips import BROKEN, opened
+from lpo_platform.hardware.distributed import deal, lead, wait
+from lpo_platform.models.adapter import Condition
+from lpo_platform.models.policy import Policy
+from lpo_platform.models.sampling import Sampling, sample_latents
+from lpo_platform.runs.files import fingerprint
+from lpo_platform.runs.record import write_json
+
+MISSING = "missing in conditions"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw. name: in the manifest; key: of its noise; condition: the file of its condition image."""
+
+    name: str
+    file: Path
+    key: str
+    prompt: str
+    condition: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """Draws what wanted() names, as DDIM (FLUX: Euler's method) without added noise, into the folder `save`.
+
+    weights: `trained`, or `start` (the run's model before its training). resolution, guidance: null takes the run's.
+    The first noise is keyed by the picture, so that all weights see the same. A picture that is there is kept, unless
+    `manifest.json` says that it was drawn otherwise, which is refused.
+    load: gives the model of the run with these weights at this resolution, and what identifies its weights.
+    """
+
+    stream: ClassVar[str]
+    control: ClassVar[bool] = False
+
+    save: str
+    weights: str = "trained"
+    resolution: int | None = None
+    num_steps: int = 50
+    guidance: float | None = None
+    batch: int = 4
+    seed: int = 0
+    load: Callable[..., tuple[Policy, str]] = field(kw_only=True)
+
+    def wanted(self) -> list[Picture]:
+        """Raises UserError where what it reads is something else."""
+        raise NotImplementedError
+
+    def accompany(self) -> None:
+        """Writes what belongs beside the pictures."""
+
+    def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
+        wanted = self.wanted()
+        there = [p for p in wanted if p.condition is None or p.condition.is_file()]
+        policy, identity = self.load(self.weights, self.resolution, control=self.control)
+        adapter = policy.eval().adapter
+        sampling = Sampling(self.num_steps, adapter.guidance if self.guidance is None else self.guidance)
+        settings = {
+            "weights": self.weights, "resolution": adapter.resolution, "steps": sampling.num_steps,
+            "guidance": sampling.guidance, "eta": sampling.eta, "seed": self.seed,
+            "model": fingerprint(adapter.fingerprint, identity), **self.stated(),
+        }  # fmt: skip
+        self._claim(settings, wanted)
+        left = deal([p for p in there if not p.file.exists()])
+        texts = Texts(adapter, [p.prompt for p in left])
+        for start in tqdm(range(0, len(left), self.batch), desc="pictures", unit="batch"):
+            self._draw(policy, texts, left[start : start + self.batch], sampling)
+        wait()
+        left_out = {
+            MISSING: [p.name for p in sorted({*wanted} - {*there}, key=lambda p: p.name)],
+            BROKEN: [p.name for p in there if not p.file.exists()],
+        }
+        result = {"settings": settings, "metrics": {}, "left_out": left_out}
+        if lead():
+            write_json(folder / "report.json", result)
+        return result
+
+    def stated(self) -> dict[str, Any]:
+        """Further settings that decide what the pictures are."""
+        return {}
+
+    def _claim(self, settings: dict[str, Any], wanted: list[Picture]) -> None:
+        note, prompts = self.folder / "manifest.json", {p.name: p.prompt for p in wanted}
+        if note.is_file():
+            known = json.loads(note.read_text())
+            other = any(prompts.get(name, prompt) != prompt for name, prompt in known["prompts"].items())
+            foreign = other or known["settings"] != settings
+            prompts |= known["prompts"]
+        else:
+            foreign = any(p.file.exists() for p in wanted)
+        if foreign:
+            raise UserError(f"save={self.save}: holds pictures drawn otherwise; what works: another folder")
+        if lead():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            self.accompany()
+            write_json(note, {"settings": settings, "prompts": prompts})
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.save).expanduser()
+
+    def _draw(self, policy: Policy, texts: Texts, pictures: list[Picture], sampling: Sampling) -> None:
+        adapter, conditions = policy.adapter, None
+        if self.control:
+            read = {p: image for p in pictures if (image := condition_image(p, adapter.resolution)) is not None}
+            if not read:
+                return
+            pictures, conditions = list(read), torch.stack(list(read.values())).to(adapter.device)
+        condition = Condition(texts([p.prompt for p in pictures]), conditions)
+        keys = [p.key for p in pictures]
+        latents = sample_latents(policy, condition, keys, sampling, seed=self.seed, stream=self.stream)
+        for picture, image in zip(pictures, adapter.decode(latents), strict=True):
+            picture.file.parent.mkdir(parents=True, exist_ok=True)
+            save_png(image, picture.file)
+
+
+def condition_image(picture: Picture, resolution: int) -> Tensor | None:
+    """(3, R, R) in [0, 1], of the largest central square; None where the file cannot be read."""
+    try:
+        return opened(picture.condition, resolution)[0]
+    except (OSError, SyntaxError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(PictureSet):
+    """Draws `<save>/<name of the condition>.png` for every row of a CSV (specs/pose_ddpo.md 4.2).
+
+    csv: with a header; image_column, prompt_column: null takes its first and its second column. conditions: the folder
+    of the condition images. weights: also another ControlNet (folder or hub id). Else see PictureSet.
+    """
+
+    stream: ClassVar[str] = "generate"
+    control: ClassVar[bool] = True
+
+    csv: str
+    conditions: str
+    image_column: str | None = None
+    prompt_column: str | None = None
+
+    def stated(self) -> dict[str, Any]:
+        return {"conditions": self.conditions}
+
+    def wanted(self) -> list[Picture]:
+        rows, place = self._rows(), Path(self.conditions).expanduser()
+        pictures = [
+            Picture(image, self.folder / f"{Path(image).stem}.png", Path(image).stem, prompt, place / image)
+            for image, prompt in rows
+        ]
+        if not any(p.condition.is_file() for p in pictures):
+            names = ", ".join(image for image, _ in rows[:3])
+            raise UserError(f"conditions={self.conditions}: nothing to draw, it has none of {len(rows)} files: {names}")
+        return pictures
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Condition and prompt. Raises UserError for no such table, or where two pictures share one name."""
+        try:
+            with open(Path(self.csv).expanduser(), encoding="utf-8-sig", newline="") as file:
+                header, *lines = csv.reader(file)
+            columns = enumerate((self.image_column, self.prompt_column))
+            image, prompt = (place if name is None else header.index(name) for place, name in columns)
+            rows = [(line[image], line[prompt]) for line in lines if line]
+        except (ValueError, IndexError, csv.Error) as error:
+            raise UserError(f"csv={self.csv}: no table of condition images and prompts. Reason: {error}") from error
+        twice = [name for name, count in Counter(Path(image).stem for image, _ in rows).items() if count > 1]
+        if twice:
+            raise UserError(f"csv={self.csv}: several rows for one picture: {', '.join(twice[:3])}")
+        return rows

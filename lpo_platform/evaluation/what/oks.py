@@ -1,0 +1,60 @@
+"""Measurements over two folders, as people know them from the scripts of papers; one JSON report each."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpo_platform.config.errors import UserError
+from lpo_platform.evaluation.keypoints import Area, coco_ap, measure
+from lpo_platform.evaluation.statistics import mean_interval
+from lpo_platform.runs.record import write_json
+from lpo_platform.tasks.keypoint_files import read_folder
+
+
+def report(
+    items: Mapping[str, Mapping[str, float]], settings: Mapping[str, Any], left_out: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """settings; metrics: mean, 95 % bootstrap interval and number of items; left_out by reason; and every item."""
+    if not items:
+        reasons = "; ".join(f"{len(names)} {reason}" for reason, names in left_out.items() if names)
+        raise UserError(f"nothing to measure: {reasons or 'no files'}")
+    metrics = {}
+    for name in next(iter(items.values())):
+        values = [item[name] for item in items.values() if math.isfinite(item[name])]
+        mean = sum(values) / len(values) if values else math.nan
+        metrics[name] = {"mean": mean, "ci95": list(mean_interval(values)), "count": len(values)}
+    rows = [{"name": name, **item} for name, item in items.items()]
+    return {"settings": dict(settings), "metrics": metrics, "left_out": dict(left_out), "items": rows}
+
+
+class Oks:
+    """Whether the people of `target` stand as those of `original`: OKS, detection rate, counts, CPO's mAP, COCO's AP.
+
+    original, target: folders of keypoint files or single ones (data/keypoint_files.py); pictures are paired by name.
+    area: what OKS divides by (evaluation/keypoints.py); it moves the result a lot, so the report states it.
+    """
+
+    name = "oks"
+
+    def __init__(self, original: str, target: str, area: Area | float = "keypoints") -> None:
+        self.original, self.target, self.area = original, target, area
+
+    def __call__(self, folder: Path, device: torch.device | None = None) -> dict[str, Any]:
+        original = read_folder("what.original", self.original)
+        target = read_folder("what.target", self.target)
+        pairs = {name: (target[name], original[name]) for name in sorted(original) if name in target}
+        found = {name: measure(*pair, self.area) for name, pair in pairs.items()}
+        left_out = {
+            "missing in target": sorted(set(original) - set(target)),
+            "missing in original": sorted(set(target) - set(original)),
+            "nobody in original": [name for name, item in found.items() if item is None],
+        }
+        items = {name: item for name, item in found.items() if item is not None}
+        settings = {"what": self.name, "original": self.original, "target": self.target, "area": self.area}
+        result = report(items, settings, left_out)
+        result["coco"] = coco_ap({name: pairs[name] for name in items}, self.area)
+        write_json(folder / "report.json", result)
+        return result

@@ -1,0 +1,184 @@
+"""What a run computes on: devices, precision, processes, and how a batch is cut to fit."""
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from lpo_platform.config.batch_size import batch_problem
+from lpo_platform.config.errors import UserError
+from lpo_platform.hardware.sharding import Sharded, parts
+
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
+KERNELS = {  # diffusers' own switch reaches FLUX alone: its UNets call torch's attention
+    "flash": torch.backends.cuda.enable_flash_sdp,
+    "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+    "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+}
+PATIENCE = timedelta(days=2)  # processes wait for each other while one writes a report or a large file
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """accelerator: auto, cpu or gpu; precision: auto or one of Lightning's (auto is bf16-mixed on a GPU, else 32-true).
+
+    micro_batch: samples in one forward of one process, null for all of its share of the batch, auto for as many of them
+    as fit into memory_gb (null: what is free), as lpo-plan counts (plan/budget.py): the gradient is the same, only
+    accumulated. strategy: single, ddp (every process holds all weights) or fsdp (each its share of them);
+    devices: processes of a node, one for each GPU, null for as many as there are GPUs; num_nodes: of equal nodes.
+    gradient_checkpointing: activations are computed again in the backward pass instead of kept. compile: torch.compile
+    of every block of the denoiser. attention: the kernel of torch's attention for the whole process, auto for its own
+    choice; what the kernel cannot serve falls back to math.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
+    micro_batch: int | Literal["auto"] | None = None
+    num_workers: int = 0
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    devices: int | None = 1
+    num_nodes: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise UserError("hardware=gpu: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
+        if self.precision == "16-mixed" and not self.gpu:
+            raise UserError("hardware.precision=16-mixed: for GPUs only; on a CPU use 32-true or bf16-mixed")
+        if self.attention in ("efficient", "cudnn") and not self.gpu:
+            raise UserError(f"hardware.attention={self.attention}: for GPUs only; on a CPU use auto, flash or math")
+        if self.devices is None and not self.gpu:
+            raise UserError(
+                "hardware.devices=null: torch finds no GPU to count; say how many, as in hardware.devices=2"
+            )
+        if self.gpu and self.local_processes > torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UserError(f"hardware.devices={self.devices}: torch finds {count} here; use hardware.devices={count}")
+
+    @property
+    def gpu(self) -> bool:
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if self.gpu else torch.device("cpu")
+
+    @property
+    def local_processes(self) -> int:
+        return torch.cuda.device_count() if self.devices is None else self.devices
+
+    @property
+    def processes(self) -> int:
+        return self.local_processes * self.num_nodes
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a process may use, of a CPU its share of what nobody uses."""
+        if self.memory_gb is not None:
+            return 1e9 * self.memory_gb
+        if self.gpu:
+            return torch.cuda.mem_get_info(self.device)[0]
+        return psutil.virtual_memory().available / self.local_processes
+
+    @property
+    def chosen_precision(self) -> str:
+        if self.precision != "auto":
+            return self.precision
+        return "bf16-mixed" if self.gpu else "32-true"
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Frozen parts need no master weights: they are kept in the precision they compute in."""
+        return DTYPES[self.chosen_precision]
+
+    def join(self) -> None:
+        """Meets the other processes of the run; nothing to do for one. UserError if another number was started."""
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if started != self.processes:
+            wanted = f"hardware.devices={self.local_processes} hardware.num_nodes={self.num_nodes}"
+            raise UserError(f"{wanted}: {self.processes} processes, but {started} started; make the two agree")
+        if started == 1 or dist.is_initialized():
+            return
+        if self.gpu:
+            torch.cuda.set_device(self.device)
+        # gloo beside nccl moves what lies on the CPU: pictures and scores of evaluations, notes between processes
+        dist.init_process_group("cpu:gloo,cuda:nccl" if self.gpu else "gloo", timeout=PATIENCE)
+
+    def prepare(self, networks: Iterable[nn.Module]) -> None:
+        """Gradient checkpointing, compiled blocks and a kernel of attention, if they are asked for, in each network."""
+        if self.attention != "auto":
+            for name, enable in KERNELS.items():
+                enable(name == self.attention)
+        for module in networks:
+            if self.gradient_checkpointing:
+                _checkpoint(module)
+            if self.compile:
+                for part in parts(module):
+                    part.compile()
+
+    def trainer(self, *, find_unused_parameters: bool = False) -> dict[str, Any]:
+        """What the Trainer has to know."""
+        options: dict[str, Any] = {
+            "accelerator": self.device.type,
+            "devices": self.local_processes if self.processes > 1 else 1,
+            "num_nodes": self.num_nodes,
+            "precision": self.chosen_precision,
+        }
+        if self.processes == 1:
+            return options
+        if self.strategy == "fsdp":
+            strategy: DDPStrategy = Sharded()
+        else:
+            strategy = DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters)
+        # whoever started the processes (launch.py, torchrun, Slurm) has set torchrun's variables
+        return options | {"strategy": strategy, "plugins": [TorchElasticEnvironment()]}
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of forwards outside the Trainer, equal to that inside it."""
+        if self.frozen_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.frozen_dtype)
+
+    def split(self, batch: int) -> tuple[int, int]:
+        """(micro-batch, accumulation) of each process; UserError with the sizes that do if a batch does not divide."""
+        problem = batch_problem(batch, self.micro_batch, self.processes)
+        if problem is not None:
+            raise UserError(problem)
+        own = batch // self.processes
+        micro = min(self.micro_batch or own, own)
+        return micro, own // micro
+
+    def arithmetic(self, batch: int) -> str:
+        """How a step's batch comes about: `64 samples a step = 2 processes x 4 micro-batches of 8`."""
+        micro, accumulation = self.split(batch)
+        many = lambda count, noun: f"{count} {noun}" + ("" if count == 1 else "es")  # noqa: E731
+        return (
+            f"{batch} samples a step = {many(self.processes, 'process')} x "
+            f"{many(accumulation, 'micro-batch')} of {micro}"
+        )
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.gpu else f"{torch.get_num_threads()} CPU threads"
+        many = f"{self.processes} processes ({self.strategy}), each " if self.processes > 1 else ""
+        return f"{many}{name}, {self.chosen_precision}"
+
+
+def _checkpoint(module: nn.Module) -> None:
+    """diffusers' blocks check the gradient mode themselves, transformers' the training mode."""
+    for part in module.modules():
+        if hasattr(part, "enable_gradient_checkpointing"):
+            part.enable_gradient_checkpointing()
+        elif hasattr(part, "gradient_checkpointing_enable"):
+            part.gradient_checkpointing_enable({"use_reentrant": False})

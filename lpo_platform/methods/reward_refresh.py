@@ -1,0 +1,83 @@
+"""Keeps a latent reward model honest: teaches it, between rounds, on what the policy draws by now.
+
+A policy that climbs a fixed reward model leaves the pictures that the model knows; where it then is, the model
+extrapolates, and the policy follows it (research/tiny_world.md: objects grew, the true score did not).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lpo_platform.data.prepared.own_pairs import generate, labels_of
+from lpo_platform.diffusion import noise
+from lpo_platform.hardware.distributed import broadcast
+from lpo_platform.methods import losses
+from lpo_platform.methods.lrm import pair_accuracy
+from lpo_platform.models.policy import Policy
+from lpo_platform.models.sampling import Sampling
+from lpo_platform.rewards.lrm import LRM
+from lpo_platform.rewards.reward import Reward
+
+
+class Refresh:
+    """labeller: makes the reward of pictures that says which of the policy's pictures is better.
+
+    num_images: of each prompt of the round; steps, batch (prompts) and lr: of the reward model's training, by AdamW;
+    temperature: as in data/generated_pairs.py.
+    """
+
+    def __init__(
+        self,
+        labeller: Callable[[], Reward],
+        num_images: int = 4,
+        steps: int = 40,
+        batch: int = 24,
+        lr: float = 3e-4,
+        temperature: float = 0.1,
+    ) -> None:
+        self.make_labeller, self._labeller = labeller, None
+        self.num_images, self.steps, self.batch, self.lr, self.temperature = num_images, steps, batch, lr, temperature
+
+    @property
+    def labeller(self) -> Reward:
+        """Loaded when it is first needed: a run without a refresh never pays for it."""
+        if self._labeller is None:
+            self._labeller = self.make_labeller()
+        return self._labeller
+
+    def __call__(self, reward: LRM, policy: Policy, captions: list[str], sampling: Sampling, *, key: str) -> dict:
+        """Trains `reward.model` in place; the same on every process. `key` is the round's, for its noise."""
+        adapter, model = policy.adapter, reward.model
+        keys = [f"{key}/{i}" for i in range(len(captions))]
+        images, scores = generate(
+            policy, captions, keys, self.num_images, sampling, reward.batch, self.labeller, seed=0
+        )
+        with torch.no_grad():
+            moments = torch.cat([adapter.encode_moments(part) for part in images.flatten(0, 1).split(reward.batch)])
+        latents = adapter.sample_latents(moments, torch.zeros_like(moments[:, : adapter.latent_shape[0]]))
+        latents = latents.unflatten(0, scores.shape)
+        labels = torch.stack([labels_of(row, self.temperature) for row in scores]).to(latents.device)
+        tokens, times = adapter.tokenize(captions), adapter.process.times(sampling.num_steps)
+        model.requires_grad_(True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr)
+        accuracies: list[Tensor] = []
+        with torch.enable_grad():
+            for step in range(self.steps):
+                rows = noise.permutation(len(captions), seed=0, stream=f"{key}/rows/{step}")[: self.batch]
+                drawn = noise.integers(rows.tolist(), len(times), seed=0, stream=f"{key}/t/{step}").to(times.device)
+                t = times[drawn].repeat_interleave(self.num_images)
+                x = latents[rows].flatten(0, 1)
+                e = noise.normal(range(len(x)), adapter.latent_shape, seed=0, stream=f"{key}/noise/{step}").to(x.device)
+                text = {k: v.repeat_interleave(self.num_images, 0) for k, v in model.encode(tokens[rows]).items()}
+                found = model(adapter.process.add_noise(x, e, t), t, text, model.empty()).view(-1, self.num_images)
+                loss = losses.pair_preference(found, labels[rows]).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                accuracies.append(pair_accuracy(found.detach(), labels[rows]).mean())
+        model.requires_grad_(False)
+        broadcast(model)
+        reward.empty = None
+        true = scores.mean().to(latents.device)
+        return {"refresh/true_score": true, "refresh/accuracy": torch.stack(accuracies).mean()}

@@ -1,0 +1,60 @@
+"""Prompts for online methods: an epoch is a round, made by the policy when the Trainer asks for its batches."""
+
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from lpo_platform.data.source import Sample, Source
+from lpo_platform.diffusion import noise
+from lpo_platform.methods.method import Batch
+from lpo_platform.methods.online import Online
+
+
+class Rollouts(L.LightningDataModule):
+    """Round r takes prompts r P ... (r + 1) P - 1 of an endless shuffled reading of the source."""
+
+    def __init__(self, prompts: Source, method: Online, *, micro_batch: int, seed: int) -> None:
+        super().__init__()
+        self.prompts, self.method, self.micro_batch, self.seed = prompts, method, micro_batch, seed
+        self._played: tuple[int, list[Batch]] | None = None
+
+    def train_dataloader(self) -> DataLoader:
+        """Lightning asks twice where a run resumes, the first time with the current_epoch of the round before, and once
+        where it has finished already; a round is played when it is due, and once."""
+        number = self.trainer.fit_loop.epoch_progress.current.processed
+        if number >= self.method.steps:
+            return DataLoader([])
+        if self._played is None or self._played[0] != number:
+            items = Items(self.prompts, self.numbers(number)) if self.method.pictures else self.captions(number)
+            with self.trainer.precision_plugin.forward_context():
+                self._played = number, self.method.play(number, items, self.micro_batch)
+        return DataLoader(self._played[1], batch_size=None)
+
+    def captions(self, number: int) -> list[str]:
+        return [self.prompts.caption(item) for item in self.numbers(number)]
+
+    def numbers(self, number: int) -> list[int]:
+        """Which items of the source round `number` takes."""
+        total, found = len(self.prompts), []
+        for position in range(number * self.method.prompts, (number + 1) * self.method.prompts):
+            reading, place = divmod(position, total)
+            found.append(int(self._order(reading)[place]))
+        return found
+
+    def _order(self, reading: int) -> torch.Tensor:
+        return noise.permutation(len(self.prompts), seed=self.seed, stream=f"order/{reading}")
+
+
+class Items(Sequence):
+    """Some items of a source, read when they are asked for: each process reads the pictures of its own."""
+
+    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
+        self.source, self.numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> Sample:
+        return self.source[self.numbers[place]]

@@ -1,0 +1,77 @@
+"""Pictures from a policy, the same ones whatever the batch size: noise is keyed by the item, not by the batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from torch import Tensor
+
+from lpo_platform.config.errors import UserError
+from lpo_platform.diffusion import noise
+from lpo_platform.diffusion.ddim import DDIM
+from lpo_platform.diffusion.process import Process
+from lpo_platform.diffusion.rollout import Predict, rollout
+from lpo_platform.hardware.transfer import upload
+from lpo_platform.models.adapter import Condition
+from lpo_platform.models.policy import Policy
+
+Sampler = Literal["ddim", "unipc"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn: steps, classifier-free guidance (1 = none) and eta (0 = deterministic)."""
+
+    num_steps: int
+    guidance: float = 1.0
+    eta: float = 0.0
+    sampler: Sampler = "ddim"
+
+
+@torch.no_grad()
+def sample_latents(
+    policy: Policy, condition: Condition, ids: Sequence[noise.Key], sampling: Sampling, *, seed: int, stream: str
+) -> Tensor:
+    """Latents (B, C, h, w) for B ids and their conditions; each id has its own noise."""
+    adapter = policy.adapter
+    draw = partial(noise.normal, ids, adapter.latent_shape, seed=seed)
+    empty = adapter.empty_text() if sampling.guidance != 1.0 else None
+    features = policy.features(condition.control)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        encoded = policy.encode_guided(x, t, condition.text, guidance=sampling.guidance, empty=empty)
+        return policy.decode_guided(encoded, features, guidance=sampling.guidance)
+
+    start = upload(draw(stream=stream), adapter.device)
+    if sampling.sampler == "unipc":
+        return unipc(predict, adapter.process, start, sampling)
+    steps = rollout(
+        predict,
+        adapter.process,
+        start,
+        num_steps=sampling.num_steps,
+        eta=sampling.eta,
+        noise=lambda index: upload(draw(stream=f"{stream}/{index}"), adapter.device),
+    )
+    for step in steps:
+        latents = step.following
+    return latents
+
+
+def unipc(predict: Predict, process: Process, x: Tensor, sampling: Sampling) -> Tensor:
+    """The end of diffusers' UniPC (arXiv 2302.04867) from x (B, C, h, w), at its own settings and timesteps, as CPO's
+    evaluation draws. UserError for what has no such chain: eta and flow models."""
+    if sampling.eta or not isinstance(process, DDIM):
+        raise UserError("metrics.sampler=unipc: with metrics.eta=0 and models of Stable Diffusion's; else ddim")
+    before = torch.cat([torch.ones(1), process.alphas_cumprod[:-1].cpu()])
+    scheduler = UniPCMultistepScheduler(
+        num_train_timesteps=process.num_train_steps, trained_betas=(1 - process.alphas_cumprod.cpu() / before).numpy(),
+        prediction_type=process.prediction, steps_offset=process.steps_offset,
+    )  # fmt: skip
+    scheduler.set_timesteps(sampling.num_steps, device=x.device)
+    for t in scheduler.timesteps:
+        x = scheduler.step(predict(x, t.expand(len(x))), t, x, return_dict=False)[0]
+    return x
