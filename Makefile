@@ -33,7 +33,7 @@ test-dist: $(STAMP)  ## the tests that start whole runs of several processes
 	$(BIN)/python -m pytest -m dist $(ARGS)
 
 test-slurm: $(STAMP)  ## the tests that submit jobs to Slurm; makes this machine a cluster if it is root's and has apt
-	tests/slurm/start.sh
+	tests/long/slurm/start.sh
 	$(BIN)/python -m pytest -m slurm -rs $(ARGS)
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device

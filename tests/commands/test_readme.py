@@ -1,0 +1,72 @@
+"""The README's commands: each passes the check of its command; the first five take a newcomer to a leaderboard."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lpo_platform.config.diagnose import diagnose
+
+REPO = Path(__file__).resolve().parents[2]
+README = (REPO / "README.md").read_text(encoding="utf-8")
+PRIMARIES = {
+    "lpo-train": "train", "lpo-doctor": "train", "lpo-plan": "train",
+    "lpo-eval": "eval", "lpo-prepare": "prepare", "lpo-score": "score",
+}  # fmt: skip
+RUN = "outputs/cpo-tiny-canny/latest"
+
+
+def commands() -> list[str]:
+    """Lines of code blocks, and what stands as code in tables, that start with one of our commands."""
+    blocks = "".join(re.findall(r"^```\n(.*?)^```", README, flags=re.M | re.S)).splitlines()
+    cells = [code for line in README.splitlines() if line.startswith("|") for code in re.findall(r"`([^`]+)`", line)]
+    found = [line.partition("  #")[0].strip() for line in [*blocks, *cells]]
+    return list(dict.fromkeys(line for line in found if line.split()[:1] and line.split()[0] in PRIMARIES))
+
+
+def words_of(line: str) -> list[str]:
+    """As typed, with a run for <...>; ends of lines left open (...) are dropped."""
+    filled = (
+        re.sub(r"<[^<>]*>(?=/)|<[^<>]*run[^<>]*>", RUN, line)
+        .replace("<hub id>", "org/name")
+        .replace("<Pick-a-Pic>", "photos")
+    )
+    return [word for word in shlex.split(re.sub(r"<[^<>]*>", "file", filled).replace("'", "")) if "..." not in word][1:]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_passes_its_check(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("pictures", "photos", "poses", "a", "b", f"{RUN}/.hydra"):
+        Path(folder).mkdir(parents=True)
+    for file in ("file", "rows.csv", "scores.csv", "evaluation_metadata.jsonl", "4k_training_prompts.json"):
+        Path(file).touch()
+    Path(RUN, "resolved.yaml").touch()
+    flags = {"-m", "--help", "--cfg", "job"}
+    words = words_of(line)
+    overrides = [word for word in words if word not in flags and not word.startswith("-")]
+    if "--config-path" in words:
+        pytest.skip("reads the configuration of a run; test_training.py repeats one")
+    plan = [word for word in overrides if not word.startswith("plan.")]
+    primary = PRIMARIES[line.split()[0]]
+    values = "experiment=" not in line or primary != "train"  # those want the user's data, as the README says
+    assert diagnose(primary, plan, multirun="-m" in words, values=values) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_five_commands_lead_from_a_clone_to_a_leaderboard(tmp_path: Path) -> None:
+    (block,) = re.findall(r"in five commands.*?^```\n(.*?)^```", README, flags=re.M | re.S)
+    lines = block.splitlines()
+    assert len(lines) == 5
+    subprocess.run(["git", "clone", "--quiet", REPO, tmp_path / "clone"], check=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", block], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = tmp_path / "clone" / done.stdout.splitlines()[-1]
+    assert page.name == "report.html" and "method=control" in page.read_text(encoding="utf-8")
