@@ -148,7 +148,7 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
     if published and arguments.resolution is None and kind.options == kind.options | given:
         report["parts"] = part_flops(counted)
         found = report["parts"] | {variant: result["flops"] for variant, result in results.items()}
-        print("\n" + against_published(found, published, kind.source))
+        print("\n" + against_published(found, published))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1, default=str) + "\n")
     return report

@@ -1,4 +1,4 @@
-"""lpo-score: the score file by which Multi-Preference Consistent Filtering chooses its pairs (specs/lpo.md 2.1).
+"""lpo-score: the score file by which Multi-Preference Consistent Filtering chooses its pairs (arXiv:2502.01051).
 
 For every row of a preference dataset, in its order: whether one picture won, and the winner's aesthetic, CLIP and VQA
 score less the loser's. Each score has a cache of its own, so a killed run goes on at its last shard, and another model

@@ -153,7 +153,7 @@ class Captioned:
     test: what differs for the held-out split, any of these; null holds out the rows of num_test captions, chosen by a
     hash of seed and text, at most half. num_train: the first so many usable rows, null for all.
     bicubic_labels: label colours are resized like other pictures, as in the original, which makes colours that are
-    nobody's (specs/cpo.md W16); else the nearest one is taken.
+    nobody's; else the nearest one is taken.
 
     Rows without a caption are counted, reported and left out at once; a broken picture raises Unusable at its item.
     Raises UserError where nothing is found or nothing is left.

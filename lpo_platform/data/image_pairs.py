@@ -122,7 +122,7 @@ class Pairs:
 
 
 class ImagePairs:
-    """Pairs of pictures of one prompt and which of them people preferred, as Pick-a-Pic has them (specs/lpo.md 2.1).
+    """Pairs of pictures of one prompt and which of them people preferred, as Pick-a-Pic has them.
 
     path: a folder with the parquet or arrow files of the splits (as downloaded, or of `datasets`' save_to_disk), or a
     hub id, which is fetched. Columns: caption, jpg_0, jpg_1, label_0, label_1, and where there are, has_label and

@@ -1,6 +1,6 @@
 """Multi-Preference Consistent Filtering: pairs whose label agrees with three automatic scores, and their score file.
 
-Paper arXiv:2502.01051, as its released code has it (specs/lpo.md section 2.2).
+Paper arXiv:2502.01051, as its released code has it (data/README.md).
 """
 
 import csv

@@ -15,7 +15,7 @@ class DDIM:
     """The process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, in float32 whatever the model runs in.
 
     half: noises in this precision instead, as CPO was trained, which makes sigma exactly 0 at t = 0 and 1 in bfloat16
-    (specs/cpo.md W9).
+    (methods/README.md, "CPO").
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class DDIM:
 
     def previous(self, t: Tensor, num_steps: int, *, eta: float) -> Tensor:
         """Where a step from t leads, (B,). A deterministic chain ends below 0, at the schedule's final abar; one that
-        draws noise ends at 0, because abar = 1 would leave its last step without a density (specs/lpo.md 3.1)."""
+        draws noise ends at 0, because abar = 1 would leave its last step without a density (as released with LPO)."""
         before = t - self.num_train_steps // num_steps
         return before.clamp_min(0) if eta > 0 else before
 

@@ -1,4 +1,4 @@
-"""How much each step of a stochastic sampler weighs in a policy gradient (specs/pose_ddpo.md 6.2)."""
+"""How much each step of a stochastic sampler weighs in a policy gradient (methods/README.md, "DDPO")."""
 
 from typing import Literal, get_args
 

@@ -59,7 +59,7 @@ def measure(found: People, reference: People, convention: Area | float) -> dict[
     """Of one picture, None where the reference shows nobody.
 
     oks: the mean over people of matched(). detection_rate: the share of people who have a counterpart at all.
-    person_count_error: how many too many or too few. cpo_map: what CPO reports as mAP (specs/cpo.md section 5).
+    person_count_error: how many too many or too few. cpo_map: what CPO reports as mAP (tasks/oks.py).
     """
     shown, there = visible(reference), visible(found)
     if not shown.any():

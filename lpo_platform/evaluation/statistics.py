@@ -80,7 +80,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """The `metrics` of result.json (DESIGN section 7) from (B,) values per metric, in the order of `before`.
+    """The `metrics` of result.json from (B,) values per metric, in the order of `before`.
 
     An item whose value is nan on a side (a metric that is undefined there) is left out of that metric. Raises
     ValueError if the three mappings do not name the same metrics.

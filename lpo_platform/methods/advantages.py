@@ -1,4 +1,4 @@
-"""From rewards to advantages (specs/pose_ddpo.md 1.4): which samples were better than expected, and by how much.
+"""From rewards to advantages: which samples were better than expected, and by how much.
 
 Every function takes the rewards of a whole round, all processes', and computes in float64: integer rewards are not
 truncated, and equal rewards have the advantage 0 instead of the rounding error divided by a small number.

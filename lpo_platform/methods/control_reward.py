@@ -17,7 +17,7 @@ from lpo_platform.tasks.task import Task
 
 
 class ControlReward(Method):
-    """L_pre + reward_weight * L_rew in one backward, both at the same x_t (specs/cpo.md section 4).
+    """L_pre + reward_weight * L_rew in one backward, both at the same x_t.
 
     L_rew = E[task loss of the decoded x0_hat | t <= max_timestep]. The original decodes every picture and takes the
     mean over the rewarded ones of its micro-batch; here only those are decoded and detected (2.6 times less work), and

@@ -21,7 +21,7 @@ from lpo_platform.tasks.task import Task
 
 
 class CPO(Method):
-    """lambda * L_pre + L_CPO in one summed backward (two backwards lose the gradient sync under DDP, specs/cpo.md W1).
+    """lambda * L_pre + L_CPO in one summed backward (two backwards lose the gradient sync under DDP).
 
     beta, margin: of the hinge; form: soft (plain ControlNet scripts) or hard (DINO scripts); pretrain_weight: lambda;
     share_timestep: L_pre takes the pair's (t, e) instead of its own: same expectation, 2.1 times less work. losers:

@@ -60,7 +60,7 @@ def pair_preference(scores: Tensor, labels: Tensor) -> Tensor:
     """KL from the labels to softmax(s_i, s_j), the mean over the pairs i < j of each row: (B, n), (B, n, n) -> (B,).
 
     labels[b, i, j] in [0, 1] is the probability that i is preferred to j; 0 and 1 give PickScore's cross entropy, 0.5 a
-    tie, whose loss is 0 at equal scores (specs/lpo.md 2.4). n = 2 for Pick-a-Pic.
+    tie, whose loss is 0 at equal scores. n = 2 for Pick-a-Pic.
     """
     first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
     gap, y = (scores[:, first] - scores[:, second]).float(), labels[:, first, second].float()
@@ -72,7 +72,7 @@ def lpo(log_ratio_winner: Tensor, log_ratio_loser: Tensor, *, beta: float, clip:
     """-log sigmoid(beta (log r_w - log r_l)) with r = clamp(exp(log ratio), 1 - clip, 1 + clip): (B,), (B,) -> (B,).
 
     A log ratio is log p(x'|x_t) under the policy less that under the reference, the mean over C, H, W. A sample whose
-    ratio has left the band has no gradient (arXiv:2502.01051 as released, specs/lpo.md 3.3). The original takes the
+    ratio has left the band has no gradient (arXiv:2502.01051 as released). The original takes the
     logarithm of the sigmoid, which is NaN below -88; this does not.
     """
     low, high = math.log1p(-clip), math.log1p(clip)
@@ -93,7 +93,7 @@ def ppo(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
     """max(-A r, -A clamp(r, 1 - clip, 1 + clip)) with r = exp(log ratio): (B,), (B,) -> (B,).
 
     A log ratio is log p(x'|x_t) under the policy less that under the one that sampled, the mean over C, H, W: clip
-    1e-4 allows 1e-4 C H W nats (arXiv:2305.13301 as released, specs/pose_ddpo.md 1.3). No gradient where A > 0 and
+    1e-4 allows 1e-4 C H W nats (arXiv:2305.13301 as released). No gradient where A > 0 and
     r > 1 + clip, or A < 0 and r < 1 - clip; elsewhere -A r.
     """
     ratio = log_ratio.exp()

@@ -18,8 +18,8 @@ class Optim:
     """The rate rises over warmup_steps, then stays or falls to 0 over the run.
 
     clip is the gradient's global norm limit, null for none. Warm-up counts optimiser steps (the original CPO scripts
-    count differently: specs/cpo.md section 2). warmup: linear, or with the logarithm of the step as DeepSpeed's
-    WarmupDecayLR does by default, whose first step has a rate of 0 (LRM and SPO: specs/lpo.md 2.5).
+    count differently: methods/README.md). warmup: linear, or with the logarithm of the step as DeepSpeed's
+    WarmupDecayLR does by default, whose first step has a rate of 0 (LRM and SPO).
     """
 
     def __init__(self, *, warmup_steps: int, warmup: str, schedule: str, clip: float | None) -> None:

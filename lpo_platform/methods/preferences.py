@@ -1,4 +1,4 @@
-"""Which of K candidates is preferred, and by how much it has to be (specs/lpo.md 3.1 and 3.2). Pure functions."""
+"""Which of K candidates is preferred, and by how much it has to be (arXiv:2502.01051). Pure functions."""
 
 from typing import Literal, get_args
 

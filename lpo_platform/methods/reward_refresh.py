@@ -1,7 +1,7 @@
 """Keeps a latent reward model honest: teaches it, between rounds, on what the policy draws by now.
 
 A policy that climbs a fixed reward model leaves the pictures that the model knows; where it then is, the model
-extrapolates, and the policy follows it (research/tiny_world.md: objects grew, the true score did not).
+extrapolates, and the policy follows it: objects grow, and the true score does not.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ Order = Literal["samples", "steps", "mixed"]
 def arrange(samples: int, steps: int, trained: int, order: Order, *, seed: int, stream: str) -> Tensor:
     """One pass over the transitions of `samples` trajectories, numbered sample x steps + step: (samples x trained,).
 
-    Of each sample `trained` of its steps, drawn without replacement (specs/pose_ddpo.md 1.5), in a random order.
+    Of each sample `trained` of its steps, drawn without replacement (kvablack/ddpo-pytorch), in a random order.
     `samples` keeps those of a sample together; `steps` takes one step of every sample, then another one of every
     sample, as pose-RL's code does in effect (2.5); `mixed` shuffles all.
     """

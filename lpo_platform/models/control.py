@@ -38,7 +38,7 @@ class ControlNetDino(ControlNet):
 
     dino: that DINOv2, a folder, a hub id or one of SIZES (Meta's weights); auto is small, under a tiny model tiny, of
     which there are random weights only. pretrained: false draws the size that `dino` names at random. dino_nearest:
-    resize the condition by nearest whatever the task, as the authors' CPO scripts do (specs/cpo.md, W5).
+    resize the condition by nearest whatever the task, as the authors' CPO scripts do (methods/README.md).
     """
 
     dino: str = "auto"

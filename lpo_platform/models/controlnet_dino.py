@@ -1,4 +1,4 @@
-"""A ControlNet that also looks at its condition through DINOv2 (arXiv:2511.04753; specs/cpo.md section 3)."""
+"""A ControlNet that also looks at its condition through DINOv2 (ZonglinL/CPO, controlnets/controlnet.py)."""
 
 from inspect import signature
 from pathlib import Path

@@ -3,7 +3,7 @@ ControlNet in two parts, so that a condition is looked at once.
 
 A ControlNet only adds residuals to the skips and to the middle of a UNet. Winner and loser, policy and reference
 therefore share the UNet's encoder whenever they share (x, t, text): CPO runs it once where the original runs it four
-times (specs/cpo.md section 10, item 1). encode followed by decode equals UNet2DConditionModel.forward.
+times. encode followed by decode equals UNet2DConditionModel.forward.
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,7 @@ def descend(
     """What conv_in gave, what every down block gives, and the middle.
 
     All may have fewer rows than the sequence, for what comes before the first cross attention is the same whatever the
-    text: with classifier-free guidance it is computed once instead of twice (specs/lpo.md 6.3, S4).
+    text: with classifier-free guidance it is computed once instead of twice.
     """
     rows, blocks = len(sequence), []
     first = hidden = repeat_rows(hidden, len(time))

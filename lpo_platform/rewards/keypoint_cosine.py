@@ -1,4 +1,4 @@
-"""The keypoint reward of pose RL as its authors computed it (specs/pose_ddpo.md 2.2), kept for reproduction.
+"""The keypoint reward of pose RL as its authors computed it (IITP-CARTE-LGE/cnrl2), kept for reproduction.
 
 It hardly sees a pose: a person at half the size scores 1, arms up instead of down 0.975. `oks` sees both.
 """

@@ -13,8 +13,8 @@ from lpo_platform.tasks.oks import oks
 class Oks(OfCondition):
     """(B,) in [0, 1]: the mean OKS over the people asked for, 0 for one who is missing and for one too many.
 
-    COCO's OKS (specs/pose_ddpo.md 3.1) with the box around the visible joints for the area. Everybody found stands for
-    one person at most, the closest pairs first. Where nobody was asked for, 1 if nobody is there.
+    COCO's OKS (cocoapi, pycocotools/cocoeval.py) with the box around the visible joints for the area. Everybody found
+    stands for one person at most, the closest pairs first. Where nobody was asked for, 1 if nobody is there.
     """
 
     name: ClassVar[str] = "oks"

@@ -1,4 +1,4 @@
-"""The feature reward of pose RL (specs/pose_ddpo.md 2.2): DINOv2 on the drawings of two skeletons."""
+"""The feature reward of pose RL (IITP-CARTE-LGE/cnrl2): DINOv2 on the drawings of two skeletons."""
 
 from typing import ClassVar
 

@@ -1,5 +1,5 @@
 """The text reward of DDPO and pose RL: a vision-language model says what a picture shows, BERTScore what the caption
-finds of itself in that (specs/pose_ddpo.md 1.7 and 2.2)."""
+finds of itself in that (rewards/README.md)."""
 
 from typing import ClassVar
 

@@ -70,7 +70,7 @@ def finish(
 
     `metrics` is what `evaluation.statistics.compare` returns, `samples` the number of held-out items behind
     it, `deviations` how it departs from the protocol that it was asked for. Raises ValueError if a metric lacks one of
-    the keys of DESIGN section 7.
+    METRIC_KEYS.
     """
     for name, metric in metrics.items():
         if not set(metric) >= METRIC_KEYS or len(metric["ci95"]) != 2:

@@ -10,7 +10,7 @@ from lpo_platform.tasks.task import Gray, unmixed
 
 
 class Canny(Gray):
-    """Edges of a grey-scale 5 x 5, sigma 1 Canny, binary (B, 1, H, W) (specs/cpo.md section 1, "eval-canny").
+    """Edges of a grey-scale 5 x 5, sigma 1 Canny, binary (B, 1, H, W), as kornia.filters.canny.
 
     low, high: thresholds on the gradient magnitude; the published tables use .1/.2, the DINO rows .15/.3.
     form: "binary" is Canny with hysteresis; "magnitude" is the training form of the original, a 7 x 7 blur and the
@@ -66,7 +66,7 @@ class Canny(Gray):
         return {"canny/f1": own, "canny/f1_above_chance": own - chance(found, wanted)}
 
     def grouped(self, maps: list[Tensor], target: Tensor) -> dict[str, Tensor]:
-        """F1 over the edges of all pictures, as CPO's tables have it (specs/cpo.md section 7)."""
+        """F1 over the edges of all pictures, as CPO's tables have it (ZonglinL/CPO, eval/eval.py)."""
         return {"canny/f1": f1(torch.cat(maps, 3) > 0.5, target.repeat(1, 1, 1, len(maps)) > 0.5)}
 
 

@@ -51,7 +51,7 @@ class DepthNetwork(nn.Module):
 
 
 class Depth(Gray):
-    """Relative depth, (B, 1, H, W), stretched to [0, 1] in every picture, 1 is near (specs/cpo.md section 1).
+    """Relative depth, (B, 1, H, W), stretched to [0, 1] in every picture, 1 is near.
 
     detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: folder or hub id
     of any depth model of transformers. pretrained: false builds it at random.

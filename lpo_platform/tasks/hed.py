@@ -49,7 +49,7 @@ class HedNetwork(nn.Module):
 
 
 class Hed(Gray):
-    """Soft edges, (B, 1, H, W) in [0, 1], differentiable in the picture (specs/cpo.md section 1).
+    """Soft edges, (B, 1, H, W) in [0, 1], differentiable in the picture.
 
     detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: a .pth or
     .safetensors file, as <file>, <folder>::<file> or <hub id>::<file>. pretrained: false builds it at random.

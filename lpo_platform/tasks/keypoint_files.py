@@ -12,7 +12,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.runs.files import write_text
 
 JOINTS = 17
-# COCO's 17 keypoints among OpenPose's 18, whose second is the neck, and among its 25 (specs/pose_ddpo.md 3.1)
+# COCO's 17 keypoints among OpenPose's 18, whose second is the neck, and among its 25
 OF_OPENPOSE = {
     18: (0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10),
     25: (0, 16, 15, 18, 17, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11),

@@ -52,7 +52,7 @@ class LineNetwork(nn.Module):
 
 
 class Lineart(Gray):
-    """Lines, (B, 1, H, W) in [0, 1], 1 on a line: the inverse of what the network draws (specs/cpo.md section 1).
+    """Lines, (B, 1, H, W) in [0, 1], 1 on a line: the inverse of what the network draws.
 
     detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: a .pth or
     .safetensors file, as <file>, <folder>::<file> or <hub id>::<file>. pretrained: false builds it at random.

@@ -1,4 +1,4 @@
-"""Object keypoint similarity, and the average precision that CPO reports from it (specs/cpo.md section 5)."""
+"""Object keypoint similarity, and the average precision that CPO reports from it (ZonglinL/CPO, eval/eval_poses.py)."""
 
 import math
 

@@ -73,7 +73,7 @@ def small(classes: int) -> UperNetConfig:
 
 
 class Segmentation(Task):
-    """Label maps, (B, 1, H, W) float32 whole numbers: 0 is "no label", k is class k - 1 (specs/cpo.md sections 1, 7).
+    """Label maps, (B, 1, H, W) float32 whole numbers: 0 is "no label", k is class k - 1.
 
     detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: folder or hub id
     of a semantic or universal segmentation model of transformers with this task's classes. pretrained: false builds it
@@ -117,7 +117,7 @@ class Segmentation(Task):
         return paint(maps, self.palette)
 
     def worse(self, images: Tensor, control: Tensor) -> Tensor:
-        """Black where `control` is: what has no label cannot be wrong (specs/cpo.md section 1b)."""
+        """Black where `control` is: what has no label cannot be wrong (train/reward_CPO_DINO.py)."""
         return super().worse(images, control) * (control > 0).any(1, keepdim=True)
 
     def parse(self, control: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The OpenPose drawing of people, and its reading (specs/cpo.md section 1)."""
+"""The OpenPose drawing of people, and its reading, with OpenPose's own colours and widths."""
 
 import colorsys
 import math

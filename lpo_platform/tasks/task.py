@@ -56,7 +56,7 @@ class Task(ABC):
         return maps
 
     def loss(self, images: Tensor, target: Tensor) -> Tensor:
-        """How far what images show is from target(), (B,): the reward loss of ControlNet++ (specs/cpo.md section 4)."""
+        """How far what images show is from target(), (B,): the reward loss of ControlNet++ (arXiv:2404.07987)."""
         return self.distance(self.detect(images), target)
 
     @abstractmethod

@@ -170,8 +170,8 @@ def controllability(lpo_eval, task: str, *words: str) -> dict:
     return json.loads(Path("out/report.json").read_text())
 
 
-def test_p8_canny_of_two_folders(lpo_eval) -> None:
-    """specs/cpo.md P8 in 8 bits, whose plateaus have edges of their own: kornia's, and identity is perfect."""
+def test_canny_of_two_folders(lpo_eval) -> None:
+    """A drawn picture in 8 bits, whose plateaus have edges of their own: kornia's, and identity is perfect."""
     y, x = np.meshgrid(np.arange(128.0), np.arange(128.0), indexing="ij")
     image = 0.5 + 0.5 * np.sin(x / 9) * np.cos(y / 13)
     image[40:90, 30:100] = 0.9
@@ -186,7 +186,7 @@ def test_p8_canny_of_two_folders(lpo_eval) -> None:
 
 
 @pytest.mark.parametrize(("black", "wrap", "true"), [((0, 0), 0.999881, 0.999862), ((100, 110), 0.969553, 0.965875)])
-def test_p9_lineart_of_two_folders(lpo_eval, black: tuple[int, int], wrap: float, true: float) -> None:
+def test_lineart_of_two_folders(lpo_eval, black: tuple[int, int], wrap: float, true: float) -> None:
     """In double precision, where torchmetrics' variances of flat squares cancel less than in the probe's float32."""
     y, x = np.meshgrid(np.arange(512), np.arange(512), indexing="ij")
     target = np.where((x // 64 + y // 64) % 2 == 0, 20, 220).astype(np.uint8)
@@ -201,7 +201,7 @@ def test_p9_lineart_of_two_folders(lpo_eval, black: tuple[int, int], wrap: float
 
 
 @pytest.mark.parametrize(("power", "expected"), [(1, 0.0), (2, 46.467)])
-def test_p11_depth_of_two_folders(lpo_eval, power: int, expected: float) -> None:
+def test_depth_of_two_folders(lpo_eval, power: int, expected: float) -> None:
     """A prediction of 8 bits, where the probe has a ramp in float: what 255 levels of it leave is under one level."""
     picture("a", "x", np.linspace(40, 200, 512).astype(np.uint8)[None].repeat(512, 0))
     ramp = np.linspace(0, 7, 384) ** power
@@ -213,7 +213,7 @@ def test_p11_depth_of_two_folders(lpo_eval, power: int, expected: float) -> None
 @pytest.mark.parametrize(
     ("shift", "similarity", "ap"), [(0, 1, 1), (5, 0.895915, 0.8), (10, 0.696286, 0.4), (20, 0.391839, 0)]
 )
-def test_p12_poses_of_two_folders(lpo_eval, shift: int, similarity: float, ap: float) -> None:
+def test_poses_of_two_folders(lpo_eval, shift: int, similarity: float, ap: float) -> None:
     k = np.arange(17)
     for folder, dx in (("a", 0), ("b", shift)):
         Path(folder).mkdir()

@@ -33,7 +33,7 @@ def configuration(*overrides: str) -> DictConfig:
 
 
 def test_sd15_against_the_specification() -> None:
-    """specs/cpo.md: a ControlNet of 361.3 M weights; specs/lpo.md 2.3: UNet and CLIP-L."""
+    """A ControlNet of 361.3 M weights; the frozen UNet, CLIP-L and VAE."""
     job = assemble(configuration("experiment=cpo_canny_sd15", "hardware.micro_batch=1"))
     found = counts(job)
     assert found.trained == found.reference == 361_279_120
@@ -43,7 +43,7 @@ def test_sd15_against_the_specification() -> None:
 
 @pytest.mark.slow
 def test_sd15_as_the_benchmark_counts() -> None:
-    """specs/cpo.md section 10: 8.0 TFLOP a sample, which the count corrects by 2 %."""
+    """8.0 TFLOP a sample, reckoned from the parts' forwards, which the count corrects by 2 %."""
     job = assemble(configuration("experiment=cpo_canny_sd15", "hardware.micro_batch=1"))
     bench = CPOStep.build(SD15, batch=1, device="meta")
     per_sample = update(job) / job.method.batch
@@ -60,8 +60,8 @@ def test_cpo_as_the_benchmark_counts() -> None:
 @pytest.mark.parametrize(
     ("experiment", "trained"),
     [
-        ("pose_ddpo", 1251e6),  # specs/pose_ddpo.md section 8: SDXL's ControlNet
-        ("lrm_sd15", 348.7e6 + 123.1e6 + 3.7e6 + 0.6e6),  # specs/lpo.md 2.3: the half that is used, CLIP-L, the head
+        ("pose_ddpo", 1251e6),  # SDXL's ControlNet
+        ("lrm_sd15", 348.7e6 + 123.1e6 + 3.7e6 + 0.6e6),  # the half that is used, CLIP-L, the head
         ("lrm_sdxl", 1243.4e6 + 123.1e6 + 694.7e6 + 4.1e6),
         ("diffusion_dpo_sdxl", 2567.5e6),
     ],
@@ -182,7 +182,7 @@ def test_the_largest_micro_batch_that_fits() -> None:
 def test_steps_of_a_round() -> None:
     assert steps(assemble(configuration("method=ddpo"))) == 12 * 24 * 8 * 10 / 960
     paper = configuration("experiment=pose_ddpo_paper")
-    assert steps(assemble(paper)) == 22_525  # specs/pose_ddpo.md: 901 rounds of 25
+    assert steps(assemble(paper)) == 22_525  # 901 rounds of 25
 
 
 def test_settings() -> None:

@@ -14,7 +14,8 @@ from lpo_platform.methods.optim import AdamW
 
 PAIRS = ["data.path=owner/pairs"]
 TABLE = {
-    # sections 2.5, 3.4, 7.1 and 7.2 of specs/lpo.md; batches over all GPUs and accumulated micro-batches
+    # the released configurations of Kwai-Kolors/LPO, RockeyCoss/SPO and Diffusion-DPO; batches are those of all GPUs
+    # and accumulated micro-batches
     "lrm_sd15": {
         "method.batch": 8 * 16, "method.steps": 4000, "method.num_steps": 20, "optim.lr": 1e-5,
         "optim.weight_decay": 0.3, "optim.warmup_steps": 500, "optim.warmup": "log", "optim.schedule": "linear",
@@ -99,8 +100,8 @@ def test_an_experiment_of_spo_asks_for_its_reward(given: dict[str, list[str]]) -
     assert problems == ["reward.weights: required by reward=spm; add reward.weights=<value>"]
 
 
-# Tables 2a, 2b, 2c and sections 4 and 5 of specs/cpo.md. A batch is 4 (section 4: 8) GPUs x 8 pictures x accumulation;
-# the real warm-up is that of the script x accumulation / GPUs.
+# The scripts of ZonglinL/CPO and of ControlNet++. A batch is 4 (ControlNet++: 8) GPUs x 8 pictures x accumulation; the
+# real warm-up is that of the script x accumulation / GPUs.
 PUBLIC, PLUS_PLUS = "lllyasviel/control_v11p_sd15_", "limingcv/reward_controlnet::checkpoints/"
 AVERAGED, RAW = {"callbacks.ema_decay": 0.9999}, {"callbacks.ema_decay": None, "callbacks.evaluate": "raw"}
 CONTROL: dict[str, dict[str, object]] = {}

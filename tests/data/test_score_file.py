@@ -1,4 +1,4 @@
-"""Multi-Preference Consistent Filtering against the rows of specs/lpo.md, probe 9, and its score file."""
+"""Multi-Preference Consistent Filtering against rows decided by hand, and its score file."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.score_file import COLUMNS, Scores, consistent, read_scores, write_scores
 
-PROBE = [  # different_flag, aesthetic, CLIP and VQA gap, kept by strategies 1, 2, 3
+ROWS = [  # different_flag, aesthetic, CLIP and VQA gap, kept by strategies 1, 2, 3
     ((1, 0.3, 0.01, 0.02), (True, True, True)),
     ((1, -0.5, 0.01, 0.02), (False, False, True)),
     ((1, -0.49, 0.01, 0.02), (False, True, True)),
@@ -23,8 +23,8 @@ PROBE = [  # different_flag, aesthetic, CLIP and VQA gap, kept by strategies 1, 
 
 @pytest.mark.parametrize("strategy", [1, 2, 3])
 def test_the_verdicts_of_the_specification(strategy: int) -> None:
-    flag, *gaps = np.array([row for row, _ in PROBE]).T
-    expected = [verdicts[strategy - 1] for _, verdicts in PROBE]
+    flag, *gaps = np.array([row for row, _ in ROWS]).T
+    expected = [verdicts[strategy - 1] for _, verdicts in ROWS]
     assert consistent(flag, *gaps, strategy).tolist() == expected
     assert Scores(flag == 1, np.stack(gaps, 1)).consistent(strategy).tolist() == expected
 
@@ -50,7 +50,7 @@ def test_every_row_gets_the_verdict_of_the_rule_in_words(rows: list[tuple], abso
 
 
 def test_absolute_ties_drop_a_tie_with_large_negative_gaps() -> None:
-    flag, *gaps = np.array([PROBE[-1][0], PROBE[4][0]]).T
+    flag, *gaps = np.array([ROWS[-1][0], ROWS[4][0]]).T
     assert consistent(flag, *gaps).tolist() == [True, True]
     assert consistent(flag, *gaps, absolute_ties=True).tolist() == [False, True]
 

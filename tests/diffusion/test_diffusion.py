@@ -1,4 +1,4 @@
-"""The DDIM process against diffusers' schedulers and the probes P4 of specs/cpo.md, 1 and 2 of specs/pose_ddpo.md."""
+"""The DDIM process against diffusers' schedulers and values computed in float64 from its formulas."""
 
 import math
 
@@ -27,7 +27,7 @@ def at(*t: int) -> torch.Tensor:
     return torch.tensor(t)
 
 
-def test_p4_schedule_and_forward_noise() -> None:
+def test_schedule_and_forward_noise() -> None:
     process = DDIM.from_config(CONFIG)
     for t, value in {0: 0.999150, 200: 0.753692, 600: 0.160782, 999: 0.00466010}.items():
         assert process.alphas_cumprod[t].item() == pytest.approx(value, abs=1e-6)
@@ -38,7 +38,7 @@ def test_p4_schedule_and_forward_noise() -> None:
     assert x0_hat.item() == pytest.approx(0.442833, abs=1e-6)
 
 
-def test_p4_half_precision_tables_would_lose_the_noise() -> None:
+def test_half_precision_tables_would_lose_the_noise() -> None:
     """Why the process is float32: cast to bf16, sigma is exactly 0 at two timesteps; ours never is."""
     process = DDIM.from_config(CONFIG)
     lossy = (1 - process.alphas_cumprod.bfloat16()).sqrt()
@@ -88,7 +88,7 @@ def test_steps_agree_with_diffusers(prediction: str, eta: float, final_is_one: b
         torch.testing.assert_close(ours.sample(noise), expected, atol=2e-5, rtol=2e-5)
 
 
-def test_probe_1_times_and_sigmas() -> None:
+def test_times_and_sigmas() -> None:
     process = DDIM.from_config(CONFIG)
     times = process.times(50).tolist()
     assert times[0] == 981 and times[-3:] == [41, 21, 1]
@@ -112,7 +112,7 @@ def test_probe_1_times_and_sigmas() -> None:
         (1, 1.0, -0.840572, 1e-4),
     ],
 )
-def test_probe_2_log_probability(t: int, eta: float, expected: float, tolerance: float) -> None:
+def test_log_probability(t: int, eta: float, expected: float, tolerance: float) -> None:
     gaussian = DDIM.from_config(CONFIG).step(NOISE, at(t), at(t - 20), X, eta=eta)
     assert gaussian.log_prob(PREVIOUS_X).item() == pytest.approx(expected, abs=tolerance)
     if (t, eta) == (501, 1.0):

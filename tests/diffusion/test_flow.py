@@ -92,7 +92,7 @@ def test_noisy_steps_are_flow_grpos(a: float) -> None:
 
 
 def test_the_numbers_of_flow_grpos_function() -> None:
-    """specs/pose_ddpo.md section 7, "Extra": executed from its published code at s = 0.6, next 0.5, a = 0.7."""
+    """Values that yifan123/flow_grpo's own function gives at s = 0.6, next 0.5, a = 0.7."""
     row = lambda *values: torch.tensor(values).view(1, -1, 1, 1)  # noqa: E731
     x, v, following = row(0.5, -1, 0.25, 2), row(0.1, -0.2, 0.3, 0.4), row(0.48, -0.95, 0.2, 1.9)
     gaussian = Flow().step(v, torch.tensor([600.0]), torch.tensor([500.0]), x, eta=0.7)

@@ -1,4 +1,4 @@
-"""P16 of specs/cpo.md: one summed backward syncs both losses under DDP; two backwards, as in the original, do not."""
+"""One summed backward syncs both losses under DDP; two backwards, as in the original, do not."""
 
 import os
 import socket
@@ -38,10 +38,10 @@ def _gradients(*, two_backwards: bool) -> list[float]:
         return [results[0], results[1]]
 
 
-def test_p16_one_backward_is_synced() -> None:
+def test_one_backward_is_synced() -> None:
     assert _gradients(two_backwards=False) == [16.5, 16.5]
 
 
-def test_p16_two_backwards_are_not() -> None:
+def test_two_backwards_are_not() -> None:
     """The trap itself: whoever splits CPO's loss into two backwards gets these."""
     assert _gradients(two_backwards=True) == [11.5, 21.5]

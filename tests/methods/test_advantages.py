@@ -1,4 +1,4 @@
-"""Advantages: probes 5, 6 and 7 of specs/pose_ddpo.md, and what must hold for any rewards."""
+"""Advantages: values computed by hand, and what must hold for any rewards."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ def approx(*values: float) -> object:
     return pytest.approx(list(values), abs=1e-6)
 
 
-def test_probe_5_over_the_round() -> None:
+def test_over_the_round() -> None:
     expected = approx(-0.7628938, -0.4472136, -0.1315334, 0.1841468, 2.0782279, -0.9207339)
     assert standardise(torch.tensor([1, 2, 3, 4, 10, 0.5])).tolist() == expected
 
 
-def test_probe_6_tracker() -> None:
+def test_tracker() -> None:
     keys, tracker = torch.tensor([A, B, A, B]), Tracker(4, 3)
     first = tracker(torch.tensor([1.0, 10.0, 3.0, 20.0]), keys)
     assert first.tolist() == approx(-1.0090091, 0.2018018, -0.7399400, 1.5471472)
@@ -29,7 +29,7 @@ def test_probe_6_tracker() -> None:
     assert second.tolist() == approx(*(v.item() for v in values))
 
 
-def test_probe_6_integer_rewards_are_not_truncated() -> None:
+def test_integer_rewards_are_not_truncated() -> None:
     advantages = Tracker(16, 2)(torch.tensor([1, 2, 4]), torch.tensor([A, A, A]))
     assert advantages.tolist() == approx(-1.069044, -0.267261, 1.336305)
     for found in (standardise(torch.tensor([1, 2, 4])), standardise_groups(torch.tensor([1, 2, 4]), torch.zeros(3))):
@@ -43,7 +43,7 @@ def test_probe_6_integer_rewards_are_not_truncated() -> None:
         ("batch", (-1.0076413, -0.5038206, 1.5114619, -0.1511462, -0.0503821, 0.2015283)),
     ],
 )
-def test_probe_7_groups(spread: str, expected: tuple[float, ...]) -> None:
+def test_groups(spread: str, expected: tuple[float, ...]) -> None:
     """The specification prints .2015253 as the last number, with which the group would not sum to 0."""
     rewards, groups = torch.tensor([1, 2, 6, 0.2, 0.4, 0.9]), torch.tensor([A] * 3 + [B] * 3)
     assert standardise_groups(rewards, groups, spread=spread).tolist() == approx(*expected)

@@ -1,4 +1,4 @@
-"""DDPO's rollouts, rounds and update against loops through stock UNets and the formulas of specs/pose_ddpo.md."""
+"""DDPO's rollouts, rounds and update against loops through stock UNets and literal formulas."""
 
 import json
 import math
@@ -234,7 +234,7 @@ def test_captions_that_a_tokenizer_cannot_tell_apart_are_groups_of_their_own() -
 
 
 def test_integer_rewards_are_not_truncated() -> None:
-    """The third of probe 6, through a round."""
+    """Rewards of one prompt that spread, and of one that do not, through a round."""
 
     class Count:
         def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
@@ -286,7 +286,7 @@ def test_parts_of_a_reward_may_have_advantages_of_their_own(baseline: str) -> No
         (6, 4, 3, 1, 1, 24, 3, 8),
     ],
 )
-def test_probe_10_geometry(
+def test_geometry(
     sample_batch: int, batches: int, train_batch: int, accumulation: int, world: int, samples: int, effective: int,
     updates: int,
 ) -> None:  # fmt: skip
@@ -566,7 +566,7 @@ def test_what_happened_is_reported_by_step() -> None:
 
 def test_the_papers_counting_of_steps() -> None:
     """experiment=pose_ddpo_paper: 25 steps of one timestep of each of 8 pictures a round, so that its checkpoint k has
-    step 25 (k + 1) after 8 (k + 1) pictures (section 2.5 and probe 10)."""
+    step 25 (k + 1) after 8 (k + 1) pictures, as the checkpoints that the authors name."""
     values = compose("train", ["experiment=pose_ddpo_paper", "data.path=m.jsonl"], [], CONF).values
     settings = {name: value for name, value in values["method"].items() if not name.startswith("_")}
     step = method(Control(), **settings)

@@ -1,5 +1,5 @@
-"""CPO's loss against the probes of specs/cpo.md (P1, P2, P3, P5) and a literal reading of its formula; policy gradients
-against probe 4 of specs/pose_ddpo.md and torch's own divergences."""
+"""CPO's loss against values in float64 and a literal reading of its formula; policy gradients against values computed
+by hand and torch's own divergences."""
 
 import math
 
@@ -17,7 +17,7 @@ from lpo_platform.methods.losses import (
 )
 
 # Lw, Ll, Rw, Rl, m -> s, soft loss, soft gradient, hard loss, hard gradient (beta = 5000)
-P1 = [
+TABLE = [
     (0.120, 0.118, 0.121, 0.120, 0.01, 0.924142, 0.01004142, 0.824142, 0.01108970, 0.924142),
     (0.120, 0.118, 0.120, 0.118, 0.01, 0.500000, 0.00580000, 0.400000, 0.00600000, 0.500000),
     (0.120, 0.100, 0.120, 0.1005, 0.01, 0.777300, 0.02098710, 0.699570, 0.02331900, 0.777300),
@@ -29,9 +29,9 @@ def tensors(*values: float) -> list[torch.Tensor]:
     return [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in values]
 
 
-@pytest.mark.parametrize("row", P1)
+@pytest.mark.parametrize("row", TABLE)
 @pytest.mark.parametrize("form", ["soft", "hard"])
-def test_p1_values_and_gradients(row: tuple[float, ...], form: str) -> None:
+def test_values_and_gradients(row: tuple[float, ...], form: str) -> None:
     *errors, margin, s, soft, soft_grad, hard, hard_grad = row
     four = tensors(*errors)
     assert preference_weight(*four, beta=5000).item() == pytest.approx(s, abs=1e-6)
@@ -45,7 +45,7 @@ def test_p1_values_and_gradients(row: tuple[float, ...], form: str) -> None:
 
 
 def literal(winner: float, loser: float, ref_winner: float, ref_loser: float, *, beta, margin, form) -> float:
-    """The formula of specs/cpo.md section 0, one sample, in plain Python."""
+    """The formula of losses.cpo for one sample, in plain Python."""
     d, r = winner - loser, ref_winner - ref_loser
     s = 1 / (1 + math.exp(-beta / 2 * (d - r)))
     if form == "hard":
@@ -64,7 +64,7 @@ def test_random_inputs_agree_with_a_literal_reading(form: str) -> None:
 
 
 @pytest.mark.parametrize(("form", "expected"), [("soft", 0.005520709), ("hard", 0.005544851)])
-def test_p2_mask_of_the_last_timestep(form: str, expected: float) -> None:
+def test_mask_of_the_last_timestep(form: str, expected: float) -> None:
     four = [torch.tensor(v, dtype=torch.float64, requires_grad=True)
             for v in ([0.12, 0.10, 0.30], [0.118, 0.12, 0.31], [0.121, 0.1, 0.3], [0.12, 0.119, 0.31])]  # fmt: skip
     settings = {"beta": 5000.0, "margin": 0.01, "form": form}
@@ -74,7 +74,7 @@ def test_p2_mask_of_the_last_timestep(form: str, expected: float) -> None:
     assert nothing.item() == 0 and not four[0].grad.any()
 
 
-def test_p3_gradient_is_2500_times_smaller_than_dpos() -> None:
+def test_gradient_is_2500_times_smaller_than_dpos() -> None:
     beta = 5000.0
     generator = torch.Generator().manual_seed(2)
     base = 0.1 + 0.001 * torch.rand(4, 50, generator=generator, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_p3_gradient_is_2500_times_smaller_than_dpos() -> None:
     torch.testing.assert_close(dpo.grad / ours.grad, torch.full((50,), 2500.0, dtype=torch.float64))
 
 
-def test_p5_same_noise_identity_and_symmetry() -> None:
+def test_same_noise_identity_and_symmetry() -> None:
     generator = torch.Generator().manual_seed(3)
     winner, loser, noise = torch.randn(3, 8, 4, 16, 16, generator=generator)
     d = denoising_error(winner, noise) - denoising_error(loser, noise)
@@ -103,7 +103,7 @@ def test_unknown_form_names_the_forms() -> None:
         cpo(*tensors(1, 1, 1, 1), SOME_TIME, beta=1, margin=0, form="medium")
 
 
-def test_probe_4_ppo_terms() -> None:
+def test_ppo_terms() -> None:
     log_ratio = torch.tensor([0.30005, 0.2998, 0.3, 0.3002], dtype=torch.float64) - 0.3
     advantage = torch.tensor([1.5, -2, 7, -0.5], dtype=torch.float64).clamp(-5, 5)
     terms = ppo(log_ratio, advantage, clip=1e-4)
@@ -116,7 +116,7 @@ def test_probe_4_ppo_terms() -> None:
 @pytest.mark.parametrize(
     ("advantage", "ratio", "gradient"), [(1, 1.0002, 0), (1, 0.9998, -0.9998), (-1, 0.9998, 0), (-1, 1.0002, 1.0002)]
 )
-def test_probe_4_ppo_gradients(advantage: float, ratio: float, gradient: float) -> None:
+def test_ppo_gradients(advantage: float, ratio: float, gradient: float) -> None:
     log_ratio = torch.tensor([ratio], dtype=torch.float64).log().requires_grad_()
     ppo(log_ratio, torch.tensor([advantage], dtype=torch.float64), clip=1e-4).sum().backward()
     assert log_ratio.grad.item() == pytest.approx(gradient, abs=1e-9)

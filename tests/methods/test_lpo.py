@@ -1,4 +1,4 @@
-"""LPO's loss, rollouts and rounds: probes 6 and 7 of specs/lpo.md, and the original's code written literally."""
+"""LPO's loss, rollouts and rounds: values computed by hand, and the original's code written literally."""
 
 import math
 from pathlib import Path
@@ -22,13 +22,13 @@ from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
 
 TUNES = [Lora(rank=2), Full()]
 
-# Probe 6: the loss.
+# The loss.
 
 
 @pytest.mark.parametrize(
     ("winner", "loser", "expected"), [(0.0, 0.0, 0.693147), (0.001, -0.001, 0.313262), (0.0, 0.2, 47.655090)]
 )
-def test_probe_6_values(winner: float, loser: float, expected: float) -> None:
+def test_values(winner: float, loser: float, expected: float) -> None:
     w, b = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (winner, loser))
     loss = losses.lpo(w, b, beta=500.0, clip=0.1)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
@@ -37,7 +37,7 @@ def test_probe_6_values(winner: float, loser: float, expected: float) -> None:
     assert w.grad.item() == pytest.approx(-500 * (1 - math.exp(-expected)), rel=1e-6)
 
 
-def test_probe_6_the_worst_margin_has_a_finite_loss_and_gradient() -> None:
+def test_the_worst_margin_has_a_finite_loss_and_gradient() -> None:
     """The original takes log(sigmoid(.)), which is -inf from -88.7 on in float32; the bound is -100.3."""
     w, b = (torch.tensor([v], requires_grad=True) for v in (math.log(0.9) + 1e-5, math.log(1.1) - 1e-5))
     loss = losses.lpo(w, b, beta=500.0, clip=0.1)
@@ -49,10 +49,10 @@ def test_probe_6_the_worst_margin_has_a_finite_loss_and_gradient() -> None:
     assert torch.sigmoid(torch.tensor(-100.3)).log().item() == -math.inf
 
 
-# Probe 7: one forward serves winner and loser.
+# One forward serves winner and loser.
 
 
-def test_probe_7_margin_identity() -> None:
+def test_margin_identity() -> None:
     generator = torch.Generator().manual_seed(0)
     policy, reference = torch.randn(2, 5, 4, 8, 8, generator=generator, dtype=torch.float64)
     winner, loser = torch.randn(2, 5, 4, 8, 8, generator=generator)
@@ -106,7 +106,7 @@ def whole(step: LPO, number: int = 0) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("tune", TUNES)
-def test_probe_7_two_forwards_equal_the_originals_four(tune: Tune, prediction: str) -> None:
+def test_two_forwards_equal_the_originals_four(tune: Tune, prediction: str) -> None:
     """In loss and in every gradient, where the clamp is active for some rows and not for others."""
     reference = toy_lpo.adapter().unet
     step = toy_lpo.method(tune, prediction=prediction, beta=5.0, threshold=(0.0, 0.0))
@@ -124,7 +124,7 @@ def test_probe_7_two_forwards_equal_the_originals_four(tune: Tune, prediction: s
 
 
 @pytest.mark.parametrize(("tune", "rounding"), [(Lora(rank=2), 0), (Full(), 1e-6)])
-def test_probe_7_nothing_is_preferred_at_the_start(tune: Tune, rounding: float) -> None:
+def test_nothing_is_preferred_at_the_start(tune: Tune, rounding: float) -> None:
     """Exactly, where the reference is the same module without its adapters; a copy may be rounded differently."""
     step = toy_lpo.method(tune, threshold=(0.0, 0.0))
     loss, report = step.loss(whole(step))

@@ -1,4 +1,4 @@
-"""The optimiser against probes P14 (tiny rates) and P13 (EMA decay) of specs/cpo.md, probe 10 of specs/lpo.md."""
+"""The optimiser: tiny rates in float32, the decay of the average, and the schedules of the released trainings."""
 
 from pathlib import Path
 
@@ -33,11 +33,11 @@ def displacement(weight: float, *, lr: float, gradient: float = 1e-2) -> float:
         (3e-9, 0.07, 0.0),
     ],
 )
-def test_p14_float32_loses_tiny_steps(lr: float, weight: float, expected: float) -> None:
+def test_float32_loses_tiny_steps(lr: float, weight: float, expected: float) -> None:
     assert displacement(weight, lr=lr) == pytest.approx(expected, abs=1e-3)
 
 
-def test_p14_weight_decay_is_a_no_op_at_lr_1e_8() -> None:
+def test_weight_decay_is_a_no_op_at_lr_1e_8() -> None:
     weights = nn.Parameter(torch.randn(10_000, generator=torch.Generator().manual_seed(0)))
     before = weights.detach().clone()
     optimizer, _ = AdamW(lr=1e-8, weight_decay=0.01).build([weights], steps=1)
@@ -72,8 +72,8 @@ LRM_15, LRM_XL = (500, 4000), (1000, 8000)
         (LRM_XL, {0: 0, 1: 1.003e-6, 99: 6.667e-6, 499: 8.997e-6, 1000: 1e-5, 4500: 5e-6}),
     ],
 )
-def test_lpo_probe_10_rates_of_lrm_training(run: tuple[int, int], expected: dict[int, float]) -> None:
-    """DeepSpeed's WarmupDecayLR, probe 10 of specs/lpo.md, through the optimiser that a run gets."""
+def test_rates_of_lrm_training(run: tuple[int, int], expected: dict[int, float]) -> None:
+    """The rates of DeepSpeed's WarmupDecayLR, through the optimiser that a run gets."""
     warmup, steps = run
     optim = AdamW(lr=1e-5, warmup_steps=warmup, warmup="log", schedule="linear")
     optimizer, schedule = optim.build([nn.Parameter(torch.zeros(1))], steps)
@@ -92,7 +92,7 @@ def test_warmup_of_a_single_step_has_a_rate() -> None:
     assert AdamW(warmup_steps=1, warmup="linear").factor(0, 10) == 1
 
 
-def test_p13_ema_decay() -> None:
+def test_ema_decay() -> None:
     expected = {1: 0, 2: 0.181818, 3: 0.25, 10: 0.526316, 100: 0.917431, 1000: 0.991080, 4000: 0.997755}
     expected[10000] = 0.999101
     assert {n: decay_at(n) for n in expected} == pytest.approx(expected, abs=1e-6)
@@ -115,7 +115,7 @@ def test_ema_is_diffusers_ema() -> None:
     assert torch.equal(weight.data, trained)
 
 
-def test_p13_ema_of_a_ramp_is_its_last_tenth() -> None:
+def test_ema_of_a_ramp_is_its_last_tenth() -> None:
     weight, ema = nn.Parameter(torch.zeros(())), EMA()
     for step in range(1, 2001):
         weight.data.fill_(step / 2000)
@@ -159,7 +159,7 @@ class Line(nn.Linear):
 
 @pytest.mark.parametrize(("clip", "scale"), [(None, 1.0), (1.0, 0.2), (10.0, 1.0)])
 def test_a_clip_of_null_leaves_gradients_as_they_are(clip: float | None, scale: float, tmp_path: Path) -> None:
-    """W1 of specs/lpo.md; the norm is logged all the same."""
+    """As in the released LPO, whose clip is never applied; the norm is logged all the same."""
     method = Slope(policy=Line(2, 1, bias=False), optim=AdamW(clip=clip), seed=0, steps=1, batch=1)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, default_root_dir=tmp_path, **quiet)

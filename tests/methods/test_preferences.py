@@ -1,4 +1,4 @@
-"""What a preference between latents rests on: probes 1 to 5 of specs/lpo.md, section 8."""
+"""What a preference between latents rests on: values in float64 of schedule, density, thresholds and selection."""
 
 import math
 
@@ -34,7 +34,7 @@ def gaussian(prediction: str, t: int, x: float, output: float):
     return process.step(output * one, at(t), process.previous(at(t), STEPS, eta=1.0), x * one, eta=1.0)
 
 
-def test_probe_1_timesteps_and_sigmas() -> None:
+def test_timesteps_and_sigmas() -> None:
     process = DDIM()
     assert process.times(STEPS).tolist() == list(range(951, 0, -50))
     for t, value in {0: 0.99914998, 1: 0.99829602, 51: 0.95052409, 501: 0.27499884, 951: 0.00815500}.items():
@@ -63,7 +63,7 @@ def test_the_last_step_of_a_stochastic_chain_ends_at_level_0_and_not_below() -> 
         (1, 1.000428, -0.020714),
     ],
 )
-def test_probe_2_coefficients_of_a_transition(t: int, a: float, b: float) -> None:
+def test_coefficients_of_a_transition(t: int, a: float, b: float) -> None:
     means = [gaussian("epsilon", t, x, e).mean.item() for x, e in ((1.0, 0.0), (0.0, 1.0))]
     assert means == pytest.approx([a, b], abs=2e-6)
 
@@ -81,7 +81,7 @@ def test_probe_2_coefficients_of_a_transition(t: int, a: float, b: float) -> Non
         ("v_prediction", 1, 0.50496030, -9.95842498),
     ],
 )
-def test_probe_3_log_densities(prediction: str, t: int, mean: float, log_prob: float) -> None:
+def test_log_densities(prediction: str, t: int, mean: float, log_prob: float) -> None:
     """The small sigmas are differences of abars near 1: float32 leaves 2e-4 at t = 1 and 2e-5 at t = 51."""
     found = gaussian(prediction, t, 0.5, -0.25)
     assert found.mean.item() == pytest.approx(mean, abs=2e-6)
@@ -90,7 +90,7 @@ def test_probe_3_log_densities(prediction: str, t: int, mean: float, log_prob: f
 
 
 @pytest.mark.parametrize(("t", "expected"), [(951, -0.979489), (501, -0.573389), (51, 1.785128), (1, 2.461181)])
-def test_probe_3_a_fresh_sample_has_the_expected_density(t: int, expected: float) -> None:
+def test_a_fresh_sample_has_the_expected_density(t: int, expected: float) -> None:
     step = gaussian("epsilon", t, 0.5, -0.25)
     noise = torch.randn(1, 4, 200, 200, generator=torch.Generator().manual_seed(0))
     noise = noise / noise.square().mean().sqrt()
@@ -105,14 +105,14 @@ def test_probe_3_a_fresh_sample_has_the_expected_density(t: int, expected: float
         (0.45, 0.6, {1: 0.4500, 51: 0.4548, 101: 0.4853, 251: 0.5132, 451: 0.5416, 501: 0.5483, 951: 0.6000}),
     ],
 )
-def test_probe_4_thresholds_by_sigma(low: float, high: float, expected: dict[int, float]) -> None:
-    """The probe names .4416 and .5416 for t = 501; the table of section 3.2 has them at its tenth entry, t = 451."""
+def test_thresholds_by_sigma(low: float, high: float, expected: dict[int, float]) -> None:
+    """The released code has a table of 20 standard deviations; these follow from the schedule."""
     t = DDIM().times(STEPS)
     found = dict(zip(t.tolist(), thresholds("sigma", low, high, t, sigmas(DDIM())).tolist(), strict=True))
     assert {t: found[t] for t in expected} == pytest.approx(expected, abs=1e-4)
 
 
-def test_probe_4_the_other_rules_from_the_originals_table() -> None:
+def test_the_other_rules_from_the_originals_table() -> None:
     t, table = DDIM().times(STEPS), torch.tensor(TABLE[::-1])
 
     def literal(values: list[float]) -> list[float]:
@@ -146,7 +146,7 @@ def test_a_threshold_asks_for_that_gap_of_scores(th: float, t: int, gap: float) 
 SCORES = torch.tensor([[1, 2], [2, 2.3], [0.9, 2.1], [1.5, 1.9]])
 
 
-def test_probe_5_selection() -> None:
+def test_selection() -> None:
     winner, loser, valid = select(SCORES, torch.tensor(0.5))
     assert winner.tolist() == [1, 1] and loser.tolist() == [2, 3]
     assert valid.tolist() == [True, False]
@@ -155,18 +155,18 @@ def test_probe_5_selection() -> None:
         assert not select(SCORES, torch.tensor(gap + 1e-4))[2][right]
 
 
-def test_probe_5_the_gap_is_that_of_a_softmax_of_two() -> None:
+def test_the_gap_is_that_of_a_softmax_of_two() -> None:
     scores = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     winner, loser, valid = select(scores, torch.tensor(0.6))
     two = torch.stack([scores.gather(0, rows[None])[0] for rows in (winner, loser)]).softmax(0)
     assert torch.equal(valid, two[0] - two[1] > 0.6) and 0 < valid.sum() < 40
 
 
-def test_probe_5_equal_scores_are_never_a_preference() -> None:
+def test_equal_scores_are_never_a_preference() -> None:
     assert not select(torch.zeros(4, 3), torch.tensor(0.0))[2].any()
 
 
-def test_probe_5_only_differences_count() -> None:
+def test_only_differences_count() -> None:
     scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(1))
     moved = scores + torch.linspace(-2, 2, 30)
     for ours, theirs in zip(select(scores, torch.tensor(0.5)), select(moved, torch.tensor(0.5)), strict=True):

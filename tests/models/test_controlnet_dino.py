@@ -68,14 +68,14 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 
 def test_it_starts_as_the_plain_controlnet_bit_for_bit() -> None:
-    """P6, and two starts are one."""
+    """DINO starts without effect, and two starts are one."""
     assert same(outputs(branch(silent=True)), outputs(toy_size.controlnet(toy_size.unet())))
     assert not same(outputs(branch()), outputs(branch(silent=True)))
     assert same(outputs(branch()), outputs(branch()))
 
 
 def test_full_size_is_that_of_the_specification() -> None:
-    """P6: 22,056,576 + 123,200 weights more, 896 px inside, (B, 320, 64, 64) outside."""
+    """22,056,576 + 123,200 weights more, 896 px inside, (B, 320, 64, 64) outside."""
     model = RandomStableDiffusion(SD15, device="meta")
     with torch.device("meta"):
         plain = model.new_control()

@@ -1,4 +1,4 @@
-"""The latent reward model against specs/lpo.md: its head (probe 8), its features, its loss (probe 9)."""
+"""The latent reward model: its head against values in float64, its features against hooks, its loss by hand."""
 
 import copy
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def latents(adapter: StableDiffusion, number: int = 3) -> tuple[Tensor, Tensor]:
     return x, torch.tensor([951, 1, 451])[:number]
 
 
-# Probe 8.
+# The head.
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def sd15() -> StableDiffusion:
     ("guidance", "projected", "expected"),
     [(7.5, (14.73268116, -22.73760432), -0.0213454159), (1.0, (1.42945552, 0.50993115), -0.1630946899)],
 )
-def test_probe_8_head_in_float64(
+def test_head_in_float64(
     sd15: StableDiffusion, guidance: float, projected: tuple[float, float], expected: float
 ) -> None:
     n, d = 4800, 768
@@ -105,7 +105,7 @@ def residuals(unet: UNet2DConditionModel, seen: list[Tensor]) -> None:
         (SDXL, 1243.4, (2, 5, 8), [(320, 128), (640, 64), (1280, 32)], 3520),
     ],
 )
-def test_probe_8_structure_at_full_size(
+def test_structure_at_full_size(
     shape: Shape, used: float, picks: tuple[int, ...], shapes: list[tuple[int, int]], features: int
 ) -> None:
     """Section 1.2 and 1.5, on the meta device."""
@@ -257,7 +257,7 @@ def test_another_empty_prompt_changes_the_middle_only(adapter: StableDiffusion) 
 def test_the_empty_prompt_is_encoded_also_where_guidance_of_the_denoiser_uses_zeros(
     adapters: dict[str, StableDiffusion],
 ) -> None:
-    """W12: SDXL's denoiser is led away from zeros, its reward model from the encoding of ""."""
+    """SDXL's denoiser is led away from zeros, its reward model from the encoding of ""."""
     adapter = adapters["sdxl"]
     model = LatentReward.start(adapter).eval()
     with torch.no_grad():
@@ -304,7 +304,7 @@ def test_an_empty_half_takes_the_weights_of_a_whole(adapters: dict[str, StableDi
     assert set(half.state_dict()) == {name for name in whole if not name.startswith(UP)}
 
 
-# Probe 9: the loss.
+# The loss.
 
 
 def labels(*first: float) -> Tensor:
@@ -317,7 +317,7 @@ def labels(*first: float) -> Tensor:
 SCORES = torch.tensor([[1.0, 0.0], [0.5, 0.5], [2.0, 3.0]])
 
 
-def test_probe_9_losses_of_pairs() -> None:
+def test_losses_of_pairs() -> None:
     found = pair_preference(SCORES, labels(1, 0.5, 0))
     assert found.tolist() == pytest.approx([0.313262, 0, 0.313262], abs=1e-6)
     assert pair_preference(torch.tensor([[0.3, -0.4]]), labels(0.5)).item() > 0
@@ -342,7 +342,7 @@ def batches(rows: torch.utils.data.Dataset, columns: tuple[str, ...], *, batch: 
 
 
 @pytest.mark.parametrize("micro_batch", [3, 1])
-def test_probe_9_weights_are_normalised_over_the_whole_batch(micro_batch: int) -> None:
+def test_weights_are_normalised_over_the_whole_batch(micro_batch: int) -> None:
     parts = batches(Weighted(), ("scores", "labels"), batch=3, micro_batch=micro_batch)
     losses = [(part["weight"] * pair_preference(part["scores"], part["labels"])).sum() for part in parts]
     assert torch.stack(losses).mean().item() == pytest.approx(0.223758, abs=1e-6)
@@ -379,7 +379,7 @@ def trainer(adapter: StableDiffusion, **options: object) -> LRM:
     return made.train()
 
 
-def test_probe_9_micro_batches_have_the_gradient_of_the_weighted_batch(adapters: dict[str, StableDiffusion]) -> None:
+def test_micro_batches_have_the_gradient_of_the_weighted_batch(adapters: dict[str, StableDiffusion]) -> None:
     """And that gradient is the literal one: every pair scored by itself, w_i = (1 / n_i) / sum of them."""
     adapter = adapters["tiny"]
     rows, step = Pairs(adapter), trainer(adapter)

@@ -60,7 +60,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_adapters_start_at_the_published_distribution(folder: Path) -> None:
-    """A ~ N(0, (1/r)^2), B = 0 (specs/lpo.md, 3.4)."""
+    """A ~ N(0, (1/r)^2), B = 0 (peft's gaussian start, with which LPO was trained)."""
     factors = lora.extract(policy(folder, learned=False, tune=Lora(rank=16, alpha=16.0)).adapter.unet)
     a = torch.cat([down.flatten() for down, _ in factors.values()])
     assert len(a) > 8000 and a.std().item() == pytest.approx(1 / 16, rel=0.03) and abs(a.mean()) < 0.003

@@ -79,7 +79,7 @@ def test_cpo_step_equals_the_plain_schedule(form: str) -> None:
 
 
 def test_cpo_starts_undecided() -> None:
-    """theta = phi: s = 0.5 for every pair, and swapping winner and loser negates d (P5)."""
+    """theta = phi: s = 0.5 for every pair, and swapping winner and loser negates d."""
     policy, data = control_policy(), batch()
     step = method(policy, beta=5000.0)
     _, report = step.loss(data)

@@ -1,4 +1,4 @@
-"""Latent reward models on disk: the original's layout (specs/lpo.md section 5), ours, and what is refused."""
+"""Latent reward models on disk: the original's layout (Kwai-Kolors/LPO), ours, and what is refused."""
 
 import copy
 import json

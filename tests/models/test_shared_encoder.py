@@ -1,4 +1,4 @@
-"""P7 of specs/cpo.md: the UNet in two halves is the UNet; sharing the first half changes no loss and no gradient."""
+"""The UNet in two halves is the UNet; sharing the first half changes no loss and no gradient."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_residuals_enter_where_diffusers_adds_them() -> None:
         assert not torch.allclose(whole, unet(x, t, text).sample)
 
 
-def test_p7_one_encoder_pass_for_winner_and_loser() -> None:
+def test_one_encoder_pass_for_winner_and_loser() -> None:
     unet = toy_size.unet().requires_grad_(False)
     control = toy_size.controlnet(unet)
     x, t, text, winner = toy_size.inputs()

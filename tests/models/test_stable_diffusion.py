@@ -75,7 +75,7 @@ def test_cache_keys_follow_the_weights(tiny: StableDiffusion, tmp_path) -> None:
 
 
 def test_sd15_has_the_published_size() -> None:
-    """859.5 M in the UNet, 361.3 M in its ControlNet (specs/cpo.md section 3), counted without a byte of weights."""
+    """859.5 M in the UNet, 361.3 M in its ControlNet, counted without a byte of weights."""
     with torch.device("meta"):
         unet, control = UNet2DConditionModel(**SD15), ControlNetModel(**SD15)
     millions = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (unet, control)]

@@ -74,7 +74,7 @@ def test_tokenizers_pad_as_each_encoder_was_trained(xl: StableDiffusionXL) -> No
 
 
 def test_the_schedule_is_stable_diffusions(xl: StableDiffusionXL, stock: StableDiffusionXLPipeline) -> None:
-    """The folder names an Euler sampler; its schedule gives DDIM the timesteps 951, 901, ..., 1 (specs/lpo.md, 1)."""
+    """The folder names an Euler sampler; its schedule gives DDIM the timesteps 951, 901, ..., 1."""
     stock.scheduler.set_timesteps(20)
     assert xl.process.times(20).tolist() == stock.scheduler.timesteps.tolist() == list(range(951, 0, -50))
     assert xl.process.prediction == "epsilon" and xl.process.final == xl.process.alphas_cumprod[0]
@@ -168,7 +168,7 @@ def test_21_draws_the_stock_pipelines_noise(tmp_path: Path) -> None:
     ids=["sd15", "sd21", "sdxl"],
 )
 def test_published_sizes(shape: Shape, unet: float, texts: list[float], rank: int, size: int, tensors: int) -> None:
-    """Parameters of specs/lpo.md, 1.5 and probe 10, counted without a byte of weights; 340.4 M is SD-2.1's own text."""
+    """Parameters of the published models, counted without a byte of weights; 340.4 M is SD-2.1's own text."""
     kind = RandomStableDiffusionXL if shape is SDXL else RandomStableDiffusion
     model = kind(shape, device="meta")
     parts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.unet, *model.text_encoders)]

@@ -1,5 +1,5 @@
-"""Rewards that look for the condition, of file sizes, and of several rewards: against specs/pose_ddpo.md (probes 8, 9)
-and Pillow."""
+"""Rewards that look for the condition, of file sizes, and of several rewards: against values computed
+by hand and Pillow."""
 
 import io
 from pathlib import Path
@@ -28,7 +28,7 @@ from lpo_platform.tasks.pose import Pose
 from lpo_platform.tasks.skeleton import draw
 from lpo_platform.tasks.task import Task
 
-# Probe 9's body, in OpenPose's order of 18, and the rows of it that are COCO's 17.
+# A body, in OpenPose's order of 18, and the rows of it that are COCO's 17.
 BODY = torch.tensor([
     (512, 200), (512, 300), (430, 300), (400, 420), (390, 530), (594, 300), (624, 420), (634, 530), (460, 560),
     (455, 740), (450, 900), (564, 560), (569, 740), (574, 900), (495, 185), (529, 185), (475, 195), (549, 195),
@@ -44,7 +44,7 @@ def arms_up() -> Tensor:
     return body
 
 
-# Probe 9: the body moved, its cosine and its OKS with BODY.
+# The body moved, its cosine and its OKS with BODY.
 MOVED = {
     "same": (BODY, 1.0, 1.0),
     "shifted": (BODY + torch.tensor([20, 0]), 0.9998165, 0.8803395),
@@ -87,15 +87,15 @@ def asked(maps: Tensor, row: list[int]) -> Asked:
     return Asked(maps, torch.zeros(len(maps), 3, 2, 2), torch.tensor(row))
 
 
-def test_probe_9_oks_of_a_body() -> None:
+def test_oks_of_a_body() -> None:
     task = Shown(torch.stack([person(body) for body, _, _ in MOVED.values()] + [person(BODY, missing=(4,))]))
     found = Oks(batch=4, task=task)(numbered(6), [""] * 6, asked(person(BODY)[None], [0] * 6))
     expected = [oks for _, _, oks in MOVED.values()] + [0.9411765]
     assert found.tolist() == pytest.approx(expected, abs=1e-6) and task.asked == [4, 2]
 
 
-def test_probe_9_cosines_of_a_body() -> None:
-    """COCO has no neck: where the probe turns the body, the middle of the shoulders turns with it."""
+def test_cosines_of_a_body() -> None:
+    """COCO has no neck: where the table turns the body, the middle of the shoulders turns with it."""
     task = Shown(torch.stack([person(body) for body, _, _ in MOVED.values()] + [person(BODY, missing=(4,))]))
     found = KeypointCosine(task=task)(numbered(6), [""] * 6, asked(person(BODY)[None], [0] * 6))
     expected = [cosine for _, cosine, _ in MOVED.values()] + [0.9768979]
@@ -104,7 +104,7 @@ def test_probe_9_cosines_of_a_body() -> None:
     assert rounded.tolist() == [torch.tensor(value).half().item() for value in found.tolist()]
 
 
-def test_probe_9_a_part_that_only_one_picture_shows() -> None:
+def test_a_part_that_only_one_picture_shows() -> None:
     hand = torch.tensor([(620.0 + i, 520.0 + 2 * i) for i in range(21)])
     with_hand, without = [BODY.float(), hand, None], [BODY.float(), None, None]
     assert similarity_of_parts(with_hand[1:2], without[1:2]).item() == pytest.approx(-0.9969218, abs=1e-6)
@@ -112,7 +112,7 @@ def test_probe_9_a_part_that_only_one_picture_shows() -> None:
     assert similarity_of_parts(with_hand, without, half=True).item() == pytest.approx(0.001465, abs=1e-6)
 
 
-def test_probe_9_hands_and_faces_of_whole_bodies() -> None:
+def test_hands_and_faces_of_whole_bodies() -> None:
     """The same through the reward of a task that finds 133 keypoints; of 17, or without hands, the body alone."""
     without = torch.zeros(1, 1, 133, 3)
     without[0, :, :17] = person(BODY)

@@ -1,4 +1,4 @@
-"""The canny task: P8 of specs/cpo.md and the contract that every task keeps."""
+"""The canny task: edge counts of a drawn picture, and the contract that every task keeps."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from lpo_platform.tasks.canny import Canny, f1
 
 @pytest.fixture(scope="module")
 def picture() -> torch.Tensor:
-    """P8's picture, (1, 3, 128, 128)."""
+    """Waves behind a grey block, (1, 3, 128, 128)."""
     y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
     image = 0.5 + 0.5 * torch.sin(x / 9) * torch.cos(y / 13)
     image[40:90, 30:100] = 0.9
@@ -17,14 +17,14 @@ def picture() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("low", "high", "pixels"), [(0.1, 0.2, 1035), (0.15, 0.3, 632)])
-def test_p8_evaluation_form(picture: torch.Tensor, low: float, high: float, pixels: int) -> None:
+def test_evaluation_form(picture: torch.Tensor, low: float, high: float, pixels: int) -> None:
     edges = Canny(low, high).detect(picture)
     assert edges.shape == (1, 1, 128, 128) and edges.unique().tolist() == [0, 1]
     assert edges.sum() == pixels
 
 
 @pytest.mark.parametrize(("low", "high", "pixels", "total"), [(0.1, 0.2, 1032, 508.7072), (0.15, 0.3, 1027, 508.0440)])
-def test_p8_training_form(picture: torch.Tensor, low: float, high: float, pixels: int, total: float) -> None:
+def test_training_form(picture: torch.Tensor, low: float, high: float, pixels: int, total: float) -> None:
     magnitude = Canny(low, high, form="magnitude").detect(picture)
     assert (magnitude > 0).sum() == pixels
     assert magnitude.sum().item() == pytest.approx(total, abs=1e-3)

@@ -1,4 +1,4 @@
-"""The contract that every task keeps, probes P9, P11, P12 and P15 of specs/cpo.md, and the real detector classes."""
+"""The contract that every task keeps, scores computed by hand, and the real detector classes."""
 
 from itertools import product
 from pathlib import Path
@@ -206,13 +206,13 @@ def test_toy_data_may_hold_people_only() -> None:
 # --- HED and lineart ------------------------------------------------------------------------------------------------
 
 
-def test_p15_networks() -> None:
+def test_networks() -> None:
     with torch.device("meta"):
         sizes = {net: sum(p.numel() for p in net().parameters()) for net in (HedNetwork, LineNetwork)}
     assert sizes == {HedNetwork: 14_716_168, LineNetwork: 4_290_945}
 
 
-def test_p15_floored_edges_are_levels_of_256_without_a_gradient(images: Tensor) -> None:
+def test_floored_edges_are_levels_of_256_without_a_gradient(images: Tensor) -> None:
     task = Hed(toy=True, uint8_floor=True)
     edges = task.detect(images.clone().requires_grad_())
     soft = Hed(toy=True).detect(images)
@@ -257,13 +257,13 @@ def checkerboard() -> Tensor:
     return torch.where((x // 64 + y // 64) % 2 == 0, 20, 220).to(torch.uint8)
 
 
-def test_p9_wrapped_inverse() -> None:
+def test_wrapped_inverse() -> None:
     levels = torch.tensor([0, 1, 2, 3, 128, 254, 255], dtype=torch.uint8)
     assert wrapped(levels).tolist() == [1, 0, 255, 254, 129, 3, 2]
 
 
 @pytest.mark.parametrize(("black", "wrap", "true"), [((0, 0), 0.999881, 0.999862), ((100, 110), 0.969553, 0.965875)])
-def test_p9_ms_ssim_of_the_wrapped_and_the_true_inverse(black: tuple[int, int], wrap: float, true: float) -> None:
+def test_ms_ssim_of_the_wrapped_and_the_true_inverse(black: tuple[int, int], wrap: float, true: float) -> None:
     target = checkerboard()
     raw = 255 - target
     raw[black[0] : black[1]] = 0
@@ -282,7 +282,7 @@ def test_the_compat_switch_wraps_what_is_scored(images: Tensor) -> None:
     assert (found < 0.9).all() and (fixed.score(maps, maps)["lineart/ms_ssim"] > 1 - 1e-6).all()
 
 
-def test_p9_a_shifted_disc() -> None:
+def test_a_shifted_disc() -> None:
     y, x = torch.meshgrid(torch.arange(512.0), torch.arange(512.0), indexing="ij")
     disc = torch.where((x - 256).square() + (y - 256).square() <= 100**2, 200.0, 30.0)[None, None] / 255
     assert ms_ssim(disc.roll(3, -1), disc).item() == pytest.approx(0.983025, abs=2e-6)
@@ -303,14 +303,14 @@ def test_small_pictures_get_the_scales_that_fit() -> None:
 
 
 @pytest.mark.parametrize(("power", "expected"), [(1, 0.0), (2, 46.467)])
-def test_p11_depth_rmse(power: int, expected: float) -> None:
+def test_depth_rmse(power: int, expected: float) -> None:
     label = torch.linspace(40, 200, 512, dtype=torch.float64).expand(1, 1, 512, 512)
     prediction = torch.linspace(0, 7, 384, dtype=torch.float64).pow(power).expand(1, 1, 384, 384)
     assert rmse(prediction, label).item() == pytest.approx(expected, abs=5e-4)
 
 
 def test_depth_conditions_through_a_jpeg_are_clamped_first() -> None:
-    """W22: a step enlarged bicubically overshoots; what overshoots must not wrap to the other end."""
+    """A step enlarged bicubically overshoots; what overshoots must not wrap to the other end."""
     step = torch.zeros(1, 1, 64, 64)
     step[..., 30:] = 1
     over = F.interpolate(step, (88, 88), mode="bicubic")
@@ -326,7 +326,7 @@ def test_depth_conditions_through_a_jpeg_are_clamped_first() -> None:
 # --- segmentation ---------------------------------------------------------------------------------------------------
 
 
-def test_p15_palettes() -> None:
+def test_palettes() -> None:
     ade, coco = published("ade20k").long(), published("coco").long()
     assert ade.shape == (151, 3) and ade.sum() == 58427 and ade[0].tolist() == [0, 0, 0]
     assert ade[7].tolist() == ade[49].tolist() == [140, 140, 140]
@@ -457,7 +457,7 @@ def test_the_interval_of_sums_is_the_bootstrap_of_a_mean() -> None:
 
 
 def joints(shift: float = 0, hidden: tuple[int, ...] = ()) -> Tensor:
-    """P12's person, (1, 17, 3)."""
+    """A person whose joints lie on a line, (1, 17, 3)."""
     k = torch.arange(17, dtype=torch.float64)
     visible = torch.ones(17, dtype=torch.float64)
     visible[list(hidden)] = 0
@@ -467,13 +467,13 @@ def joints(shift: float = 0, hidden: tuple[int, ...] = ()) -> Tensor:
 @pytest.mark.parametrize(
     ("shift", "similarity", "ap"), [(0, 1, 1), (5, 0.895915, 0.8), (10, 0.696286, 0.4), (20, 0.391839, 0)]
 )
-def test_p12_reported_metric(shift: float, similarity: float, ap: float) -> None:
+def test_reported_metric(shift: float, similarity: float, ap: float) -> None:
     assert reported_oks(joints(shift), joints()).item() == pytest.approx(similarity, abs=1e-6)
     assert reported_ap(joints(shift), joints()).item() == pytest.approx(ap)
     assert oks(joints(shift), joints()).item() == pytest.approx(similarity, abs=1e-6)
 
 
-def test_p12_invisible_joints_several_people_and_flags_of_two() -> None:
+def test_invisible_joints_several_people_and_flags_of_two() -> None:
     target = joints(hidden=(0,))
     assert reported_oks(joints(10), target).item() == pytest.approx(0.933354, abs=1e-6)
     assert reported_oks(joints(10, hidden=(0,)), target).item() == pytest.approx(0.937275, abs=1e-6)

@@ -63,17 +63,20 @@ class Bench(ABC):
     """A model with one step's inputs on its device. A step ends with the gradient; the optimiser's step, the same for
     all variants, is left out.
 
-    variants: names of the forms, those of the authors begin with "plain". unit: what a step does `units` of, and costs
-    are counted per. options: what build() takes beyond a shape and a size, with the published value. published: FLOPs
-    that a specification names, in GFLOP per unit, by model and what is counted; the resolution is the model's own.
-    without_sdxl: the method's name where its authors do not train SDXL. without_flux: why FLUX has no such step.
+    Attributes:
+        variants: the names of the forms. Those of the authors begin with "plain".
+        unit: what a step processes. A step processes `units` of it, and costs are counted per unit.
+        options: what build() takes beyond a shape and a size, with the published values.
+        published: what the stock classes of diffusers and transformers need, in GFLOP per unit, by model and by part,
+            at the model's own resolution. The README of this folder says how these figures were counted.
+        without_sdxl: the method's name, where its authors do not train SDXL.
+        without_flux: the reason why FLUX has no such step.
     """
 
     variants: ClassVar[tuple[str, ...]]
     unit: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {}
     published: ClassVar[dict[str, dict[str, float]]]
-    source: ClassVar[str]
     without_sdxl: ClassVar[str | None] = None
     without_flux: ClassVar[str | None] = None
 

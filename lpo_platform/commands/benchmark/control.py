@@ -23,7 +23,6 @@ from lpo_platform.models.tuning import Control
 class ControlStep(Bench):
     variants: ClassVar[tuple[str, ...]] = ("plain-ckpt", "plain", "exact", "exact-ckpt")
     unit: ClassVar[str] = "image"
-    source: ClassVar[str] = "specs/cpo.md"
     without_sdxl: ClassVar[str] = "CPO's stage 1"
     published: ClassVar[dict[str, dict[str, float]]] = {}
 

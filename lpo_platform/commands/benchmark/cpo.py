@@ -37,7 +37,6 @@ class CPOStep(Bench):
     # through the frozen decoder is more than one forward (attention multiplies activations with each other: two
     # products each), and checkpointing recomputes less than all (diffusers checkpoints blocks, and torch stops at the
     # last tensor that the backward needs).
-    source: ClassVar[str] = "specs/cpo.md"
     without_sdxl: ClassVar[str] = "CPO"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {

@@ -37,7 +37,6 @@ class DDPOBench(Bench):
     unit: ClassVar[str] = "transition"
     options: ClassVar[dict[str, Any]] = {"steps": 10, "micro": 16, "train_batch": 1}
     without_flux: ClassVar[str] = "its authors' form is DDIM's; use --model sdxl"
-    source: ClassVar[str] = "specs/pose_ddpo.md"
 
     method: DDPO
     plain: plain.Parts

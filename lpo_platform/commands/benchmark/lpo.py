@@ -36,7 +36,6 @@ class LPOBench(Bench):
     """
 
     without_flux: ClassVar[str] = UNET_ONLY["method", "lpo"]
-    source: ClassVar[str] = "specs/lpo.md"
     # K = 4 candidates; with and without prompt
     published_parts: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {"UNet": 803.0, "LRM tower, 8 halves": 2091.0, "LRM text encoders, 8 sequences": 105.0},

@@ -28,7 +28,6 @@ class LRMStep(Bench):
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact")
     unit: ClassVar[str] = "pair"
     without_flux: ClassVar[str] = UNET_ONLY["method", "lrm"]
-    source: ClassVar[str] = "specs/lpo.md"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {"encoder half": 261.0, "VAE encoder": 1117.0, "text encoders": 105 / 8},
         "sdxl": {"encoder half": 2933.0, "VAE encoder": 4879.0, "text encoders": 880 / 8},

@@ -1,7 +1,7 @@
 """Preference data that a model makes of itself: several pictures of each prompt, labelled by a reward.
 
 A latent reward model has to know the pictures of the policy that it will judge; one that has seen clean or drawn
-pictures only is hacked at once (research/tiny_world.md).
+pictures only is hacked at once (methods/README.md, "LRM").
 """
 
 from pathlib import Path

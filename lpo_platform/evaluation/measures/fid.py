@@ -28,7 +28,7 @@ class Fid(OfSets):
     weights: of Inception (inception.py says which files). reference: a folder of pictures or what `lpo-eval what=fid
     what.save=<file>` stored, or clean-fid's .npz; null takes the pictures of the data, at the model's resolution.
     images_per_item: how many pictures of an item there are. per_picture: the mean of their FIDs, each over one picture
-    of every item, as CPO reports it (specs/cpo.md section 7); else one FID over all of them.
+    of every item, as CPO reports it (ZonglinL/CPO, eval/eval.py); else one FID over all of them.
     resamples: of the items, for the interval; the reference is fixed.
     """
 

@@ -44,7 +44,7 @@ def opened(file: Path, resolution: int | None = None) -> Tensor:
 
 
 class ClipScore:
-    """100 times the cosine of picture and text, the mean over pairs (specs/pose_ddpo.md 3.2).
+    """100 times the cosine of picture and text, the mean over pairs (as Taited/clip-score).
 
     images: a folder. texts: a folder with a .txt for each picture, or one .txt for all. weights: a CLIP in the layout
     of transformers. Texts over CLIP's 77 tokens are cut, and counted in the report as `cut`.

@@ -141,7 +141,7 @@ def condition_image(picture: Picture, resolution: int) -> Tensor | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(PictureSet):
-    """Draws `<save>/<name of the condition>.png` for every row of a CSV (specs/pose_ddpo.md 4.2).
+    """Draws `<save>/<name of the condition>.png` for every row of a CSV, as IITP-CARTE-LGE/cnrl2 does.
 
     csv: with a header; image_column, prompt_column: null takes its first and its second column. conditions: the folder
     of the condition images. weights: also another ControlNet (folder or hub id). Else see PictureSet.

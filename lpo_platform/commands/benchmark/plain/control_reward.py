@@ -1,6 +1,6 @@
 """The loss of a ControlNet++ micro-step as its authors compute it, on stock diffusers classes.
 
-Written from specs/cpo.md section 4 (train/reward_control.py of liming-ai/ControlNet_Plus_Plus @9ffe264). Per sample:
+As train/reward_control.py of liming-ai/ControlNet_Plus_Plus @9ffe264 computes it. Per sample:
 one VAE encoding and one text encoding, one ControlNet and one UNet forward, and whatever its timestep, the predicted
 picture decoded and its edges compared. Left out, in its favour: the hysteresis of edges, whose magnitudes alone count,
 and gathers for logging.

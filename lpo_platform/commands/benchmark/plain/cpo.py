@@ -1,8 +1,8 @@
 """The losses of a CPO micro-step as its authors compute them, on stock diffusers classes: what ours is measured by.
 
-Written from specs/cpo.md sections 0 and 2 (train/reward_CPO.py of ZonglinL/CPO @2cc4b76). Per sample: one VAE encoding
-and one text encoding, 5 ControlNet and 5 UNet forwards (1 pretraining, 2 policy, 2 reference), two backward calls.
-Left out, in its favour: anomaly detection, the half-precision noise schedule (W9), gathers for logging (W20).
+As train/reward_CPO.py of ZonglinL/CPO @2cc4b76 computes them. Per sample: one VAE encoding and one text encoding,
+5 ControlNet and 5 UNet forwards (1 pretraining, 2 policy, 2 reference), two backward calls. Left out, in its
+favour: anomaly detection, the half-precision noise schedule, gathers for logging.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """The losing conditions of a CPO-DINO micro-step as its authors make them, on stock diffusers classes.
 
-Written from specs/cpo.md section 1b (train/reward_CPO_DINO.py of ZonglinL/CPO @2cc4b76): in every micro-step a frozen
+As train/reward_CPO_DINO.py of ZonglinL/CPO @2cc4b76 does: in every micro-step a frozen
 clone of the starting ControlNet draws a picture for each sample, 20 guided steps long, and looks at its condition, by
 DINOv2 too, in each row of each step. DDIM stands for UniPC, which calls the networks as often.
 """

@@ -1,8 +1,8 @@
 """Pose RL's rollout and update as its authors compute them, on stock diffusers classes: what ours is measured by.
 
-Written from specs/pose_ddpo.md sections 1.2, 1.3, 1.5 and 2.1. Every timestep of the rollout is one forward of the
-whole ControlNet and UNet on a batch doubled for guidance, and every micro-batch of the update is one timestep of a few
-samples. Left out, in its favour: waiting for the device in every step of the scheduler, and logging.
+As train_controlnet_sdxl.py of IITP-CARTE-LGE/cnrl2 @4a2959d computes them. Every timestep of the rollout is one forward
+of the whole ControlNet and UNet on a batch doubled for guidance, and every micro-batch of the update is one timestep of
+a few samples. Left out, in its favour: waiting for the device in every step of the scheduler, and logging.
 """
 
 from collections.abc import Iterator

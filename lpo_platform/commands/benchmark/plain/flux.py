@@ -1,7 +1,7 @@
 """FLUX with a ControlNet on stock diffusers classes: what ours is measured by.
 
-Nobody has released CPO's training of FLUX. specs/cpo.md section 6 infers the objective from diffusers'
-train_controlnet_flux.py, which this follows: text embedded beforehand, picture and condition encoded in every step.
+CPO's training of FLUX was never released. Its initialiser keeps the settings of diffusers' train_controlnet_flux.py,
+which this follows: text embedded beforehand, picture and condition encoded in every step.
 """
 
 from typing import ClassVar

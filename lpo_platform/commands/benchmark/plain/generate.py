@@ -1,8 +1,9 @@
 """Evaluation pictures as the authors draw them, on stock diffusers classes: what ours is measured by.
 
-Written from specs/cpo.md section 7 and specs/lpo.md section 4.1: one call of the pipeline for every prompt, which
-encodes its text and the empty one and looks at the condition in both halves of every step; what is scored is read from
-PNG files. Left out, in its favour: the disk, and a start of the progress bar for every picture.
+As eval/eval.py of ZonglinL/CPO @2cc4b76 and evaluation/general_score_pap_val.py of Kwai-Kolors/LPO @9c2e8b8 draw them:
+one call of the pipeline for every prompt, which encodes its text and the empty one and looks at the condition in both
+halves of every step; what is scored is read from PNG files. Left out, in its favour: the disk, and a start of the
+progress bar for every picture.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """LPO's rollout and update as its authors compute them, on stock diffusers and transformers classes: what ours is
 measured by.
 
-Written from specs/lpo.md sections 3.1 to 3.3. The rollout scores inside the loop and encodes 2K sequences per prompt in
-every step; rows are picked with boolean masks. The update runs policy and reference once for the winner and once for
-the loser. Models that predict the noise. Left out, in its favour: a second copy of the reference's weights (W4), and
-gathers, barriers and logging between the steps (S7).
+As lpo/train_scripts/train_lpo.py of Kwai-Kolors/LPO @9c2e8b8 computes them. The rollout scores inside the loop and
+encodes 2K sequences per prompt in every step; rows are picked with boolean masks. The update runs policy and reference
+once for the winner and once for the loser. Models that predict the noise. Left out, in its favour: a second copy of the
+reference's weights, and gathers, barriers and logging between the steps.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
 """LRM's scores and the loss of its training step as its authors compute them, on stock diffusers and transformers
 classes: what ours is measured by.
 
-Written from specs/lpo.md sections 1.2 to 1.4 and 2.3, 2.4. Per pair: two VAE encodings, two text encodings (the prompt
+As lrm/lrm_15 of Kwai-Kolors/LPO @9c2e8b8 computes them. Per pair: two VAE encodings, two text encodings (the prompt
 and, once more for every prompt, the empty one), four passes of the UNet's encoder half. Left out, in its favour: the
-up path, which it keeps in memory and gives to its optimiser (W11), and decoding and resizing pictures.
+up path, which it keeps in memory and gives to its optimiser, and decoding and resizing pictures.
 """
 
 import copy
