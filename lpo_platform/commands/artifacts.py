@@ -10,20 +10,20 @@ from lpo_platform.models.reward_folder import folder_of
 from lpo_platform.models.weights import digest
 from lpo_platform.rewards.lrm import LRM
 from lpo_platform.runs.files import fingerprint
-from lpo_platform.tracking.loggers.service import Artifact, Guest
+from lpo_platform.tracking.loggers.service import Artifact, RunLogger
 
 if TYPE_CHECKING:
     from lpo_platform.commands.job import Job
 
 
-def tell_inputs(guest: Guest, job: Job) -> None:
-    guest.attempt(lambda: [guest.used(artifact) for artifact in inputs(job)])
+def log_inputs(logger: RunLogger, job: Job) -> None:
+    logger.attempt(lambda: [logger.used(artifact) for artifact in inputs(job)])
 
 
-def tell_outputs(
-    guest: Guest, job: Job, run: Path, series: str, suffix: str, metrics: Mapping[str, Mapping[str, Any]]
+def log_outputs(
+    logger: RunLogger, job: Job, run: Path, series: str, suffix: str, metrics: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    guest.attempt(lambda: [guest.made(artifact) for artifact in outputs(job, run, series, suffix, metrics)])
+    logger.attempt(lambda: [logger.made(artifact) for artifact in outputs(job, run, series, suffix, metrics)])
 
 
 def inputs(job: Job) -> list[Artifact]:

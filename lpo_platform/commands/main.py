@@ -248,7 +248,7 @@ def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig,
         elif (count := launch.processes(cfg)) > 1:
             launch.run(command.primary, cfg, folder, count)
         else:
-            work_of(command.primary)(cfg, folder)
+            (command.work or work_of(command.primary))(cfg, folder)
         return 0
     except sweep.Foreign:
         raise

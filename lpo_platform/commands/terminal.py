@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass
 class Command:
-    """One console command; `code` is the exit status, the worst of its jobs; `sweep` the folder of several jobs."""
+    """One console command.
+
+    Args:
+        name: as the user types it.
+        primary: the file of conf/ that its configuration begins with.
+        work: what it does with a configuration in a folder; None is what the table of commands names.
+        code: the exit status, the worst of its jobs.
+        sweep: the folder of several jobs.
+    """
 
     name: str
     primary: str
+    work: Callable[[DictConfig, Path], object] | None = None
     code: int = 0
     sweep: Path | None = None
 

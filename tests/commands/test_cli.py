@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.commands import main as commands
 from lpo_platform.commands.main import _main
 from lpo_platform.commands.terminal import Command
 from lpo_platform.config.compatibility import shipped
@@ -53,9 +52,8 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     def run(*arguments: str, work: Callable[[DictConfig, Path], object], primary: str = "train") -> int:
         name = {"train": "lpo-train", "eval": "lpo-eval", "prepare": "lpo-prepare"}[primary]
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        monkeypatch.setattr(commands, "work_of", lambda name: work)
         with pytest.raises(SystemExit) as end:
-            _main(Command(name, primary))
+            _main(Command(name, primary, work))
         return int(end.value.code or 0)
 
     yield run
@@ -212,7 +210,7 @@ def test_a_crash_keeps_its_traceback_in_the_log_and_ends_with_1(main, capsys, mo
 
 def test_the_reason_under_instantiate_is_what_is_shown(main, capsys, tmp_path: Path):
     (tmp_path / "my_picky_class.py").write_text(
-        "from lpo_platform.config.check import UserError\n"
+        "from lpo_platform.config.errors import UserError\n"
         "class Picky:\n    def __init__(self, low: float = 0.1):\n        raise UserError('low is too low')\n"
     )
     (tmp_path / "mine" / "task").mkdir(parents=True)

@@ -18,11 +18,12 @@ from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lpo_platform.commands import build, job, main, train
+from lpo_platform.commands import build, job, main
 from lpo_platform.commands.doctor import first_step, input_checks, resource_checks, reward_checks, weight_checks
 from lpo_platform.commands.doctor.doctor import assemble, checked, examine, training
 from lpo_platform.commands.doctor.finding import Finding, doubtful, ok
 from lpo_platform.commands.doctor.small_run import Few, few, small
+from lpo_platform.commands.fit import fit
 from lpo_platform.commands.plan.bytes import checkpoint, exported
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
@@ -210,7 +211,7 @@ def test_a_training_with_the_checks_is_the_training_without(patient: Patient) ->
     for check in (None, Callback()):
         here.policy.learning.load_state_dict(patient.start)
         folder, settings = patient.folder / f"same-{check is None}", build.create(here.cfg.callbacks)
-        train.fit(here, job.method_of(here), patient.rows, evaluator, settings, folder, None, checkup=check)
+        fit(here, job.method_of(here), patient.rows, evaluator, settings, folder, checkup=check)
         ends.append(copy.deepcopy(here.policy.learning.state_dict()))
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
     assert any(not torch.equal(weight, patient.start[name]) for name, weight in ends[0].items())

@@ -12,7 +12,6 @@ import pytest
 import scipy.stats
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.commands import main as commands
 from lpo_platform.commands.main import _main, claim
 from lpo_platform.commands.terminal import Command
 from lpo_platform.commands.train import about
@@ -56,9 +55,8 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
     def run(*arguments: str, work: Callable[[DictConfig, Path], object]) -> int:
         monkeypatch.setattr(sys, "argv", ["lpo-train", *arguments])
-        monkeypatch.setattr(commands, "work_of", lambda name: work)
         with pytest.raises(SystemExit) as end:
-            _main(Command("lpo-train", "train"))
+            _main(Command("lpo-train", "train", work))
         return int(end.value.code or 0)
 
     yield run
@@ -357,8 +355,8 @@ def test_the_committed_sweeps_are_over_what_they_say():
 
 
 def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_path: Path, monkeypatch):
-    from lpo_platform.tracking.loggers.final_tables import tell
-    from lpo_platform.tracking.loggers.service import invite
+    from lpo_platform.tracking.loggers.final_tables import log_tables
+    from lpo_platform.tracking.loggers.service import open_logger
     from lpo_platform.tracking.loggers.wandb import Wandb
 
     monkeypatch.chdir(tmp_path)
@@ -369,13 +367,13 @@ def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_pat
     groups, identifiers = set(), set()
     for folder in (FOLDER / JOBS[0], FOLDER / JOBS[1]):
         folder.mkdir()
-        guest = invite(Wandb("p"), folder, about(cfg, folder))
-        tell(guest, {"canny/f1": metric(0.4, 0.5, 0.0, 0.2)}, folder, 3)
-        groups.add(guest.run.group)
-        identifiers.add(guest.run.id)
-        assert guest.run.summary["eval/canny/f1"] == 0.5  # what launchers/wandb_sweep.yaml steers by
+        logger = open_logger(Wandb("p"), folder, about(cfg, folder))
+        log_tables(logger, {"canny/f1": metric(0.4, 0.5, 0.0, 0.2)}, folder, 3)
+        groups.add(logger.run.group)
+        identifiers.add(logger.run.id)
+        assert logger.run.summary["eval/canny/f1"] == 0.5  # what launchers/wandb_sweep.yaml steers by
         assert Path(os.environ["WANDB_DATA_DIR"]) == folder / "wandb"
-        guest.finish()
+        logger.finish()
     assert groups == {"mine"} and len(identifiers) == 2
 
 

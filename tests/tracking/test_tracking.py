@@ -26,7 +26,7 @@ from lpo_platform.runs.files import read_lines
 from lpo_platform.tracking.loggers import wandb as service
 from lpo_platform.tracking.loggers.files import Files, Resume
 from lpo_platform.tracking.loggers.metrics import AXES, METRICS, find, logged_by
-from lpo_platform.tracking.loggers.service import About, Artifact, Guest, invite, log
+from lpo_platform.tracking.loggers.service import About, Artifact, RunLogger, log, open_logger
 from lpo_platform.tracking.loggers.tensorboard import TensorBoard
 from lpo_platform.tracking.loggers.trackio import Trackio
 from lpo_platform.tracking.loggers.wandb import Wandb
@@ -127,7 +127,7 @@ def test_resume_drops_what_the_other_process_wrote_and_keeps_its_own(tmp_path: P
 def test_sigkill_loses_no_logged_line(tmp_path: Path) -> None:
     code = f"""
 import os, signal
-from lpo_platform.tracking.files import Files
+from lpo_platform.tracking.loggers.files import Files
 files = Files({str(tmp_path)!r})
 for step in range(50):
     files.log_metrics({{"a": step, f"late{{step // 20}}": 1.0}}, step)
@@ -198,7 +198,7 @@ def test_offline_run_is_read_back_and_continued(
 ) -> None:
     secret = {"seed": 0, "logger": {"api_key": "abcSECRETdef"}, "data": {"path": f"{Path.home()}/pictures"}}
     about = About("cpo-tiny", "g", "cpo", ["tiny", "canny"], config=secret)
-    logger = invite(PLACE, tmp_path, about)
+    logger = open_logger(PLACE, tmp_path, about)
     assert logger is not None
     for step in range(3):
         logger.log_metrics({"train/loss": 1.0 / (step + 1), "reward/mean": 1.0 - step, "epoch": step}, step)
@@ -208,7 +208,7 @@ def test_offline_run_is_read_back_and_continued(
     logger.used(Artifact("reward_model", "a" * 64))
     logger.made(Artifact("model", "b" * 64, {"seed": 0}, aliases=("latest", "best"), series="cpo-tiny-unet"))
     logger.finish()
-    again = invite(PLACE, tmp_path, about)
+    again = open_logger(PLACE, tmp_path, about)
     assert again is not None and again.version == logger.version == (tmp_path / "wandb-id").read_text().strip()
     again.made(Artifact("reward_model", "a" * 64))  # as the run that trained it would
     again.finish()
@@ -245,7 +245,7 @@ def test_switched_off_is_silent(
     tmp_path: Path, no_key: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert invite(PLACE, tmp_path, ABOUT) is None and not caplog.records
+    assert open_logger(PLACE, tmp_path, ABOUT) is None and not caplog.records
     assert not list(tmp_path.iterdir())
 
 
@@ -254,14 +254,14 @@ def test_a_bad_key_a_missing_package_and_a_silent_network_are_one_warning(
 ) -> None:
     caplog.set_level(logging.WARNING)
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    assert invite(PLACE, tmp_path, ABOUT) is None
+    assert open_logger(PLACE, tmp_path, ABOUT) is None
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(service, "INIT_SECONDS", 2)
-    assert invite(PLACE, tmp_path, ABOUT) is None
+    assert open_logger(PLACE, tmp_path, ABOUT) is None
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert invite(PLACE, tmp_path, ABOUT) is None
+    assert open_logger(PLACE, tmp_path, ABOUT) is None
     ours = [entry.getMessage() for entry in caplog.records if entry.name == log.name]
     assert len(ours) == 3 and all(message.startswith("W&B is not used") and "\n" not in message for message in ours)
 
@@ -278,7 +278,7 @@ def test_a_missing_package_is_one_warning(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert invite(option, tmp_path, ABOUT) is None
+    assert open_logger(option, tmp_path, ABOUT) is None
     [entry] = [entry for entry in caplog.records if entry.name == log.name]
     assert entry.getMessage().startswith(f"{option.name} is not used (")
 
@@ -286,7 +286,7 @@ def test_a_missing_package_is_one_warning(
 def test_a_service_that_dies_during_the_run_is_one_warning(
     tmp_path: Path, no_key: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logger = invite(PLACE, tmp_path, ABOUT)
+    logger = open_logger(PLACE, tmp_path, ABOUT)
     assert logger is not None
     logger.finish()
     for step in range(3):
@@ -295,22 +295,22 @@ def test_a_service_that_dies_during_the_run_is_one_warning(
     assert len([entry for entry in caplog.records if "W&B stopped logging" in entry.getMessage()]) == 1
 
 
-def shown(guest: Guest | None) -> None:
-    """Everything that a run tells a guest."""
-    assert guest is not None
+def shown(logger: RunLogger | None) -> None:
+    """Everything that a run tells a logger."""
+    assert logger is not None
     for step in range(3):
-        guest.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
-    guest.log_histograms(BARS, 2)
-    guest.pictures("samples", [PICTURE], ["a circle"], 2)
-    guest.table("eval/items", ["id", "picture"], [["0", PICTURE], ["1", None]], 2)
-    guest.used(Artifact("dataset", "a" * 64))
-    guest.finish()
-    assert not guest.lost
+        logger.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
+    logger.log_histograms(BARS, 2)
+    logger.pictures("samples", [PICTURE], ["a circle"], 2)
+    logger.table("eval/items", ["id", "picture"], [["0", PICTURE], ["1", None]], 2)
+    logger.used(Artifact("dataset", "a" * 64))
+    logger.finish()
+    assert not logger.lost
 
 
 def test_tensorboard_files_hold_curves_pictures_and_histograms(tmp_path: Path) -> None:
     proto = pytest.importorskip("tensorboardX.proto.event_pb2")
-    shown(invite(TensorBoard(), tmp_path, ABOUT))
+    shown(open_logger(TensorBoard(), tmp_path, ABOUT))
     values = {}
     for file in tmp_path.glob("tensorboard/events*"):
         data, place = file.read_bytes(), 0
@@ -330,8 +330,8 @@ def test_trackio_stays_on_this_machine(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pathlib import Path
-from test_tracking import ABOUT, invite, shown, Trackio
-shown(invite(Trackio("p"), Path({str(tmp_path)!r}), ABOUT))
+from test_tracking import ABOUT, open_logger, shown, Trackio
+shown(open_logger(Trackio("p"), Path({str(tmp_path)!r}), ABOUT))
 """
     environ = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lpo_platform.commands import build, job, train
+from lpo_platform.commands import build, job
 from lpo_platform.commands.doctor import input_checks, resource_checks, reward_checks, weight_checks
 from lpo_platform.commands.doctor.finding import Finding, failed
 from lpo_platform.commands.doctor.first_step import Checkup
 from lpo_platform.commands.doctor.small_run import few, small
+from lpo_platform.commands.fit import fit
 from lpo_platform.config.errors import UserError
 from lpo_platform.hardware.distributed import lead
 from lpo_platform.hardware.hardware import Hardware
@@ -64,7 +65,7 @@ def training(look: input_checks.Look, rows: object, folder: Path) -> Iterator[Fi
 
     def steps() -> Iterable[Finding]:
         method, evaluator = job.method_of(ready), build.create(ready.cfg.metrics)
-        train.fit(ready, method, rows, evaluator, settings, folder, None, checkup=checkup)
+        fit(ready, method, rows, evaluator, settings, folder, checkup=checkup)
         return ()
 
     problem = list(checked("training", steps))

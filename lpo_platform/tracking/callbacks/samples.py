@@ -11,7 +11,7 @@ from lpo_platform.data.source import Data, first
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.tasks.task import Task
 from lpo_platform.tracking.callbacks.sentinel import Sentinel
-from lpo_platform.tracking.loggers.service import Guest
+from lpo_platform.tracking.loggers.service import RunLogger
 
 
 class Samples(Callback):
@@ -56,6 +56,6 @@ class Samples(Callback):
             sheet = grid(rows)
             save_png(sheet, self.folder / f"step-{trainer.global_step:06d}.png")
             for logger in trainer.loggers:
-                if isinstance(logger, Guest):
+                if isinstance(logger, RunLogger):
                     logger.pictures("samples", [to_pil(sheet)], [" | ".join(s.caption for s in samples[: self.count])],
                                     max(0, trainer.global_step - 1))  # fmt: skip

@@ -1,7 +1,8 @@
-"""What shows a run elsewhere than in its folder: a guest, and never the reason that a run stops."""
+"""Loggers that show a run elsewhere than in its folder. A service that fails never stops a run."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -16,7 +17,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class About:
-    """What a guest is told of a run when it starts; series: what its weights are versions of; config: plain values."""
+    """What a service knows of a run when it starts.
+
+    Args:
+        name: how the service lists the run.
+        group: runs that belong together, as those of a sweep.
+        job_type: the method.
+        tags: words to search for.
+        series: what the weights of the run are versions of.
+        config: the configuration as plain values.
+    """
 
     name: str
     group: str | None = None
@@ -43,10 +53,10 @@ class Artifact:
         return self.series or f"{self.kind}-{self.digest[:12]}"
 
 
-class Guest(Logger):
+class RunLogger(Logger):
     """A logger that gives up with one warning when its service fails in the middle of a run.
 
-    A service does what it can: what it lacks (tables, artifacts) stays the nothing that it is here.
+    A method that a service lacks (tables, artifacts) does nothing.
     """
 
     service: ClassVar[str]
@@ -57,7 +67,7 @@ class Guest(Logger):
             return
         try:
             action()
-        except Exception as error:  # any failure of a guest is survivable
+        except Exception as error:  # no failure of a service ends a run
             self.lost = True
             log.warning("%s stopped logging (%s); metrics.csv and metrics.jsonl go on.", self.service, reason(error))
 
@@ -94,22 +104,36 @@ class Guest(Logger):
         raise NotImplementedError
 
 
+class NoLogger(RunLogger):
+    """Shows a run nowhere: of the other processes, and where no service is asked for or can be used."""
+
+    service = "none"
+    name = version = None
+    lost = True  # nothing is attempted
+
+    def write(self, metrics: Mapping[str, float], step: int | None) -> None:
+        pass
+
+    def end(self, failed: bool) -> None:
+        pass
+
+
 class Service(Protocol):
     """An option of the logger group; its fields say where the service files runs."""
 
     name: ClassVar[str]
 
-    def start(self, folder: Path, about: About) -> Guest | None:
+    def open(self, folder: Path, about: About) -> RunLogger | None:
         """A run that writes below `folder`, if anywhere on this machine; None where it is switched off."""
         ...
 
 
-def invite(service: Service, folder: Path, about: About) -> Guest | None:
-    """On the first process a guest; None with one line of warning where there can be none."""
+def open_logger(service: Service, folder: Path, about: About) -> RunLogger | None:
+    """A logger on the first process; None with one line of warning where the service cannot be used."""
     if not lead():
         return None
     try:
-        return service.start(folder, about)
+        return service.open(folder, about)
     except (Exception, SystemExit) as error:
         log.warning("%s is not used (%s); metrics.csv and metrics.jsonl hold everything.", service.name, reason(error))
         return None
@@ -118,3 +142,15 @@ def invite(service: Service, folder: Path, about: About) -> Guest | None:
 def reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def logged(service: Service | None, folder: Path, about: About) -> Iterator[RunLogger]:
+    """A logger for the time of a run; the service learns whether the run failed."""
+    logger = (open_logger(service, folder, about) if service else None) or NoLogger()
+    try:
+        yield logger
+    except BaseException:
+        logger.finish(failed=True)
+        raise
+    logger.finish()

@@ -9,10 +9,10 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lpo_platform.methods.histograms import Histogram
-from lpo_platform.tracking.loggers.service import About, Guest
+from lpo_platform.tracking.loggers.service import About, RunLogger
 
 
-class TensorBoardGuest(Guest, TensorBoardLogger):
+class TensorBoardRun(RunLogger, TensorBoardLogger):
     """Curves, pictures and histograms; of a histogram by timestep the means, as a picture of bars has them."""
 
     service: ClassVar[str] = "TensorBoard"
@@ -48,7 +48,7 @@ class TensorBoard:
 
     name: ClassVar[str] = "TensorBoard"
 
-    def start(self, folder: Path, about: About) -> TensorBoardGuest:
-        guest = TensorBoardGuest(str(folder), name="tensorboard", version="")
-        _ = guest.experiment  # a missing package is known now, not at the first step
-        return guest
+    def open(self, folder: Path, about: About) -> TensorBoardRun:
+        logger = TensorBoardRun(str(folder), name="tensorboard", version="")
+        _ = logger.experiment  # a missing package is known now, not at the first step
+        return logger

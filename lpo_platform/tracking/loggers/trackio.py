@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lpo_platform.methods.histograms import Histogram
-from lpo_platform.tracking.loggers.service import About, Guest
+from lpo_platform.tracking.loggers.service import About, RunLogger
 from lpo_platform.tracking.loggers.wandb import run_id, shareable
 
 
-class TrackioGuest(Guest):
+class TrackioRun(RunLogger):
     """Curves, pictures, histograms and tables."""
 
     service: ClassVar[str] = "Trackio"
@@ -69,7 +69,7 @@ class Trackio:
     project: str
     space: str | None = None
 
-    def start(self, folder: Path, about: About) -> TrackioGuest:
+    def open(self, folder: Path, about: About) -> TrackioRun:
         import trackio
 
         with redirect_stdout(io.StringIO()):
@@ -77,4 +77,4 @@ class Trackio:
                 project=self.project, name=f"{about.name}-{run_id(folder)}", group=about.group, space_id=self.space,
                 config=shareable(about.config), resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
-        return TrackioGuest(run)
+        return TrackioRun(run)

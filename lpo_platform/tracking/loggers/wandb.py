@@ -17,13 +17,13 @@ from lpo_platform.methods.histograms import Histogram
 from lpo_platform.runs.files import write_text
 from lpo_platform.runs.record import redact_config
 from lpo_platform.tracking.loggers.metrics import AXES, find
-from lpo_platform.tracking.loggers.service import About, Artifact, Guest
+from lpo_platform.tracking.loggers.service import About, Artifact, RunLogger
 
 INIT_SECONDS = 20
 DATA = "WANDB_DATA_DIR"
 
 
-class WandbGuest(Guest, WandbLogger):
+class WandbRun(RunLogger, WandbLogger):
     """A name is defined with its axis when it is first logged. All of it works offline, too.
 
     weights: whether artifacts hold the files of models, or what identifies them only.
@@ -100,7 +100,7 @@ class Wandb:
     entity: str | None = None
     weights: bool = False
 
-    def start(self, folder: Path, about: About) -> WandbGuest | None:
+    def open(self, folder: Path, about: About) -> WandbRun | None:
         """Starts or, by the id in the run folder, continues a run; None if W&B is switched off."""
         mode = choose_mode(os.environ)
         if mode == "disabled":
@@ -117,7 +117,7 @@ class Wandb:
             raise
         for axis in AXES.values():
             run.define_metric(axis)
-        return WandbGuest(run, folder, weights=self.weights, own_data=own)
+        return WandbRun(run, folder, weights=self.weights, own_data=own)
 
 
 def _forget(own: bool) -> None:

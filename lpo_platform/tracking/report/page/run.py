@@ -26,7 +26,7 @@ class Run:
     choices: dict[str, str] = field(default_factory=dict)
     config_name: str = "train"
     rows: list[dict[str, Any]] = field(default_factory=list)
-    item_table: list[dict[str, Any]] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
     alarms: list[dict[str, Any]] | None = None
 
     @classmethod

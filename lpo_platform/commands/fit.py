@@ -1,0 +1,106 @@
+"""The training itself: samples, callbacks, Lightning's Trainer, and the export of what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from lpo_platform.commands.build import title
+from lpo_platform.commands.doctor.first_step import Checkup
+from lpo_platform.commands.job import Job, sentinel_of
+from lpo_platform.commands.job_log import say
+from lpo_platform.data.prepared.conditions import ConditionPairs
+from lpo_platform.data.prepared.preferences import PreferenceRows
+from lpo_platform.data.prepared.rounds import Rounds
+from lpo_platform.evaluation.evaluator import Evaluator
+from lpo_platform.evaluation.pairs import PairEvaluator
+from lpo_platform.methods.method import Method
+from lpo_platform.methods.online import Online
+from lpo_platform.methods.rollouts import Rollouts
+from lpo_platform.models.export import export
+from lpo_platform.tracking.callbacks.best import Best
+from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
+from lpo_platform.tracking.callbacks.ema import EMA
+from lpo_platform.tracking.callbacks.progress import Progress
+from lpo_platform.tracking.callbacks.samples import Samples
+from lpo_platform.tracking.callbacks.settings import Callbacks
+from lpo_platform.tracking.loggers.files import Files, Resume
+from lpo_platform.tracking.loggers.service import NoLogger, RunLogger
+
+Rows = ConditionPairs | PreferenceRows | None
+
+
+def fit(
+    job: Job,
+    method: Method,
+    rows: Rows,
+    evaluator: Evaluator | PairEvaluator,
+    settings: Callbacks,
+    folder: Path,
+    logger: RunLogger | None = None,
+    *,
+    checkup: Checkup | None = None,
+) -> None:
+    """Trains from the newest checkpoint of the folder, if there is one, and exports the result to folder/export."""
+    micro_batch, accumulation = job.hardware.split(method.batch)
+    if accumulation > 1 or job.hardware.processes > 1:
+        say(job.hardware.arithmetic(method.batch))
+    rounds = samples_of(job, method, rows, settings, micro_batch)
+    ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
+    checkup = checkup or Checkup(folder, averaged=ema is not None)
+    trainer = L.Trainer(
+        **job.hardware.trainer(find_unused_parameters="reward" in job.policy.learning),
+        max_epochs=method.steps if isinstance(method, Online) else rounds.num_rounds,
+        reload_dataloaders_every_n_epochs=1,
+        accumulate_grad_batches=accumulation,
+        use_distributed_sampler=False,
+        log_every_n_steps=settings.log_every,
+        logger=[Files(folder), logger or NoLogger()],
+        callbacks=callbacks_of(job, method, evaluator, settings, folder, ema, checkup),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    method.train()
+    trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
+    # here and not in a callback: a run that was killed after its last checkpoint trains no more, but is exported
+    export(job.policy, folder / "export")
+    if ema is not None:
+        with ema.averaged(job.policy.trainable()):
+            export(job.policy, folder / "export", "_ema")
+
+
+def samples_of(job: Job, method: Method, rows: Rows, settings: Callbacks, micro_batch: int) -> Rollouts | Rounds:
+    """What the method trains on, in rounds: its own samples for an online method, else the prepared rows."""
+    if isinstance(method, Online):
+        return Rollouts(job.data.train, method, micro_batch=micro_batch, seed=job.cfg.seed)
+    return Rounds(
+        rows, job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps, every=settings.every,
+        seed=job.cfg.seed, num_workers=job.hardware.num_workers,
+    )  # fmt: skip
+
+
+def callbacks_of(
+    job: Job,
+    method: Method,
+    evaluator: Evaluator | PairEvaluator,
+    settings: Callbacks,
+    folder: Path,
+    ema: EMA | None,
+    checkup: Checkup,
+) -> list[Callback]:
+    """What watches the training, in the order in which it is called."""
+    online = isinstance(method, Online)
+    every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
+    callbacks = [Resume(), checkup, Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
+    sentinel = sentinel_of(job, folder)
+    if (settings.samples or sentinel) and isinstance(evaluator, Evaluator):
+        rounds = every * settings.samples_every
+        drawn = Samples(folder / "samples", job.drawn, job.task, evaluator, settings.samples, rounds, sentinel)
+        callbacks += [drawn, *([sentinel] if sentinel else [])]
+    if isinstance(evaluator, PairEvaluator):
+        callbacks.append(Best(folder / "export", evaluator, job.preferences("validation")))
+    return [*callbacks, Checkpoint(folder / "checkpoints", every)]  # last: it saves what the others have done
