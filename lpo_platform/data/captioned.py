@@ -14,10 +14,10 @@ from torch import Tensor
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import Sample
-from lpo_platform.data.tables.decode import Unusable, labels, picture, square
+from lpo_platform.data.tables.decode import Unusable, check_agreement, label_map, people, picture, square, texts
 from lpo_platform.data.tables.hub import local_folder
 from lpo_platform.data.tables.json_lines import LineFiles
-from lpo_platform.data.tables.parquet import SUFFIXES, RowFiles, Unreadable, find_split
+from lpo_platform.data.tables.parquet import SUFFIXES, RowFiles, Unreadable, find_split, values_of
 from lpo_platform.data.tables.webdataset import TarFiles
 from lpo_platform.runs.files import fingerprint
 from lpo_platform.tasks.task import Task
@@ -87,10 +87,10 @@ class CaptionedRows:
 
     def __init__(
         self, table: Table, rows: Sequence[int], captions: Sequence[tuple[str, ...]], columns: Columns,
-        *, several: bool, resolution: int, resample: Image.Resampling,
+        *, several: bool, resolution: int, resample: Image.Resampling, task: Task | None,
     ) -> None:  # fmt: skip
         self._table, self._rows, self._captions, self._columns = table, rows, captions, columns
-        self._several, self._resolution, self._resample = several, resolution, resample
+        self._several, self._resolution, self._resample, self._task = several, resolution, resample, task
         self.losers = columns.loser is not None
         names = [columns.split, *columns.cells, columns.label_offset]
         texts = hashlib.sha256(repr(list(zip(rows, captions, strict=True))).encode()).hexdigest()
@@ -117,27 +117,34 @@ class CaptionedRows:
             cells = dict(zip(columns.cells, self._table.cells(self._rows[i], columns.cells), strict=True))
         except Unreadable as error:
             raise Unusable(f"{name} ({error})", LOST) from error
-        image = picture(cells[columns.image], f"{name} {columns.image}", side=self._resolution)
+        shown = picture(cells[columns.image], f"{name} {columns.image}", side=self._resolution)
 
         def control(column: str | None) -> Tensor | None:
             if column is None:
                 return None
-            shown = picture(cells[column], f"{name} {column}", side=self._resolution)
-            return square(shown, self._resolution, self._resample)
+            drawing = picture(cells[column], f"{name} {column}", side=self._resolution)
+            return square(drawing.image, self._resolution, self._resample)
 
+        condition, labels = control(columns.condition), None
+        if columns.labels is not None:
+            labels = self._labels(cells[columns.labels], f"{name} {columns.labels}", shown.size)
+            if condition is not None:
+                check_agreement(self._task, condition, labels, name)
         return Sample(
             id=name,
-            image=square(image, self._resolution, Image.Resampling.BICUBIC),
+            image=square(shown.image, self._resolution, Image.Resampling.BICUBIC),
             caption=self.caption(i),
             captions=self._captions[i] if self._several else (),
-            condition=control(columns.condition),
+            condition=condition,
             loser=control(columns.loser),
-            labels=None if columns.labels is None else self._labels(cells[columns.labels], name, image.size),
+            labels=labels,
         )
 
-    def _labels(self, cell: object, name: str, size: tuple[int, int]) -> Tensor:
-        offset = self._columns.label_offset
-        return labels(cell, f"{name} {self._columns.labels}", size=size, resolution=self._resolution, offset=offset)
+    def _labels(self, cell: object, where: str, size: tuple[int, int]) -> Tensor:
+        form = {"size": size, "resolution": self._resolution}
+        if self._task.annotated == "people":
+            return people(cell, where, **form)
+        return label_map(cell, where, offset=self._columns.label_offset, classes=self._task.classes, **form)
 
 
 class Captioned:
@@ -187,11 +194,14 @@ class Captioned:
         for key, number in (("num_train", num_train), ("num_test", num_test)):
             if number is not None and number < 1:
                 raise UserError(f"data.{key}={number}; what works: 1 or more")
+        if task is not None and task.annotated is None and (labels or (test or {}).get("labels")):
+            raise UserError(f"data.labels={labels}: task={task.name} has no labels; what works: data.labels=null")
         nearest = task is not None and task.categorical and not bicubic_labels
         self._findings, self._cache = Findings(), cache_folder
         self._form = {
             "resolution": resolution,
             "resample": Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC,
+            "task": task,
         }
         rows = self._open(train.of(task), alone=test is None)
         if test is None:
@@ -233,13 +243,13 @@ class Captioned:
             captions = table.column(columns.caption)
         except Unreadable as error:
             raise UserError(f"data.path={columns.path}: {error}; what works: another copy of this file") from error
-        texts = [_texts(value) for value in captions.to_pylist()]
-        for row, found in enumerate(texts):
+        said = [texts(value) for value in values_of(captions)]
+        for row, found in enumerate(said):
             if not found:
                 self._findings.skip(NO_CAPTION, f"{columns.split}-{row:07d}")
-        rows = [(row, found) for row, found in enumerate(texts) if found]
+        rows = [(row, found) for row, found in enumerate(said) if found]
         if len(rows) < 1 + alone:
-            self._refuse(columns, f"{len(rows)} of its {len(texts)} rows can be used")
+            self._refuse(columns, f"{len(rows)} of its {len(said)} rows can be used")
         return table, rows, columns, pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
 
     def _split(self, table: Table, rows: list, columns: Columns, several: bool, kept: Sequence[int]) -> CaptionedRows:
@@ -275,9 +285,3 @@ def hold_out(rows: Sequence[tuple[int, tuple[str, ...]]], number: int, seed: int
     chosen = set(sorted(digests, key=digests.__getitem__)[: max(1, min(number, len(digests) // 2))])
     kept = [place for place, (_, found) in enumerate(rows) if found[0] not in chosen]
     return kept, [place for place, (_, found) in enumerate(rows) if found[0] in chosen]
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    """The captions of a cell, without blank ones and with single spaces."""
-    texts = value if isinstance(value, list) else [value]
-    return tuple(" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip())

@@ -14,15 +14,24 @@ from PIL import Image
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.caption_files import ORIGINS, Captions, find_captions
-from lpo_platform.data.picture_files import FORBIDDEN, MIN_SIDE, SUFFIXES, VERSION, Look, look_at_all, open_rgb, resize
+from lpo_platform.data.caption_files import ORIGINS, Captions, find_captions, is_table, sidecars
+from lpo_platform.data.picture_files import (
+    FORBIDDEN,
+    MIN_SIDE,
+    VERSION,
+    Look,
+    decode,
+    look_at_all,
+    resize,
+)
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import Sample
 from lpo_platform.runs.files import fingerprint
+from lpo_platform.runs.given_files import PICTURES
 
 logger = logging.getLogger(__name__)
 
-CaptionsFrom = Literal["auto", "jsonl", "sidecar", "filename"]
+CaptionsFrom = Literal["auto", "jsonl", "table", "sidecar", "filename"]
 Crop = Literal["squash", "center"]
 NOT_PICTURE = "not a picture file"
 DUPLICATE = "same picture as another file, kept on the same side"
@@ -55,7 +64,7 @@ class Pictures:
         """Picture i, (3, R, R) float32 in [0, 1]. Raises UserError when its file is gone or broken since."""
         picture = self.pictures[i]
         try:
-            pixels = resize(open_rgb(picture.path, side=self._resolution)[0], self._crop, self._resolution)
+            pixels = resize(decode(picture.path, side=self._resolution).image, self._crop, self._resolution)
         except Exception as error:  # decoders raise many types, and the answer to all of them is the same
             raise UserError(
                 f"{picture.path}: could be read when the run started and no longer can be ({error}); "
@@ -71,8 +80,9 @@ class Pictures:
 class Folder:
     """Captioned pictures below `path`, also nested, split into `train` and `test` by content.
 
-    `captions`: `auto` takes the first of JSON lines, a text file `<name>.txt`, the file name; `jsonl`,
-    `sidecar` or `filename` takes that one only (see `data/captions.py`). `crop`: `squash` makes a square of
+    `captions`: `auto` takes the first of JSON lines (`jsonl`), `metadata.csv` or `.parquet` (`table`), a file
+    `<name>.txt`, `.caption` or `.json` (`sidecar`), and the file name (`filename`); another word takes that one
+    only (see `data/captions.py`). `crop`: `squash` makes a square of
     the whole picture, as CPO does (arXiv:2511.04753); `center` cuts the largest central square.
     Raises UserError where nothing can be used or nothing could be held out.
     """
@@ -92,7 +102,7 @@ class Folder:
         self.path = _existing_folder(path)
         self._findings = Findings()
         files = sorted(_files(self.path, self._findings))
-        names = [name for name in files if name.lower().endswith(SUFFIXES)]
+        names = [name for name in files if name.lower().endswith(PICTURES)]
         _note_other_files(files, names, self._findings)
         looks = look_at_all(self.path, names, cache_folder)
         usable = _usable(looks, self._findings)
@@ -126,7 +136,7 @@ class Folder:
     def _check_enough(self, test: list[Picture], captions: str, found: Captions) -> None:
         if test and (captions == "auto" or captions in found.origins):
             return
-        works = f"two different pictures of at least {MIN_SIDE} px ({' '.join(SUFFIXES)}), also nested"
+        works = f"two different pictures of at least {MIN_SIDE} px ({' '.join(PICTURES)}), also nested"
         if test:
             what, works = f"there are no captions for data.captions={captions}", "data.captions=auto"
         elif self._report["train"]:
@@ -171,9 +181,9 @@ def _files(folder: Path, findings: Findings) -> Iterator[str]:
 
 
 def _note_other_files(files: list[str], pictures: list[str], findings: Findings) -> None:
-    known = set(pictures) | {name.rsplit(".", 1)[0] + ".txt" for name in pictures}
+    known = set(pictures).union(*sidecars(pictures, files).values())
     for name in files:
-        if name not in known and not name.lower().endswith(".jsonl"):
+        if name not in known and not name.lower().endswith(".jsonl") and not is_table(name):
             findings.skip(NOT_PICTURE, name)
 
 

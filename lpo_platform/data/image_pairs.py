@@ -20,8 +20,9 @@ from lpo_platform.data.score_file import Scores, Strategy, read_scores
 from lpo_platform.data.source import Preference
 from lpo_platform.data.tables.decode import Unusable, picture, square
 from lpo_platform.data.tables.hub import local_folder
-from lpo_platform.data.tables.parquet import RowFiles, Unreadable, find_split
+from lpo_platform.data.tables.parquet import RowFiles, Unreadable, find_split, values_of
 from lpo_platform.runs.files import fingerprint
+from lpo_platform.runs.given_files import clean
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Pairs:
         return Preference(
             id=name,
             caption=self.caption(i),
-            images=torch.stack([square(image, side, form) for image in pictures]),
+            images=torch.stack([square(shown.image, side, form) for shown in pictures]),
             labels=torch.tensor([[0.5, first], [1 - first, 0.5]]),
             weight=float(self._rows.weight[i]),
             gaps=None if np.isnan(gaps).any() else tuple(gaps.tolist()),
@@ -234,14 +235,15 @@ def _rows(
     files: RowFiles, split: str, scores: Scores | None, *, labelled_only: bool, findings: Findings
 ) -> tuple[Rows, np.ndarray]:
     """Every row of the files, and the mask of those that can be used; the others are reported. Raises Unreadable."""
-    captions = files.column("caption", pa.large_string()).combine_chunks()
+    said = values_of(files.column("caption"))
+    captions = pa.array([text if clean(text) else "" for text in said], pa.large_string())
     first, second = (files.column(name, pa.float64()).to_numpy() for name in ("label_0", "label_1"))
     weight, weightless = _weights(files)
     unlabelled = np.isnan(first) | np.isnan(second)
     if labelled_only and LABELLED in files.columns:
         unlabelled |= ~files.column(LABELLED, pa.bool_()).fill_null(False).to_numpy().astype(bool)
     shares = (first >= 0) & (second >= 0) & (np.abs(first + second - 1) < 1e-6)
-    blank = pc.equal(pc.utf8_trim_whitespace(captions), "").fill_null(True).to_numpy(zero_copy_only=False)
+    blank = pc.equal(captions, "").to_numpy(zero_copy_only=False)
     usable = ~blank & ~unlabelled & shares
 
     def tell(report: Callable[[str, str], None], reason: str, mask: np.ndarray) -> None:

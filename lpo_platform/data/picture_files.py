@@ -1,16 +1,17 @@
 """Picture files of unknown origin, decoded to upright 8-bit RGB; every kind of file has an answer."""
 
+import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
-import stat
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,19 +19,22 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from lpo_platform.runs.files import file_digest, fingerprint, write_atomically
+from lpo_platform.runs.files import fingerprint, write_atomically
+from lpo_platform.runs.given_files import read_bytes
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would start ghostscript
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MIN_SIDE = 16
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 256 MB of RGB
+WHOLE = 10**6  # a side that no picture has: of a JPEG, all of its pixels
 SCAN_SIDE = 64  # a JPEG is looked at in reduced form: all of the file is read, few pixels are made
 VERSION = 1  # raise it when a picture is judged or decoded differently
 EXIF_ORIENTATION = 0x0112
 
 UNREADABLE = "unreadable or truncated"
+WORDY = "more than 1 MB of text inside the picture file"
+SPECIAL = "no regular file"
 FORBIDDEN = "no permission to read"
 TINY = f"smaller than {MIN_SIDE} px"
 HUGE = f"more than {MAX_PIXELS / 1e6:.0f} megapixels"
@@ -52,25 +56,82 @@ class Look:
     problem: str | None = None
 
 
-def open_rgb(path: Path | BinaryIO, *, side: int) -> tuple[Image.Image, tuple[str, ...]]:
-    """The first frame as upright RGB, transparency on white, and what had to be converted for that.
+class BadPicture(ValueError):
+    """A picture that is not used; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An upright RGB picture.
+
+    size: width and height of the whole picture, in whose pixels its annotations count; `image` may be a reduced form.
+    notes: what had to be converted.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def decode(source: Path | bytes, *, side: int = WHOLE, least: int = MIN_SIDE) -> Decoded:
+    """The first frame of a file, or of a file's bytes, as upright RGB with transparency on white.
 
     A JPEG comes in reduced form while that has at least 3 * `side` (the gap from which Pillow calls the
     following resize indistinguishable): large photographs are read several times faster.
-    Raises what Pillow raises.
+    Raises BadPicture, also for a picture with less than `least` pixels on a side.
     """
     notes = []
-    with Image.open(path, formats=FORMATS) as image:
+    with opened(source, least=least) as image:
         if getattr(image, "is_animated", False) and image.format != "MPO":
             notes.append(ANIMATED)
+        size = image.size
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
             image.draft(image.mode, (3 * side, 3 * side))
         image.load()
-        upright = _upright(image)
-        if upright is not image:
+        turned, swapped = upright(image)
+        if turned is not image:
             notes.append(TURNED)
-        flat, conversion = _flatten(upright)
-    return flat, tuple(notes + ([conversion] if conversion else []))
+        size = size[::-1] if swapped else size
+        flat, conversion = _flatten(turned)
+    return Decoded(flat, size, tuple(notes + ([conversion] if conversion else [])))
+
+
+@contextlib.contextmanager
+def opened(source: Path | bytes, *, least: int = MIN_SIDE) -> Iterator[Image.Image]:
+    """A picture whose size has been looked at and whose pixels have not been decoded yet.
+
+    Raises BadPicture, also for whatever a decoder raises inside the block.
+    """
+    try:
+        data = source if isinstance(source, bytes) else read_bytes(source)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if min(width, height) < least:
+                raise BadPicture(TINY)
+            if width * height > MAX_PIXELS:
+                raise BadPicture(HUGE)
+            yield image
+    except BadPicture:
+        raise
+    except Exception as error:  # decoders answer a broken file with OSError, SyntaxError, struct.error and others
+        raise BadPicture(reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file is no picture, by what opening or decoding it raised."""
+    if isinstance(error, PermissionError):
+        return FORBIDDEN
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return HUGE
+    if "MAX_TEXT" in str(error):  # the name of Pillow's limit stands in its message
+        return WORDY
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return SPECIAL
+    return UNREADABLE
 
 
 def resize(image: Image.Image, crop: str, resolution: int) -> Image.Image:
@@ -86,24 +147,14 @@ def resize(image: Image.Image, crop: str, resolution: int) -> Image.Image:
 def look(path: Path) -> Look:
     """Read one file completely and say what it is; never raises."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
-            return Look("", "", problem=UNREADABLE)
-        digest = file_digest(path)
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-        if min(width, height) < MIN_SIDE:
-            return Look(digest, "", problem=TINY)
-        if width * height > MAX_PIXELS:
-            return Look(digest, "", problem=HUGE)
-        picture, notes = open_rgb(path, side=SCAN_SIDE)
-        content = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-        return Look(digest, content, notes)
-    except PermissionError:
-        return Look("", "", problem=FORBIDDEN)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Look("", "", problem=HUGE)
-    except Exception:  # decoders answer a broken file with OSError, SyntaxError, struct.error and others
-        return Look("", "", problem=UNREADABLE)
+        data = read_bytes(path)
+        picture = decode(data, side=SCAN_SIDE)
+    except BadPicture as error:
+        return Look(hashlib.sha256(data).hexdigest(), "", problem=error.reason)
+    except Exception as error:  # a file that cannot be opened
+        return Look("", "", problem=reason_of(error))
+    content = hashlib.sha256(f"{picture.image.size}".encode() + picture.image.tobytes()).hexdigest()
+    return Look(hashlib.sha256(data).hexdigest(), content, picture.notes)
 
 
 def look_at_all(folder: Path, names: list[str], cache_folder: str | Path | None) -> dict[str, Look]:
@@ -131,12 +182,15 @@ def _look_at(folder: Path, names: list[str]) -> dict[str, Look]:
         return dict(zip(names, bar, strict=True))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """(the picture as its EXIF orientation says, whether its width has become its height)."""
     try:
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
-        return ImageOps.exif_transpose(image) if turned else image
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        if orientation not in range(2, 9):
+            return image, False
+        return ImageOps.exif_transpose(image), orientation >= 5
     except Exception:  # a broken EXIF block says nothing about the picture
-        return image
+        return image, False
 
 
 def _flatten(image: Image.Image) -> tuple[Image.Image, str | None]:
@@ -183,7 +237,7 @@ def _stored(store: Path | None) -> dict[str, tuple[list[int], Look]]:
 
 def _store(store: Path, rows: dict[str, tuple[list[int], Look]]) -> None:
     """Keep what cannot change without the state; permission and network troubles can."""
-    fleeting = (FORBIDDEN, UNREADABLE)
+    fleeting = (FORBIDDEN, SPECIAL, UNREADABLE)
     kept = {n: (state, asdict(row)) for n, (state, row) in rows.items() if row.problem not in fleeting}
     try:
         write_atomically(store, json.dumps(kept).encode())
@@ -205,6 +259,6 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def save_png(image: Tensor, file: Path) -> None:
     """Whole or not at all: what resumes takes a picture that is there for done."""
-    content = BytesIO()
+    content = io.BytesIO()
     to_pil(image).save(content, "PNG")
     write_atomically(file, content.getvalue())

@@ -1,8 +1,6 @@
 """A file of prompts as a data option, for methods that draw their own pictures."""
 
-import csv
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +12,10 @@ from torch import Tensor
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import Sample
+from lpo_platform.data.tables.parquet import values_of
+from lpo_platform.runs.csv_rows import Bad, table
 from lpo_platform.runs.files import fingerprint
+from lpo_platform.runs.given_files import NOT_TEXT, clean, json_of, lines_of, read_bytes, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ NO_TEXT = "entry without a prompt"
 BAD_LINE = "line that is not JSON"
 ALSO_TEST = "prompt that is held out, left out of training"
 
-Entry = tuple[str, object]  # where it stands, and what should be a text
+Entry = tuple[str, object]  # where it stands, and what should be a text, or Bad
 
 
 class PromptList:
@@ -126,22 +127,21 @@ def read_texts(setting: str, path: str | Path, column: str | None, findings: Fin
         what = "no such file" if not file.exists() else "a folder" if file.is_dir() else "another kind of file"
         raise UserError(f"{where}: {what}; what works: a file of prompts ({', '.join(READERS)})")
     names = KEYS if column is None else (column,)
+    prompts = []
     try:
-        entries = list(reader(file, names, findings))
-    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
+        for position, entry in reader(file, names):
+            said = "" if isinstance(entry, Bad) else clean(entry)
+            if said:
+                prompts.append(said)
+            else:
+                findings.skip(entry if isinstance(entry, Bad) else NO_TEXT, f"{file.name}:{position}")
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{where}: cannot be read ({reason}); what works: {WORKS[file.suffix.lower()]}") from error
-    texts = []
-    for position, entry in entries:
-        text = " ".join(entry.split()) if isinstance(entry, str) else ""
-        if text:
-            texts.append(text)
-        else:
-            findings.skip(NO_TEXT, f"{file.name}:{position}")
-    if not texts:
+    if not prompts:
         details = f" [{findings.line()}]" if findings.line() else ""
         raise UserError(f"{where}: no prompts{details}; what works: {WORKS[file.suffix.lower()]}")
-    return texts
+    return prompts
 
 
 def _key(text: str) -> str:
@@ -167,8 +167,8 @@ def _text_of(entry: object, names: tuple[str, ...]) -> object:
     return entry
 
 
-def _json(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
-    content = json.loads(file.read_text(encoding="utf-8-sig"))
+def _json(file: Path, names: tuple[str, ...]) -> Iterator[Entry]:
+    content = json_of(text_of(read_bytes(file)))
     if isinstance(content, dict):
         name = next((name for name in names if name in content), None)
         if name is None:
@@ -181,36 +181,31 @@ def _json(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[En
         yield str(number), _text_of(entry, names)
 
 
-def _jsonl(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
-    for number, line in _lines(file):
+def _jsonl(file: Path, names: tuple[str, ...]) -> Iterator[Entry]:
+    for number, line in _txt(file, names):
         try:
-            yield number, _text_of(json.loads(line), names)
-        except (ValueError, RecursionError):
-            findings.skip(BAD_LINE, f"{file.name}:{number}")
+            yield number, line if isinstance(line, Bad) else _text_of(json_of(line), names)
+        except ValueError:
+            yield number, Bad(BAD_LINE)
 
 
-def _txt(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
-    yield from _lines(file)
-
-
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
+def _txt(file: Path, names: tuple[str, ...]) -> Iterator[Entry]:
     """The lines that are not blank, with their numbers from 1."""
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            yield str(number), line
+    for number, line in enumerate(lines_of(read_bytes(file)), 1):
+        if line is None or line.strip():
+            yield str(number), Bad(NOT_TEXT) if line is None else line
 
 
-def _csv(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
-    with open(file, encoding="utf-8-sig", newline="") as opened:
-        rows = csv.DictReader(opened)
-        name = _column(list(rows.fieldnames or []), names)
-        for row in rows:
-            yield str(rows.line_num), row[name]
+def _csv(file: Path, names: tuple[str, ...]) -> Iterator[Entry]:
+    header, rows = table(read_bytes(file))
+    name = _column(header, names)
+    for number, row in rows:
+        yield str(number), row if isinstance(row, Bad) else row[name]
 
 
-def _parquet(file: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Entry]:
+def _parquet(file: Path, names: tuple[str, ...]) -> Iterator[Entry]:
     name = _column(pq.read_schema(file).names, names)
-    texts = pq.read_table(file, columns=[name], partitioning=None)[name].to_pylist()
+    texts = values_of(pq.read_table(file, columns=[name], partitioning=None)[name])
     return ((str(number), text) for number, text in enumerate(texts))
 
 
@@ -221,7 +216,7 @@ def _column(there: list[str], names: tuple[str, ...]) -> str:
     return name
 
 
-READERS: dict[str, Callable[[Path, tuple[str, ...], Findings], Iterator[Entry]]] = {
+READERS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Entry]]] = {
     ".json": _json,
     ".jsonl": _jsonl,
     ".txt": _txt,

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from lpo_platform.runs.given_files import shown
+
 EXAMPLES = 3
 
 
@@ -13,10 +15,10 @@ class Findings:
     noted: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, reason: str, name: str) -> None:
-        self.skipped.setdefault(reason, []).append(name)
+        self.skipped.setdefault(reason, []).append(shown(name))
 
     def note(self, reason: str, name: str) -> None:
-        self.noted.setdefault(reason, []).append(name)
+        self.noted.setdefault(reason, []).append(shown(name))
 
     def report(self) -> dict[str, dict[str, dict[str, object]]]:
         """`skipped` and `noted`: for each reason, most frequent first, the count and up to 3 names."""

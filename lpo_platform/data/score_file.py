@@ -14,6 +14,7 @@ import numpy as np
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.runs.files import write_atomically
+from lpo_platform.runs.given_files import read_bytes, text_of
 
 Strategy = Literal[1, 2, 3]
 COLUMNS = ("different_flag", "aesthetic_gap", "clipscore_gap", "vqascore_gap")
@@ -75,9 +76,9 @@ def read_scores(path: str | Path, rows: int | None = None) -> Scores:
     """
     where = f"data.scores={path}"
     try:
-        with open(Path(path).expanduser(), encoding="utf-8-sig", newline="") as file:
-            scores = _parse(csv.reader(file), where)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        content = text_of(read_bytes(Path(path).expanduser()))
+        scores = _parse(csv.reader(io.StringIO(content, newline="")), where)
+    except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where}: cannot be read ({reason}); what works: a CSV file with {_names()}") from error
     if rows is not None and len(scores) != rows:
@@ -90,12 +91,12 @@ def read_scores(path: str | Path, rows: int | None = None) -> Scores:
 
 def write_scores(path: str | Path, scores: Scores) -> None:
     """The CSV file that `read_scores` reads back exactly."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     for different, gaps in zip(scores.different.tolist(), scores.gaps.tolist(), strict=True):
         writer.writerow([int(different), *("" if math.isnan(gap) else repr(gap) for gap in gaps)])
-    write_atomically(Path(path), text.getvalue().encode())
+    write_atomically(Path(path), table.getvalue().encode())
 
 
 def _parse(lines: Any, where: str) -> Scores:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from lpo_platform.config.errors import UserError
+from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.decode import Unusable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,25 @@ class Source(Protocol):
 
 
 def first(source: Source, count: int) -> list[Sample]:
-    """Up to `count` samples from the start of a split, without those whose pictures cannot be read."""
-    return list(itertools.islice(_readable(source), count))
+    """Up to `count` samples from the start of a split, without those that cannot be used, which are reported.
+
+    Raises UserError where a split has rows and none can be used.
+    """
+    findings = Findings()
+    found = list(itertools.islice(_usable(source, findings), count))
+    if findings.skipped:
+        log.warning("%s", findings.line())
+    if count and len(source) and not found:
+        raise UserError(f"none of {len(source)} held-out rows can be used [{findings.line()}]")
+    return found
 
 
-def _readable(source: Source) -> Iterator[Sample]:
+def _usable(source: Source, findings: Findings) -> Iterator[Sample]:
     for i in range(len(source)):
-        with contextlib.suppress(Unusable):
+        try:
             yield source[i]
+        except Unusable as error:
+            findings.skip(error.reason, error.where)
 
 
 class Data(Protocol):

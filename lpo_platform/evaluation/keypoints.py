@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Literal
@@ -25,21 +26,29 @@ def area_of(reference: People, convention: Area | float) -> NDArray[np.float64]:
     """(G,) square pixels that a person counts as, which OKS divides by.
 
     segment: the annotated area. bbox: of the annotated box, bbox053: 0.53 times that (xtcocotools). keypoints: of the
-    box around the visible joints. image: of the picture. Or a number for everybody. UserError where it is not known.
+    box around the visible joints, with a floor (tasks/oks.py), which also stands for an annotated area of 0. image: of
+    the picture. Or a number for everybody. UserError where it is not known.
     """
     count = len(reference.keypoints)
     if not isinstance(convention, str):
+        if not 0 < convention < math.inf:
+            raise UserError(f"what.area={convention}: no area; what works: square pixels above 0, such as 20000")
         return np.full(count, float(convention))
     if convention == "image":
         if reference.size is None:
             raise UserError(f"what.area=image: pictures whose size is not in their file, and {UNANNOTATED}")
         return np.full(count, float(np.prod(reference.size)))
     if convention == "keypoints":
-        return shown_extent(torch.from_numpy(reference.keypoints)).numpy()
+        return shown_area(reference)
     area = reference.area if convention == "segment" else reference.box[:, 2] * reference.box[:, 3]
     if np.isnan(area).any():
         raise UserError(f"what.area={convention}: {UNANNOTATED}")
-    return area * (0.53 if convention == "bbox053" else 1.0)
+    return np.where(area > 0, area * (0.53 if convention == "bbox053" else 1.0), shown_area(reference))
+
+
+def shown_area(people: People) -> NDArray[np.float64]:
+    """(G,) of the boxes around the visible joints."""
+    return shown_extent(torch.from_numpy(people.keypoints)).numpy()
 
 
 def matched(similarity: NDArray[np.float64]) -> NDArray[np.float64]:

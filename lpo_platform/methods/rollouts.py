@@ -1,15 +1,20 @@
 """Prompts for online methods: an epoch is a round, made by the policy when the Trainer asks for its batches."""
 
+import logging
 from collections.abc import Sequence
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from lpo_platform.config.errors import UserError
 from lpo_platform.data.source import Sample, Source
+from lpo_platform.data.tables.decode import Unusable
 from lpo_platform.diffusion import noise
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
+
+log = logging.getLogger(__name__)
 
 
 class Rollouts(L.LightningDataModule):
@@ -48,7 +53,10 @@ class Rollouts(L.LightningDataModule):
 
 
 class Items(Sequence):
-    """Some items of a source, read when they are asked for: each process reads the pictures of its own."""
+    """Some items of a source, read when they are asked for: each process reads the pictures of its own.
+
+    In the place of one that cannot be used comes the next that can, and the log says so.
+    """
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.source, self.numbers = source, numbers
@@ -57,4 +65,10 @@ class Items(Sequence):
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> Sample:
-        return self.source[self.numbers[place]]
+        number, total = self.numbers[place], len(self.source)
+        for step in range(total):
+            try:
+                return self.source[(number + step) % total]
+            except Unusable as error:
+                log.warning("%s; the next row that can be used takes its place", error)
+        raise UserError(f"none of {total} rows can be used; the last reasons stand above")

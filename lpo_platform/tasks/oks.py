@@ -9,6 +9,7 @@ SIGMAS = (
     0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089,
     0.089,
 )  # fmt: skip
+LEAST = 32.0**2  # square pixels, below which COCO calls an object small and judges no pose
 THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
 
 
@@ -26,12 +27,17 @@ def extent(people: Tensor) -> Tensor:
 
 
 def shown_extent(people: Tensor) -> Tensor:
-    """Area of the box around the visible joints, (G, 17, 3) -> (G,), 0 without any."""
+    """Area of the box around the visible joints, (G, 17, 3) -> (G,), 0 without any.
+
+    The box of one joint has no area, nor has that of a straight arm, and a pixel beside it would be infinitely far. So
+    the area is at least that of a square with a quarter of the box's longer side, and at least LEAST.
+    """
     shown = people[..., 2] > 0
     far = torch.tensor(math.inf, dtype=people.dtype, device=people.device)
     xy, seen = people[..., :2], shown[..., None]
-    low, high = torch.where(seen, xy, far).amin(1), torch.where(seen, xy, -far).amax(1)
-    return torch.where(shown.any(1), (high - low).prod(1), 0)
+    sides = torch.where(seen, xy, -far).amax(1) - torch.where(seen, xy, far).amin(1)
+    area = torch.maximum(sides.prod(1), (sides.amax(1) / 4).square()).clamp_min(LEAST)
+    return torch.where(shown.any(1), area, 0)
 
 
 def oks(prediction: Tensor, target: Tensor, area: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from lpo_platform.tasks.detector import (
     identity_of,
     wants_toy,
 )
-from lpo_platform.tasks.keypoint_files import JOINTS, WHOLE, read_folder, whole
+from lpo_platform.tasks.keypoint_files import JOINTS, WHOLE, fitted, read_folder, whole
 from lpo_platform.tasks.oks import oks, reported_ap
 from lpo_platform.tasks.skeleton import draw, read
 from lpo_platform.tasks.task import Task
@@ -36,6 +36,7 @@ from lpo_platform.tasks.toy_detector import SECOND
 Choice = Literal["auto", "toy", "published", "blazepose", "openpose"]
 PUBLISHED = "usyd-community/vitpose-base-simple"
 PEOPLE = "PekingU/rtdetr_r50vd_coco_o365"
+NEAR, DARK = 0.03, 0.1  # how far from a joint its drawing may lie, by the side; a level that is no drawing
 MARGIN = 1.25  # by which a person's box is enlarged before its joints are sought
 EXPERTS = {JOINTS: 0, WHOLE: 5}  # of ViTPose++, whose last layers differ by data set: COCO, COCO-WholeBody
 
@@ -175,16 +176,20 @@ class Files:
     """In the place of a detector: people whom somebody else has found, by the names of their pictures."""
 
     def __init__(self, folder: str, keypoints: int) -> None:
-        self.people, self.keypoints = read_folder(SETTING, folder), keypoints
+        self.people, self.left_out = read_folder(SETTING, folder)
+        self.keypoints = keypoints
         self.identity = json.dumps([digest(folder), keypoints])
 
     def __call__(self, images: Tensor) -> Tensor:
         raise UserError("task.detector=openpose: reads files and looks at no picture; it serves lpo-prepare pose=")
 
-    def of(self, name: str) -> Tensor:
-        """(P, keypoints, 3); nobody where there is no file."""
+    def of(self, name: str, size: tuple[int, int] | None = None) -> Tensor:
+        """(P, keypoints, 3) in a picture of `size` (width, height), null for the one they were found in.
+
+        Nobody where there is no file. Raises BadKeypoints where they are those of a picture of other proportions.
+        """
         found = self.people.get(name)
-        people = torch.zeros(0, WHOLE, 3) if found is None else torch.from_numpy(whole(found))
+        people = torch.zeros(0, WHOLE, 3) if found is None else torch.from_numpy(whole(fitted(found, size)))
         return people[:, : self.keypoints]
 
 
@@ -201,6 +206,7 @@ class Pose(Task):
     """
 
     name: ClassVar[str] = "pose"
+    annotated: ClassVar[Literal["people"]] = "people"
     scores: ClassVar[dict[str, bool]] = {"pose/oks": True, "pose/ap": True}
 
     def __init__(
@@ -255,6 +261,20 @@ class Pose(Task):
 
     def render(self, maps: Tensor) -> Tensor:
         return torch.stack([draw(people, self.resolution) for people in maps])
+
+    def agreement(self, control: Tensor, maps: Tensor) -> Tensor:
+        """Of the visible joints in the picture, those near which something is drawn; of nobody, whether nothing is."""
+        reach = max(2, round(NEAR * control.shape[-1]))
+        drawn = (control.amax(1, keepdim=True) > DARK).float()
+        near = F.max_pool2d(drawn, 2 * reach + 1, 1, reach)[:, 0]
+        shares = []
+        for picture, people in zip(near, maps, strict=True):
+            joints = people[..., :JOINTS, :].flatten(0, -2)
+            column, row = joints[joints[:, 2] > 0, :2].floor().long().T
+            inside = (column >= 0) & (row >= 0) & (column < picture.shape[1]) & (row < picture.shape[0])
+            lit = picture[row[inside], column[inside]]
+            shares.append(lit.mean() if len(lit) else 1 - picture.amax())
+        return torch.stack(shares)
 
     def parse(self, control: Tensor) -> Tensor:
         """One person for each picture; what can be read of a drawing says skeleton.read."""

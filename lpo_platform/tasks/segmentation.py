@@ -1,7 +1,7 @@
 """Label maps by semantic segmentation; the tasks seg_ade20k and seg_coco differ in classes, colours and network."""
 
 import json
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,7 @@ class Segmentation(Task):
     """
 
     categorical: ClassVar[bool] = True
+    annotated: ClassVar[Literal["classes"]] = "classes"
     palette: ClassVar[str]
     toy_stride: ClassVar[int]
 
@@ -119,6 +120,15 @@ class Segmentation(Task):
     def worse(self, images: Tensor, control: Tensor) -> Tensor:
         """Black where `control` is: what has no label cannot be wrong (train/reward_CPO_DINO.py)."""
         return super().worse(images, control) * (control > 0).any(1, keepdim=True)
+
+    def agreement(self, control: Tensor, maps: Tensor) -> Tensor:
+        """Of the labelled pixels, those with the colour of their label.
+
+        Road and skyscraper, one grey in published pictures, are a level apart here.
+        """
+        labelled = maps[:, 0] > 0
+        agree = ((self.render(maps) - control).abs().amax(1) < 2 / 255) & labelled
+        return agree.flatten(1).sum(1) / labelled.flatten(1).sum(1)
 
     def parse(self, control: Tensor) -> Tensor:
         return read(control, self.palette)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class Task(ABC):
     categorical: ClassVar[bool] = False
     """Whether a control image is one of label colours, between which there is nothing."""
 
+    annotated: ClassVar[Literal["classes", "people"] | None] = None
+    """What labels of its maps are in data: numbers of classes (`classes` says how many there are), or keypoints."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -38,6 +41,13 @@ class Task(ABC):
     @abstractmethod
     def render(self, maps: Tensor) -> Tensor:
         """The control image of maps."""
+
+    def agreement(self, control: Tensor, maps: Tensor) -> Tensor | None:
+        """Share of the maps that annotated control images show, (B,), of which below a half is a mistake in the data.
+
+        nan where the maps hold nothing. None where a task cannot tell.
+        """
+        return None
 
     def worse(self, images: Tensor, control: Tensor) -> Tensor:
         """The control image of what pictures show that were drawn from `control`: a losing condition."""

@@ -8,6 +8,7 @@ data=jsonl reads. Pictures whose keypoints are there are not looked at again.
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,30 @@ from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.folder import Folder, Picture
-from lpo_platform.data.picture_files import open_rgb, save_png
+from lpo_platform.data.picture_files import BadPicture, decode, save_png
 from lpo_platform.data.reading_report import Findings
+from lpo_platform.data.tables.decode import AGREEMENT
 from lpo_platform.hardware.distributed import deal, everywhere, lead, wait
 from lpo_platform.runs.files import write_text
-from lpo_platform.tasks.keypoint_files import JOINTS, parts_of, people, read, whole, write
+from lpo_platform.runs.given_files import PICTURES, without_suffix
+from lpo_platform.tasks.keypoint_files import (
+    JOINTS,
+    BadKeypoints,
+    parts_of,
+    people,
+    read,
+    visible_inside,
+    whole,
+    write,
+)
 from lpo_platform.tasks.pose import Files, Pose
 from lpo_platform.tasks.skeleton import draw
 
 TEST_FRACTION = 1 / 31  # the published 30:1
 NOBODY = "picture in which nobody was found"
-WHOLE = 10**6  # of a JPEG, all of its pixels
+SEVERAL = "picture that shares its name with another one, and keypoints with that name"
+LOST = "picture whose keypoints another process could not write"
+ELSEWHERE = "picture outside which most of its keypoints lie"
 
 
 @torch.no_grad()
@@ -41,16 +55,28 @@ def extract(pictures: str, out: Path, task: Pose, device: torch.device) -> Findi
     splits = {"train": data.train.pictures, "test": data.test.pictures}
     _claim(out, task)
     files = [picture for split in splits.values() for picture in split]
+    findings = Findings()
+    if isinstance(task.detector, Files):
+        for reason, names in task.detector.left_out.items():
+            for name in names:
+                findings.skip(reason, name)
+    problems: dict[str, str] = {}
+    known = names_of([picture.id for picture in files])
     missing = [picture for picture in files if not _is_done(out, picture)]
     done = len(files) - len(missing)
     with tqdm(total=len(files), desc="poses", unit="img", initial=done) as bar:
         for picture in deal(missing):
-            _extract(picture, out, task, device)
+            try:
+                _extract(picture, out, task, device, known[picture.id])
+            except (BadPicture, BadKeypoints) as error:
+                problems[picture.id] = str(error)
             bar.update(everywhere(1, bar.total - bar.n))
     wait()
-    findings = Findings()
+    for picture in files:
+        if not _is_done(out, picture):
+            findings.skip(problems.get(picture.id, LOST), picture.id)
     for split, found in splits.items():
-        lines = [line for picture in found if (line := _line(picture, out, findings))]
+        lines = [line for picture in found if _is_done(out, picture) and (line := _line(picture, out, findings))]
         if lead():
             write_text(out / f"{split}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return findings
@@ -79,10 +105,35 @@ def _is_done(out: Path, picture: Picture) -> bool:
         return False
 
 
-def _extract(picture: Picture, out: Path, task: Pose, device: torch.device) -> None:
-    image = open_rgb(picture.path, side=WHOLE)[0]
+def names_of(pictures: list[str]) -> dict[str, tuple[str, ...]]:
+    """What keypoints of each picture may be called: its path without suffix, or the last part of that.
+
+    A name that several pictures have is none of them's: () for a.png beside a.jpg.
+    """
+    paths = {picture: without_suffix(picture, PICTURES) for picture in pictures}
+    last = {picture: path.rpartition("/")[2] for picture, path in paths.items()}
+    counts = [(names, Counter(names.values())) for names in (paths, last)]
+    return {p: tuple(names[p] for names, count in counts if count[names[p]] == 1) for p in pictures}
+
+
+def _found(picture: Picture, detector: Files, names: tuple[str, ...], size: tuple[int, int]) -> Tensor:
+    """The people of somebody else's file. Raises BadKeypoints where they cannot be those of the picture."""
+    name = next((name for name in names if name in detector.people), None)
+    if name is None:
+        last = without_suffix(picture.path.name, PICTURES)
+        if last not in names and last in detector.people:
+            raise BadKeypoints(SEVERAL)
+        return detector.of("", size)
+    found = detector.of(name, size)
+    if visible_inside(found.numpy(), size) < AGREEMENT:
+        raise BadKeypoints(ELSEWHERE)
+    return found
+
+
+def _extract(picture: Picture, out: Path, task: Pose, device: torch.device, names: tuple[str, ...]) -> None:
+    image = decode(picture.path).image
     if isinstance(task.detector, Files):
-        found = task.detector.of(picture.path.stem)
+        found = _found(picture, task.detector, names, image.size)
     else:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
         found = task.find(pixels.to(device))[0].cpu().double()
@@ -104,7 +155,7 @@ def drawn(found: Tensor, image: Image.Image) -> Tensor:
 
 def _line(picture: Picture, out: Path, findings: Findings) -> dict[str, object] | None:
     keypoints, skeleton = _places(out, picture)
-    (found,) = read(keypoints).values()
+    (found,) = read(keypoints)[0].values()
     if not len(found.keypoints):
         findings.skip(NOBODY, picture.id)
         return None

@@ -1,18 +1,26 @@
 """What a cell of a table holds, as a picture or as labels; what is wrong with it has a name."""
 
-import io
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lpo_platform.data.picture_files import FORMATS, HUGE, MAX_PIXELS, MIN_SIDE, TINY, UNREADABLE, open_rgb
+from lpo_platform.data.picture_files import MAX_PIXELS, UNREADABLE, BadPicture, Decoded, decode, opened, upright
+from lpo_platform.runs.given_files import clean
+from lpo_platform.tasks.keypoint_files import BadKeypoints, joints, visible_inside
+from lpo_platform.tasks.task import Task
 
 NO_PICTURE = "row without a picture"
 BROKEN = f"picture {UNREADABLE}"
-NO_LABELS = "row whose labels are neither a label map nor people of 17 or 133 keypoints"
+NO_MAP = "row whose labels are no map of whole numbers"
+LOSSY = "row whose label map is a JPEG, which changes its numbers"
+OUTSIDE = "row with a label that is none of the task's classes; data.label_offset is added to each"
+TURNED = "row whose label map lies on its side in comparison with its picture"
+ELSEWHERE = "row most of whose keypoints lie outside its picture"
+DISAGREE = "row whose labels and condition show different things"
 UNLABELLED = 255
+AGREEMENT = 0.5  # share of labels that the condition has to show
 
 
 class Unusable(ValueError):
@@ -27,8 +35,14 @@ class Unusable(ValueError):
         return type(self), (self.where, self.reason)
 
 
-def picture(cell: object, where: str, *, side: int) -> Image.Image:
-    """RGB, from encoded bytes or, as `datasets` stores a picture, a mapping with `bytes`; `side` as in open_rgb.
+def texts(value: object) -> tuple[str, ...]:
+    """The captions of a cell, a text or a list of them, without what is empty or no text."""
+    found = value if isinstance(value, list) else [value]
+    return tuple(filter(None, map(clean, found)))
+
+
+def picture(cell: object, where: str, *, side: int) -> Decoded:
+    """From encoded bytes or, as `datasets` stores a picture, a mapping with `bytes`; `side` as in pictures.decode.
 
     Raises Unusable, which names `where`.
     """
@@ -36,16 +50,9 @@ def picture(cell: object, where: str, *, side: int) -> Image.Image:
     if not data:
         raise Unusable(where, NO_PICTURE)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-        problem = TINY if min(width, height) < MIN_SIDE else HUGE if width * height > MAX_PIXELS else None
-        if problem is None:
-            return open_rgb(io.BytesIO(data), side=side)[0]
-    except Image.DecompressionBombError:
-        problem = HUGE
-    except Exception as error:  # decoders answer broken data with OSError, SyntaxError, struct.error and others
-        raise Unusable(where, BROKEN) from error
-    raise Unusable(where, f"picture {problem}")
+        return decode(data, side=side)
+    except BadPicture as error:
+        raise Unusable(where, f"picture {error.reason}") from error
 
 
 def square(image: Image.Image, resolution: int, resample: Image.Resampling) -> Tensor:
@@ -54,31 +61,73 @@ def square(image: Image.Image, resolution: int, resample: Image.Resampling) -> T
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255
 
 
-def labels(cell: object, where: str, *, size: tuple[int, int], resolution: int, offset: int) -> Tensor:
-    """An item of a task's maps.
+def label_map(cell: object, where: str, *, size: tuple[int, int], resolution: int, offset: int, classes: int) -> Tensor:
+    """(1, R, R) of H lists of W numbers, or of a picture of one channel: each number raised by `offset`, 255 is 0.
 
-    cell: a label map, H lists of W numbers or a picture of one channel, which becomes (1, R, R), each number raised by
-    `offset`, 255 ("no label") 0; or people, P lists of K = 17 or 133 x, y, visibility in a picture of `size` (width,
-    height), which become (P, K, 3) in a picture of side R, visibility 0 or 1. Of nobody: one person without visible
-    joints. Raises Unusable.
+    size: width and height of the picture that is labelled. Raises Unusable, also where a number is then not one of 0
+    ("no label") to `classes`.
+    """
+    values = _numbers(cell, where)
+    height, width = values.shape
+    if (width > height) != (size[0] > size[1]) and (width, height) == size[::-1]:
+        raise Unusable(where, TURNED)
+    resized = Image.fromarray(values).resize((resolution,) * 2, Image.Resampling.NEAREST)
+    numbers = np.where(values == UNLABELLED, 0, values.astype(np.int64) + offset)
+    if numbers.min() < 0 or numbers.max() > classes:
+        raise Unusable(f"{where} ({numbers.min()} to {numbers.max()}, not 0 to {classes})", OUTSIDE)
+    found = torch.from_numpy(np.array(resized))[None].float()
+    return torch.where(found == UNLABELLED, 0, found + offset)
+
+
+def people(cell: object, where: str, *, size: tuple[int, int], resolution: int) -> Tensor:
+    """(P, K, 3) in a picture of side R, visibility 0 or 1, of people as keypoint_files.joints reads them.
+
+    size: width and height of the picture in whose pixels they stand. Of nobody: one person without visible joints.
+    Raises Unusable, also where most of the visible joints lie outside the picture.
     """
     try:
-        data = _bytes(cell)
-        values = np.asarray(Image.open(io.BytesIO(data), formats=FORMATS)) if data else np.array(cell, np.float64)
-    except Exception as error:  # ragged lists raise ValueError, and decoders whatever they like
-        raise Unusable(where, NO_LABELS) from error
-    if values.size == 0:
-        values = np.zeros((1, 17, 3))
-    if values.ndim == 2:
-        resized = Image.fromarray(values.astype(np.int32)).resize((resolution,) * 2, Image.Resampling.NEAREST)
-        numbers = torch.from_numpy(np.array(resized))[None].float()
-        return torch.where(numbers == UNLABELLED, 0, numbers + offset)
-    if values.shape[1:] not in {(17, 3), (133, 3)}:
-        raise Unusable(where, NO_LABELS)
-    people = torch.from_numpy(values).float()
-    seen = (people[..., 2:] > 0).float()
+        found = joints(cell, size)
+    except BadKeypoints as error:
+        raise Unusable(where, f"row whose labels are no keypoints: {error}") from error
+    if visible_inside(found, size) < AGREEMENT:
+        raise Unusable(where, ELSEWHERE)
+    if not len(found):
+        found = np.zeros((1, 17, 3))
+    scaled = torch.from_numpy(found).float()
+    seen = (scaled[..., 2:] > 0).float()
     scale = torch.tensor([resolution / side for side in size])
-    return torch.cat([people[..., :2] * scale, torch.ones_like(seen)], 2) * seen
+    return torch.cat([scaled[..., :2] * scale, torch.ones_like(seen)], 2) * seen
+
+
+def check_agreement(task: Task, condition: Tensor, labels: Tensor, where: str) -> None:
+    """Raises Unusable where a condition (3, R, R) is not that of the labels, which are an item of the task's maps."""
+    share = task.agreement(condition[None], labels[None])
+    if share is not None and float(share) < AGREEMENT:
+        hint = "; data.label_offset is added to each label, data.labels=null takes the conditions alone"
+        raise Unusable(where, DISAGREE + (hint if task.categorical else ""))
+
+
+def _numbers(cell: object, where: str) -> NDArray[np.int32]:
+    data = _bytes(cell)
+    try:
+        if data:
+            with opened(data, least=1) as image:
+                lossy = image.format == "JPEG"
+                values = np.asarray(upright(image)[0])
+        else:
+            lossy, values = False, np.array(cell, np.float64)
+    except BadPicture as error:
+        raise Unusable(where, f"label map {error.reason}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Unusable(where, NO_MAP) from error
+    if lossy:
+        raise Unusable(where, LOSSY)
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    large = values.ndim == 2 and values.size > MAX_PIXELS
+    if values.ndim != 2 or not values.size or large or not np.isfinite(values).all() or (values % 1 != 0).any():
+        raise Unusable(where, NO_MAP)
+    return values.clip(-(2**31), 2**31 - 1).astype(np.int32)
 
 
 def _bytes(cell: object) -> bytes | None:

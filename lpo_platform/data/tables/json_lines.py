@@ -1,17 +1,16 @@
 """Rows in JSON lines that name pictures by their paths, as the data of pose-controlled generation come."""
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from lpo_platform.data.reading_report import Findings
-from lpo_platform.data.tables.parquet import Unreadable, identity
+from lpo_platform.data.tables.parquet import Unreadable, identity, texts_of
 from lpo_platform.runs.files import fingerprint
+from lpo_platform.runs.given_files import NOT_TEXT, json_of, lines_of, place, read_bytes, regular
 
-UNREADABLE = "file that is not readable UTF-8"
+UNREADABLE = "file that cannot be read"
 BAD_LINE = "line that is not a JSON object"
 INCOMPLETE = "line without a required key"
 
@@ -27,15 +26,19 @@ class LineFiles:
         self._rows: list[tuple[Path, dict[str, object]]] = []
         for file in files:
             try:
-                lines = file.read_text(encoding="utf-8-sig").split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                findings.skip(UNREADABLE, f"{file.name}: {error}")
+                found = lines_of(read_bytes(file))
+            except OSError as error:
+                findings.skip(UNREADABLE, f"{file.name}: {error.strerror}")
                 continue
             self.files.append(file)
-            for number, line in enumerate(lines, 1):
-                row, where = _object(line), f"{file.name}:{number}"
+            for number, line in enumerate(found, 1):
+                where = f"{file.name}:{number}"
+                if line is None:
+                    findings.skip(NOT_TEXT, where)
+                    continue
                 if not line.strip():
                     continue
+                row = _object(line)
                 if row is None:
                     findings.skip(BAD_LINE, where)
                 elif missing := [name for name in required if row.get(name) is None]:
@@ -49,17 +52,13 @@ class LineFiles:
 
     def identities(self) -> list[str]:
         """Of the files, and of the pictures they name: size and time of change, not 31,000 contents."""
-        states = [
-            _state(folder / str(row[name])) for folder, row in self._rows for name in self._pictures if name in row
-        ]
+        named = [(folder, row[name]) for folder, row in self._rows for name in self._pictures if name in row]
+        states = [_state(place(folder, str(name))) for folder, name in named]
         return [*(identity(file) for file in self.files), fingerprint(states)]
 
     def column(self, name: str) -> pa.Array:
-        """Raises Unreadable where the values are not of one kind."""
-        try:
-            return pa.array([row.get(name) for _, row in self._rows])
-        except pa.ArrowException as error:
-            raise Unreadable(f"column {name}: {error}") from error
+        """The texts, or lists of texts; None for a row that has something else there."""
+        return texts_of([row.get(name) for _, row in self._rows])
 
     def cells(self, row: int, names: Sequence[str]) -> list[object]:
         """The values of some columns in one row, pictures as bytes, None where there is none. Raises Unreadable."""
@@ -69,8 +68,8 @@ class LineFiles:
 
 def _object(line: str) -> dict[str, object] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = json_of(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
@@ -79,14 +78,14 @@ def _picture(folder: Path, path: object) -> bytes | None:
     if not isinstance(path, str):
         return None
     try:
-        return (folder / path).read_bytes()
+        return read_bytes(place(folder, path))
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
 
 
 def _state(path: Path) -> list[int]:
     try:
-        status = os.stat(path)
+        status = regular(path).stat()
     except OSError:
         return []
     return [status.st_size, status.st_mtime_ns]

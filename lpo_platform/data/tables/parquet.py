@@ -102,7 +102,7 @@ class RowFiles:
                 return self._cursor.cells(file, group, row - int(self._groups[number][group]), tuple(names))
             table = _mapped(file)
             return [table[name][row].as_py() for name in names]
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise Unreadable(f"{file.name}, row {row}: {_first_line(error)}") from error
 
 
@@ -196,6 +196,35 @@ def find_split(folder: Path, split: str, findings: Findings, suffixes: tuple[str
         for missing in sorted(set(range(int(number))) - there):
             findings.skip(ABSENT, f"{stem}-{missing:0{len(number)}d}-of-{number}")
     return found
+
+
+def texts_of(values: Sequence[object]) -> pa.Array:
+    """A column of what is a text, or all lists of texts where some are; None for anything else."""
+    lists = any(isinstance(value, list) for value in values)
+    usable = [value if _is_text(value) else None for value in values]
+    if lists:
+        usable = [[value] if isinstance(value, str) else value for value in usable]
+    return pa.array(usable, pa.large_list(pa.large_string()) if lists else pa.large_string())
+
+
+def _is_text(value: object) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) and not any("\ud800" <= letter <= "\udfff" for letter in text) for text in texts)
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    """The values of a column; None for a text that is not UTF-8, which no file format checks."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value_or_none(cell) for cell in column]
+
+
+def _value_or_none(cell: pa.Scalar) -> object:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return None
 
 
 def _shape(file: Path) -> tuple[np.ndarray, set[str]]:

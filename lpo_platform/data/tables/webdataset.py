@@ -11,25 +11,31 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
-from lpo_platform.data.picture_files import SUFFIXES as PICTURES
 from lpo_platform.data.reading_report import Findings
-from lpo_platform.data.tables.parquet import Unreadable, identity
+from lpo_platform.data.tables.parquet import Unreadable, identity, texts_of
 from lpo_platform.runs.files import fingerprint, write_atomically
+from lpo_platform.runs.given_files import NOT_TEXT, PICTURES, json_of, regular, shown, text_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when the index changes its meaning
+VERSION = 2  # raise it when the index changes its meaning
 CUT = "archive that ends within a member, used up to there"
 UNREADABLE = "file that is not a readable, uncompressed tar archive"
 INCOMPLETE = "row of an archive without a required column"
+BAD_JSON = "member of an archive that is not a JSON object"
+TWICE = "row of an archive with two members for one column"
 ROW = "__key__"
+BROKEN = "__broken__"
+CAPTIONS = ("txt", "caption")
 
-Row = dict[str, object]  # ROW -> the row's name; column -> a text, or {at, size} in the archive, and the key in a .json
+# ROW -> the row's name; BROKEN -> what is wrong with it; column -> a text, or {at, size} in the archive, and the key in
+# a .json
+Row = dict[str, object]
 
 
 class TarFiles:
-    """As `row_files.RowFiles`. A member's column is its suffix, `image` for a picture and `text` for .txt; what comes
-    before the suffix of a picture names it (`0001.control_seg.png`); the keys of a .json are columns.
+    """As `row_files.RowFiles`. A member's column is its suffix, `image` for a picture, `text` for .txt and .caption;
+    what comes before the suffix of a picture names it (`0001.control_seg.png`); the keys of a .json are columns.
     """
 
     def __init__(
@@ -47,8 +53,10 @@ class TarFiles:
                 findings.note(CUT, file.name)
             self.files.append(file)
             for row in rows:
-                if missing := [name for name in required if name not in row]:
-                    findings.skip(INCOMPLETE, f"{file.name}: {row[ROW]} has no {', '.join(missing)}")
+                if BROKEN in row:
+                    findings.skip(row[BROKEN], f"{file.name}: {shown(row[ROW])}")
+                elif missing := [name for name in required if name not in row]:
+                    findings.skip(INCOMPLETE, f"{file.name}: {shown(row[ROW])} has no {', '.join(missing)}")
                 else:
                     self._rows.append((file, row))
         self.columns = set.intersection(*(set(row) for _, row in self._rows)) - {ROW} if self._rows else set()
@@ -60,11 +68,8 @@ class TarFiles:
         return [identity(file) for file in self.files]
 
     def column(self, name: str) -> pa.Array:
-        """The texts, or lists of texts, of all rows. Raises Unreadable where they are something else."""
-        try:
-            return pa.array([None if isinstance(row.get(name), dict) else row.get(name) for _, row in self._rows])
-        except pa.ArrowException as error:
-            raise Unreadable(f"column {name}: {error}") from error
+        """The texts, or lists of texts; None for a row that has something else there."""
+        return texts_of([row.get(name) for _, row in self._rows])
 
     def cells(self, row: int, names: Sequence[str]) -> list[object]:
         """The values of some columns in one row, None where there is none. Raises Unreadable."""
@@ -74,6 +79,7 @@ class TarFiles:
 
 def indexed(file: Path, cache_folder: str | Path | None) -> tuple[list[Row], bool]:
     """(the rows of an archive, whether it is whole), from its index file where there is one."""
+    regular(file)
     if cache_folder is None:
         return index(file)
     store = Path(cache_folder) / f"tar-{fingerprint('tar', VERSION, identity(file))[:16]}.json"
@@ -102,26 +108,47 @@ def index(file: Path) -> tuple[list[Row], bool]:
                 path = PurePosixPath(member.name)
                 stem, _, suffix = path.name.partition(".")
                 name = str(path.parent / stem)
-                rows.setdefault(name, {ROW: name}).update(_cells(archive, member, suffix))
+                row = rows.setdefault(name, {ROW: name})
+                try:
+                    cells = _cells(archive, member, suffix)
+                except BadMember as error:
+                    cells = {BROKEN: str(error)}
+                if any(row.get(column, cell) != cell for column, cell in cells.items() if column != BROKEN):
+                    cells = {BROKEN: TWICE}
+                row.update(cells)
         except tarfile.ReadError:
             whole = False
     return list(rows.values()), whole
 
 
+class BadMember(ValueError):
+    """A member without which its row cannot be used; the message is the reason."""
+
+
 def _cells(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> Row:
     place = {"at": member.offset_data, "size": member.size}
-    if suffix == "txt":
-        return {"text": archive.extractfile(member).read().decode(errors="replace")}
-    if suffix == "json":
+    if suffix.lower() in CAPTIONS:
+        return {"text": _text(archive, member)}
+    if suffix.lower() == "json":
         try:
-            values = json.loads(archive.extractfile(member).read())
+            values = json_of(_text(archive, member))
+        except BadMember:
+            raise
         except ValueError:
-            values = {}
-        values = values if isinstance(values, dict) else {}
+            values = None
+        if not isinstance(values, dict):
+            raise BadMember(BAD_JSON)
         return {key: value if _is_text(value) else place | {"key": key} for key, value in values.items()}
     column, _, kind = suffix.rpartition(".")
     picture = f".{kind.lower()}" in PICTURES
     return {(column or "image") if picture else suffix: place}
+
+
+def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    try:
+        return text_of(archive.extractfile(member).read())
+    except ValueError as error:
+        raise BadMember(NOT_TEXT) from error
 
 
 def _is_text(value: object) -> bool:
@@ -137,6 +164,6 @@ def _read(file: Path, name: str, cell: object) -> object:
         with open(file, "rb") as opened:
             opened.seek(cell["at"])
             data = opened.read(cell["size"])
-        return json.loads(data)[cell["key"]] if "key" in cell else data
+        return json_of(text_of(data))[cell["key"]] if "key" in cell else data
     except (OSError, ValueError, KeyError) as error:
         raise Unreadable(f"{file.name}, {name}: {error}") from error

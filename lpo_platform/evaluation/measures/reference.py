@@ -1,5 +1,6 @@
 """What FID compares with: the mean and the covariance of Inception's features of real pictures, stored or computed."""
 
+import logging
 import zipfile
 from pathlib import Path
 
@@ -11,36 +12,53 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.data.picture_files import BadPicture
 from lpo_platform.evaluation.measures.inception import WIDTH, Inception
 from lpo_platform.evaluation.statistics import moments
-from lpo_platform.evaluation.what.clip_lpips import opened, pictures_in
+from lpo_platform.evaluation.what.clip_lpips import opened
 from lpo_platform.runs.files import write_atomically
+from lpo_platform.runs.given_files import PICTURES, files_below, shown
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
 BATCH = 32
+log = logging.getLogger(__name__)
 
 
 def moments_of(path: str, inception: Inception, device: torch.device) -> Moments:
     """Mean (2048,) and covariance (2048, 2048) of a folder of pictures, or as a file has them. Raises UserError."""
     place = Path(path).expanduser()
-    return moments(features_of(path, inception, device)) if place.is_dir() else stored(place, inception)
+    if not place.is_dir():
+        return stored(place, inception)
+    features, left_out = features_of(path, inception, device)
+    for reason, names in left_out.items():
+        log.warning("%s: %d pictures left out, %s: %s", path, len(names), reason, ", ".join(names[:3]))
+    return moments(features)
 
 
-def features_of(path: str, inception: Inception, device: torch.device) -> NDArray[np.float32]:
-    """(N, 2048) of the pictures in a folder, in the order of their names. UserError for one that cannot be read."""
-    files = list(pictures_in(path).values())
-    if len(files) < 2:
-        raise UserError(f"{path}: {len(files)} pictures; FID needs many, and a covariance two")
-    found = []
+def features_of(
+    path: str, inception: Inception, device: torch.device
+) -> tuple[NDArray[np.float32], dict[str, list[str]]]:
+    """((N, 2048) of the pictures in a folder, in the order of their names; the other ones by reason).
+
+    Raises UserError where fewer than two can be read.
+    """
+    folder = Path(path).expanduser()
+    files = [folder / name for name in files_below(folder) if name.lower().endswith(PICTURES)]
+    found: list[NDArray[np.float32]] = []
+    left_out: dict[str, list[str]] = {}
     for start in tqdm(range(0, len(files), BATCH), desc=f"features of {Path(path).name}", unit="batch"):
         images = []
         for file in files[start : start + BATCH]:
             try:
                 images.append(opened(file)[0].to(device))
-            except (OSError, SyntaxError) as error:
-                raise UserError(f"{file}: not readable; what works: the folder without it") from error
-        found.append(inception(images).cpu().numpy())
-    return np.concatenate(found)
+            except BadPicture as error:
+                left_out.setdefault(error.reason, []).append(shown(file.relative_to(folder).as_posix()))
+        found += [inception(images).cpu().numpy()] if images else []
+    count = sum(map(len, found))
+    if count < 2:
+        reasons = "".join(f", {len(names)} {reason}" for reason, names in left_out.items())
+        raise UserError(f"{path}: {count} pictures{reasons}; FID needs many, and a covariance two")
+    return np.concatenate(found), left_out
 
 
 def store(file: Path, known: Moments, count: int, inception: Inception) -> None:

@@ -11,18 +11,43 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.picture_files import SUFFIXES, open_rgb, resize
+from lpo_platform.data.picture_files import BadPicture, decode, resize
 from lpo_platform.evaluation.what.oks import report
 from lpo_platform.rewards.clip import Clip
+from lpo_platform.runs.given_files import PICTURES, by_name, files_below, read_bytes, shown, text_of
 from lpo_platform.runs.record import write_json
 
-BROKEN = "not readable"
-WHOLE = 10**6  # of a JPEG, all of its pixels
+SMALLEST = 35  # px
+SEVERAL = "several files of one name"
+TEXTS = (".txt", ".caption")
+NO_TEXT = "no readable text"
 
 
-def pictures_in(path: str) -> dict[str, Path]:
-    """The pictures of a folder, by name without suffix."""
-    return {file.stem: file for file in sorted(Path(path).expanduser().iterdir()) if file.suffix.lower() in SUFFIXES}
+def pictures_in(path: str) -> tuple[dict[str, Path], list[str]]:
+    """(pictures of a folder by their path below it without suffix, files that share such a name and are left out)."""
+    return _named(path, PICTURES)
+
+
+def _named(path: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
+    folder = Path(path).expanduser()
+    found, several = by_name([name for name in files_below(folder) if name.lower().endswith(suffixes)], suffixes)
+    return {name: folder / file for name, file in found.items()}, several
+
+
+def pairs_of(
+    one: str, first: str, other: str, second: str
+) -> tuple[dict[str, tuple[Path, Path]], dict[str, list[str]]]:
+    """(the two pictures of every name that folders `first` and `second` have, what is left out by reason).
+
+    one, other: what the report calls the folders.
+    """
+    (found, twice), (further, again) = pictures_in(first), pictures_in(second)
+    left_out = {
+        f"missing in {other}": sorted(set(found) - set(further)),
+        f"missing in {one}": sorted(set(further) - set(found)),
+    }
+    left_out |= {f"{SEVERAL} in {word}": names for word, names in ((one, twice), (other, again)) if names}
+    return {name: (found[name], further[name]) for name in found if name in further}, left_out
 
 
 def over(names: list[str], measure: Callable[[str], dict[str, float]], left_out: dict[str, list[str]]) -> dict:
@@ -31,14 +56,14 @@ def over(names: list[str], measure: Callable[[str], dict[str, float]], left_out:
     for name in tqdm(names, unit="img"):
         try:
             items[name] = measure(name)
-        except (OSError, SyntaxError):
-            left_out.setdefault(BROKEN, []).append(name)
+        except BadPicture as error:
+            left_out.setdefault(error.reason, []).append(shown(name))
     return items
 
 
 def opened(file: Path, resolution: int | None = None) -> Tensor:
-    """(1, 3, H, W) in [0, 1]; with a resolution R the largest central square, (1, 3, R, R). Raises as open_rgb."""
-    image = open_rgb(file, side=resolution or WHOLE)[0]
+    """(1, 3, H, W) in [0, 1]; with a resolution R the largest central square, (1, 3, R, R). Raises BadPicture."""
+    image = decode(file, **({} if resolution is None else {"side": resolution})).image
     image = image if resolution is None else resize(image, "center", resolution)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
@@ -54,12 +79,14 @@ class ClipScore:
         self.images, self.texts, self.weights = images, texts, weights
 
     def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
-        pictures, texts = pictures_in(self.images), self._texts()
+        (pictures, several), (texts, broken) = pictures_in(self.images), self._texts()
         clip = Clip(self.weights).to(device)
         left_out = {
             "missing in texts": sorted(set(pictures) - set(texts)) if isinstance(texts, dict) else [],
             "missing in images": sorted(set(texts) - set(pictures)) if isinstance(texts, dict) else [],
         }
+        left_out |= {f"{SEVERAL} in images": several} if several else {}
+        left_out |= {reason: names for reason, names in broken.items() if names}
         said = texts if isinstance(texts, dict) else dict.fromkeys(pictures, texts)
         longest = clip.model.config.text_config.max_position_embeddings
 
@@ -74,11 +101,24 @@ class ClipScore:
         write_json(folder / "report.json", result)
         return result
 
-    def _texts(self) -> dict[str, str] | str:
+    def _texts(self) -> tuple[dict[str, str] | str, dict[str, list[str]]]:
+        """(the text by the name of its file, or the only one; files left out by reason)."""
         path = Path(self.texts).expanduser()
-        if path.is_file():
-            return path.read_text(encoding="utf-8-sig").strip()
-        return {file.stem: file.read_text(encoding="utf-8-sig").strip() for file in sorted(path.glob("*.txt"))}
+        if not path.is_dir():
+            try:
+                return text_of(read_bytes(path)).strip(), {}
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"what.texts={self.texts}: {NO_TEXT} ({reason}); what works: .txt in UTF-8") from error
+        files, several = _named(self.texts, TEXTS)
+        texts: dict[str, str] = {}
+        broken: dict[str, list[str]] = {f"{SEVERAL} in texts": several, NO_TEXT: []}
+        for name, file in files.items():
+            try:
+                texts[name] = text_of(read_bytes(file)).strip()
+            except (OSError, ValueError):
+                broken[NO_TEXT].append(name)
+        return texts, broken
 
 
 class Lpips:
@@ -92,21 +132,19 @@ class Lpips:
         self.originals, self.generated, self.weights = originals, generated, weights
 
     def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
-        originals, generated = pictures_in(self.originals), pictures_in(self.generated)
+        pairs, left_out = pairs_of("originals", self.originals, "generated", self.generated)
         network = lpips(self.weights).to(device)
-        left_out = {
-            "missing in generated": sorted(set(originals) - set(generated)),
-            "missing in originals": sorted(set(generated) - set(originals)),
-        }
 
         @torch.no_grad()
         def distance(name: str) -> dict[str, float]:
-            first, second = (opened(files[name]).to(device) for files in (originals, generated))
+            first, second = (opened(file).to(device) for file in pairs[name])
+            if min(first.shape[-2:]) < SMALLEST:
+                raise BadPicture(f"smaller than {SMALLEST} px, of which AlexNet sees nothing")
             if first.shape != second.shape:
                 second = torch.nn.functional.interpolate(second, first.shape[-2:], mode="bicubic", antialias=True)
             return {"lpips": float(network(first * 2 - 1, second.clamp(0, 1) * 2 - 1))}
 
-        items = over([name for name in originals if name in generated], distance, left_out)
+        items = over(list(pairs), distance, left_out)
         settings = {"what": "lpips", "originals": self.originals, "generated": self.generated, "weights": self.weights}
         result = report(items, settings, left_out)
         write_json(folder / "report.json", result)

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lpo_platform.config.errors import UserError
-from lpo_platform.data.picture_files import save_png
-from lpo_platform.evaluation.what.clip_lpips import opened, over, pictures_in
+from lpo_platform.data.picture_files import BadPicture, save_png
+from lpo_platform.evaluation.what.clip_lpips import opened, over, pairs_of
 from lpo_platform.evaluation.what.oks import report
 from lpo_platform.runs.record import write_json
 from lpo_platform.tasks.task import Task
+
+OTHER_SIZE = "two pictures of different size; what.resolution=512 makes them equal"
 
 
 class Controllability:
@@ -39,17 +40,13 @@ class Controllability:
 
     @torch.no_grad()
     def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
-        originals, generated = pictures_in(self.originals), pictures_in(self.generated)
+        pairs, left_out = pairs_of("originals", self.originals, "generated", self.generated)
         counts: list[Tensor] = []
-        left_out = {
-            "missing in generated": sorted(set(originals) - set(generated)),
-            "missing in originals": sorted(set(generated) - set(originals)),
-        }
 
         def score(name: str) -> dict[str, float]:
-            first, second = (opened(files[name], self.resolution).to(device) for files in (originals, generated))
-            if self.are == "pictures" and first.shape != second.shape:
-                raise UserError(f"{name}: two pictures of different size; what works: what.resolution=512")
+            first, second = (opened(file, self.resolution).to(device) for file in pairs[name])
+            if first.shape != second.shape:
+                raise BadPicture(OTHER_SIZE)
             target, maps = self._maps(first), self._maps(second)
             if self.save is not None:
                 save_png(self.task.render(maps)[0], Path(self.save).expanduser() / f"{name}.png")
@@ -58,7 +55,7 @@ class Controllability:
             judged = self.task.judge(second, target) if self.are == "pictures" else {}
             return {metric: float(value) for metric, value in (self.task.score(maps, target) | judged).items()}
 
-        items = over([name for name in originals if name in generated], score, left_out)
+        items = over(list(pairs), score, left_out)
         settings = {"what": "controllability", "task": self.task.name, "originals": self.originals,
                     "generated": self.generated, "are": self.are, "resolution": self.resolution}  # fmt: skip
         result = report(items, settings, left_out)
@@ -68,4 +65,9 @@ class Controllability:
         return result
 
     def _maps(self, pictures: Tensor) -> Tensor:
-        return self.task.detect(pictures) if self.are == "pictures" else self.task.parse(pictures)
+        if self.are == "pictures":
+            return self.task.detect(pictures)
+        try:
+            return self.task.parse(pictures)
+        except ValueError as error:
+            raise BadPicture(str(error)) from error

@@ -31,7 +31,7 @@ class FidOfFolder:
 
     def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
         inception = Inception(self.weights)
-        features, metrics = features_of(self.pictures, inception, device), {}
+        (features, left_out), metrics = features_of(self.pictures, inception, device), {}
         if self.save is not None:
             store(Path(self.save).expanduser(), moments(features), len(features), inception)
         if self.reference is not None:
@@ -42,6 +42,6 @@ class FidOfFolder:
         settings = {"what": "fid", "protocol": "clean-fid, mode clean"} | {
             name: getattr(self, name) for name in ("pictures", "weights", "reference", "save")
         }
-        result = {"settings": settings, "metrics": metrics, "left_out": {}, "items": []}
+        result = {"settings": settings, "metrics": metrics, "left_out": left_out, "items": []}
         write_json(folder / "report.json", result)
         return result

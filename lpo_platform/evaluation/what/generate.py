@@ -1,7 +1,7 @@
 """Pictures drawn into a folder by the model of a run, each of them once; for the rows of a CSV."""
 
-import csv
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,17 +13,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.picture_files import save_png
+from lpo_platform.data.picture_files import UNREADABLE, BadPicture, look, save_png
 from lpo_platform.evaluation.texts import Texts
-from lpo_platform.evaluation.what.clip_lpips import BROKEN, opened
+from lpo_platform.evaluation.what.clip_lpips import opened
 from lpo_platform.hardware.distributed import deal, lead, wait
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampling, sample_latents
+from lpo_platform.runs.csv_rows import Bad, table
 from lpo_platform.runs.files import fingerprint
+from lpo_platform.runs.given_files import PICTURES, place, read_bytes, without_suffix
 from lpo_platform.runs.record import write_json
 
 MISSING = "missing in conditions"
+ELSEWHERE = "row whose condition is no path below the folder of conditions"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class PictureSet:
         """Raises UserError where what it reads is something else."""
         raise NotImplementedError
 
+    def unusable(self) -> dict[str, list[str]]:
+        """What of its files names no picture, by reason."""
+        return {}
+
     def accompany(self) -> None:
         """Writes what belongs beside the pictures."""
 
@@ -85,8 +92,11 @@ class PictureSet:
         wait()
         left_out = {
             MISSING: [p.name for p in sorted({*wanted} - {*there}, key=lambda p: p.name)],
-            BROKEN: [p.name for p in there if not p.file.exists()],
+            **self.unusable(),
         }
+        for picture in there:
+            if not picture.file.exists():
+                left_out.setdefault(look(picture.condition).problem or UNREADABLE, []).append(picture.name)
         result = {"settings": settings, "metrics": {}, "left_out": left_out}
         if lead():
             write_json(folder / "report.json", result)
@@ -135,7 +145,7 @@ def condition_image(picture: Picture, resolution: int) -> Tensor | None:
     """(3, R, R) in [0, 1], of the largest central square; None where the file cannot be read."""
     try:
         return opened(picture.condition, resolution)[0]
-    except (OSError, SyntaxError):
+    except BadPicture:
         return None
 
 
@@ -159,9 +169,9 @@ class Generate(PictureSet):
         return {"conditions": self.conditions}
 
     def wanted(self) -> list[Picture]:
-        rows, place = self._rows(), Path(self.conditions).expanduser()
+        rows, folder = self._rows()[0], Path(self.conditions).expanduser()
         pictures = [
-            Picture(image, self.folder / f"{Path(image).stem}.png", Path(image).stem, prompt, place / image)
+            Picture(image, self.folder / f"{_name(image)}.png", _name(image), prompt, place(folder, image))
             for image, prompt in rows
         ]
         if not any(p.condition.is_file() for p in pictures):
@@ -169,17 +179,45 @@ class Generate(PictureSet):
             raise UserError(f"conditions={self.conditions}: nothing to draw, it has none of {len(rows)} files: {names}")
         return pictures
 
-    def _rows(self) -> list[tuple[str, str]]:
-        """Condition and prompt. Raises UserError for no such table, or where two pictures share one name."""
+    def unusable(self) -> dict[str, list[str]]:
+        return self._rows()[1]
+
+    def _rows(self) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
+        """(condition and prompt of each row, lines that are left out by reason).
+
+        Raises UserError for no such table, or where two pictures share one name.
+        """
+        found: list[tuple[str, str]] = []
+        left_out: dict[str, list[str]] = {}
         try:
-            with open(Path(self.csv).expanduser(), encoding="utf-8-sig", newline="") as file:
-                header, *lines = csv.reader(file)
+            header, rows = table(read_bytes(Path(self.csv).expanduser()))
             columns = enumerate((self.image_column, self.prompt_column))
-            image, prompt = (place if name is None else header.index(name) for place, name in columns)
-            rows = [(line[image], line[prompt]) for line in lines if line]
-        except (ValueError, IndexError, csv.Error) as error:
+            image, prompt = (header[place] if name is None else name for place, name in columns)
+            if unknown := {image, prompt} - set(header):
+                raise ValueError(f"no column {', '.join(sorted(unknown))} among {', '.join(header)}")
+            for line, row in rows:
+                reason = row if isinstance(row, Bad) else None if _inside(row[image]) else ELSEWHERE
+                if reason is None:
+                    found.append((row[image], row[prompt]))
+                else:
+                    left_out.setdefault(str(reason), []).append(f"line {line}")
+            if not found:
+                details = "; ".join(f"{reason} ({names[0]})" for reason, names in left_out.items())
+                raise ValueError(details or "no rows")
+        except (OSError, ValueError, IndexError) as error:
             raise UserError(f"csv={self.csv}: no table of condition images and prompts. Reason: {error}") from error
-        twice = [name for name, count in Counter(Path(image).stem for image, _ in rows).items() if count > 1]
+        twice = [name for name, count in Counter(_name(image) for image, _ in found).items() if count > 1]
         if twice:
             raise UserError(f"csv={self.csv}: several rows for one picture: {', '.join(twice[:3])}")
-        return rows
+        return found, left_out
+
+
+def _name(image: str) -> str:
+    """What a picture is called that is drawn from this condition."""
+    return without_suffix(posixpath.normpath(image.replace("\\", "/")), PICTURES)
+
+
+def _inside(image: str) -> bool:
+    """Whether a path leads to something below the folder that it is relative to."""
+    name = _name(image)
+    return bool(image.strip()) and not name.startswith(("/", "../")) and name not in {".", ".."} and "\0" not in name

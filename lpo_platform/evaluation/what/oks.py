@@ -11,7 +11,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.keypoints import Area, coco_ap, measure
 from lpo_platform.evaluation.statistics import mean_interval
 from lpo_platform.runs.record import write_json
-from lpo_platform.tasks.keypoint_files import read_folder
+from lpo_platform.tasks.keypoint_files import BadKeypoints, People, fitted, read_folder
 
 
 def report(
@@ -43,15 +43,24 @@ class Oks:
         self.original, self.target, self.area = original, target, area
 
     def __call__(self, folder: Path, device: torch.device | None = None) -> dict[str, Any]:
-        original = read_folder("what.original", self.original)
-        target = read_folder("what.target", self.target)
-        pairs = {name: (target[name], original[name]) for name in sorted(original) if name in target}
+        original, broken = read_folder("what.original", self.original)
+        target, further = read_folder("what.target", self.target)
+        pairs: dict[str, tuple[People, People]] = {}
+        misfits: list[str] = []
+        for name in sorted(set(original) & set(target)):
+            try:
+                pairs[name] = (fitted(target[name], original[name].size), original[name])
+            except BadKeypoints:
+                misfits.append(name)
         found = {name: measure(*pair, self.area) for name, pair in pairs.items()}
         left_out = {
             "missing in target": sorted(set(original) - set(target)),
             "missing in original": sorted(set(target) - set(original)),
             "nobody in original": [name for name, item in found.items() if item is None],
         }
+        left_out |= {"of pictures with different proportions": misfits} if misfits else {}
+        for word, reasons in (("original", broken), ("target", further)):
+            left_out |= {f"{reason} in {word}": names for reason, names in reasons.items()}
         items = {name: item for name, item in found.items() if item is not None}
         settings = {"what": self.name, "original": self.original, "target": self.target, "area": self.area}
         result = report(items, settings, left_out)

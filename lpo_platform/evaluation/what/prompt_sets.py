@@ -1,6 +1,5 @@
 """The pictures of benchmarks whose own scorers read them: GenEval and T2I-CompBench++, in their folder layouts."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -8,6 +7,7 @@ from typing import ClassVar, Literal
 from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.what.generate import Picture, PictureSet
 from lpo_platform.runs.files import write_text
+from lpo_platform.runs.given_files import NOT_TEXT, json_of, lines_of, read_bytes
 
 LONGEST = 255  # bytes of a file name
 
@@ -33,7 +33,7 @@ class GenEval(PictureSet):
         found = []
         for number, line in enumerate(self._lines()):
             try:
-                prompt, _ = (json.loads(line)[key] for key in ("prompt", "tag"))
+                prompt, _ = (json_of(line)[key] for key in ("prompt", "tag"))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"metadata={self.metadata}: line {number + 1} is no JSON object with prompt and tag; what works: "
@@ -50,7 +50,7 @@ class GenEval(PictureSet):
             write_text(place / "metadata.jsonl", f"{line}\n")
 
     def _lines(self) -> list[str]:
-        return lines_of("metadata", self.metadata)
+        return filled_lines("metadata", self.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class T2ICompBench(PictureSet):
 
     def wanted(self) -> list[Picture]:
         found = []
-        for number, line in enumerate(lines_of("prompts", self.prompts), 1):
+        for number, line in enumerate(filled_lines("prompts", self.prompts), 1):
             prompt = line.split("\t")[0].strip()
             if "/" in prompt or "_" in prompt or len(f"{prompt}_000000.png".encode()) > LONGEST:
                 raise UserError(
@@ -92,12 +92,15 @@ def pictures_of(prompt: str, folder: Path, names: list[str]) -> list[Picture]:
     return [Picture(name, folder / name, f"{index}/{prompt}", prompt) for index, name in enumerate(names)]
 
 
-def lines_of(setting: str, path: str) -> list[str]:
+def filled_lines(setting: str, path: str) -> list[str]:
     """The lines of a text file that are not empty. Raises UserError where there are none."""
     try:
-        lines = [line for line in Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+        found = lines_of(read_bytes(Path(path).expanduser()))
+    except OSError as error:
         raise UserError(f"{setting}={path}: no readable text file. Reason: {error}") from error
+    if None in found:
+        raise UserError(f"{setting}={path}: line {found.index(None) + 1}: {NOT_TEXT}")
+    lines = [line for line in found if line.strip()]
     if not lines:
         raise UserError(f"{setting}={path}: an empty file")
     return lines

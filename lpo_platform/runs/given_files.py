@@ -1,0 +1,147 @@
+"""Files that somebody else has written: which are opened, how their text is decoded, and where a path in them points.
+
+Every reader of such files (tables, captions, prompts, keypoints, pictures) uses these functions, so that all of them
+accept and refuse the same things.
+"""
+
+import codecs
+import errno
+import json
+import os
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+NOT_TEXT = "text that is not UTF-8, nor UTF-16 or UTF-32 with a byte order mark"
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a regular file. Raises OSError, also for a device, a pipe, a folder, or what cannot be a name."""
+    with open(regular(path), "rb") as file:
+        return file.read()
+
+
+def regular(path: str | Path) -> Path:
+    """The path, if a regular file lies there. Raises OSError: reading a device or a pipe might never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise OSError(errno.EINVAL, "cannot be the name of a file", repr(str(path))) from error
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return Path(path)
+
+
+def text_of(data: bytes) -> str:
+    """The text of a whole file. Raises ValueError where it is none: another encoding is not guessed."""
+    for mark, encoding in MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    decoded = data.decode("utf-8")
+    if "\0" in decoded:
+        raise ValueError(NOT_TEXT)
+    return decoded
+
+
+def lines_of(data: bytes) -> list[str | None]:
+    """The lines of a file without their ends; None for a line that is not text."""
+    mark = next((mark for mark, _ in MARKS if data.startswith(mark)), b"")
+    if mark in (b"", codecs.BOM_UTF8):
+        return [_text_or_none(line) for line in data[len(mark) :].splitlines()]
+    try:
+        return re.split(r"\r\n|\r|\n", text_of(data))
+    except ValueError:
+        return [None]
+
+
+def json_of(source: str) -> object:
+    """The value of a JSON text. Raises ValueError, also for a key that stands twice in an object."""
+    try:
+        return json.loads(source, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def clean(value: object) -> str:
+    """The text of a value with single spaces, as a prompt is used.
+
+    It is empty where the value is no text, or holds what no text holds: half of a surrogate pair, a zero byte.
+    """
+    if not isinstance(value, str) or "\0" in value:
+        return ""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return ""
+    return " ".join(value.split())
+
+
+def shown(name: str) -> str:
+    """A name that can be printed: bytes that are not UTF-8, and control characters, as escapes."""
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return printable.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def place(folder: str | Path, name: str) -> Path:
+    """Where a file that is named in a table lies, of which the folder is known.
+
+    `\\` separates folders as `/` does, and letters with accents may be one character or two, unless a file has exactly
+    the given name. The place may hold no file.
+    """
+    spellings = [name, name.replace("\\", "/")]
+    spellings += [unicodedata.normalize(form, spellings[1]) for form in ("NFC", "NFD")]
+    places = [Path(folder) / spelling for spelling in spellings]
+    return next((path for path in places if _exists(path)), places[1])
+
+
+def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
+    """A name without one of these suffixes in small or capital letters; other dots belong to the name."""
+    suffix = os.path.splitext(name)[1]
+    return name[: len(name) - len(suffix)] if suffix.lower() in suffixes else name
+
+
+def by_name(files: list[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """(the file of every name without suffix that one file has, the files that share such a name)."""
+    names = {file: without_suffix(file, suffixes) for file in files}
+    count = Counter(names.values())
+    return {names[f]: f for f in files if count[names[f]] == 1}, [f for f in files if count[names[f]] > 1]
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every regular file in a folder and in the folders in it, as paths with `/`, in order."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _text_or_none(line: bytes) -> str | None:
+    try:
+        return text_of(line)
+    except ValueError:
+        return None
+
+
+def _object(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {shown(twice)!r} twice")
+    return values
