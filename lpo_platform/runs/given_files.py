@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MARKS = (
@@ -23,6 +24,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+K = TypeVar("K")
 NOT_TEXT = "text that is not UTF-8, nor UTF-16 or UTF-32 with a byte order mark"
 
 
@@ -111,11 +113,19 @@ def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
     return name[: len(name) - len(suffix)] if suffix.lower() in suffixes else name
 
 
-def by_name(files: list[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """(the file of every name without suffix that one file has, the files that share such a name)."""
-    names = {file: without_suffix(file, suffixes) for file in files}
+def by_name(paths: Mapping[K, str]) -> tuple[dict[str, K], list[K]]:
+    """(what has each name, what shares its name with another), of things by the paths without suffix that name them.
+
+    A name is the last part of the path where that tells all paths apart, else the whole path: `train/1` and `val/1` are
+    two pictures.
+    """
+    last = {key: path.rpartition("/")[2] for key, path in paths.items()}
+    names = last if len(set(last.values())) == len(set(paths.values())) else paths
     count = Counter(names.values())
-    return {names[f]: f for f in files if count[names[f]] == 1}, [f for f in files if count[names[f]] > 1]
+    return (
+        {name: key for key, name in names.items() if count[name] == 1},
+        [key for key, name in names.items() if count[name] > 1],
+    )
 
 
 def files_below(folder: Path) -> list[str]:

@@ -59,6 +59,7 @@ class Depth(Gray):
     The original lets what bicubic enlargement overshoots wrap around; here it is clamped.
     """
 
+    resizes: ClassVar[bool] = True
     name: ClassVar[str] = "depth"
     scores: ClassVar[dict[str, bool]] = {"depth/rmse": False}
 

@@ -1,7 +1,6 @@
 """Keypoints in files and cells: of OpenPose, ComfyUI, COCO, and in our own form, which has the picture's size."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,16 @@ from numpy.typing import NDArray
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.runs.files import write_text
-from lpo_platform.runs.given_files import PICTURES, files_below, json_of, read_bytes, shown, text_of, without_suffix
+from lpo_platform.runs.given_files import (
+    PICTURES,
+    by_name,
+    files_below,
+    json_of,
+    read_bytes,
+    shown,
+    text_of,
+    without_suffix,
+)
 
 JOINTS = 17
 # COCO's 17 keypoints among OpenPose's 18, whose second is the neck, and among its 25
@@ -73,33 +81,39 @@ def people(rows: list[dict], size: tuple[int, int] | None = None) -> People:
 def read_folder(setting: str, path: str | Path) -> tuple[dict[str, People], dict[str, list[str]]]:
     """(people by the name of their picture, files and pictures that are left out by reason).
 
-    path: a folder with a JSON file for each picture, also nested, or one file for many pictures. A name is the path
-    below the folder without suffixes, so that `train/1` and `val/1` are two. Raises UserError, which begins with
-    `setting`, where no file can be read.
+    path: a folder with a JSON file for each picture, also nested, or one file for many pictures. Names as given_files
+    has them. Raises UserError, which begins with `setting`, where no file can be read.
     """
     path = Path(path).expanduser()
-    names = [name for name in files_below(path) if name.lower().endswith(".json")] if path.is_dir() else [""]
+    if path.is_dir():
+        files = {name: _name(name) for name in files_below(path) if name.lower().endswith(".json")}
+    else:
+        files = {"": _name(path.name)}
+    named, several = by_name(files)
     found: dict[str, People] = {}
-    left_out: dict[str, list[str]] = {}
-    several: set[str] = set()
-    for name in names:
+    left_out = {SEVERAL: several} if several else {}
+    for name, file in named.items():
         try:
-            of_file, broken = read(path / name, name and without_suffix(name, (".json",)))
+            of_file, broken = read(path / file, name)
         except (OSError, BadKeypoints) as error:
             reason = getattr(error, "strerror", None) or error
-            left_out.setdefault(NO_FILE, []).append(f"{shown(name) or path.name}: {reason}")
+            left_out.setdefault(NO_FILE, []).append(f"{shown(file) or path.name}: {reason}")
             continue
         for reason, pictures in broken.items():
             left_out.setdefault(reason, []).extend(pictures)
-        several |= set(found) & set(of_file)
+        left_out.setdefault(SEVERAL, []).extend(sorted(set(found) & set(of_file)))
         found |= of_file
-    for name in several:
-        del found[name]
-        left_out.setdefault(SEVERAL, []).append(name)
+    left_out = {reason: pictures for reason, pictures in left_out.items() if pictures}
+    found = {name: people for name, people in found.items() if name not in left_out.get(SEVERAL, [])}
     if not found:
         reason = "; ".join(f"{text} ({names[0]})" for text, names in left_out.items()) or "no .json file is there"
         raise UserError(f"{setting}={path}: no keypoints: {reason}; what works: {WORKS}")
     return found, left_out
+
+
+def _name(file: str) -> str:
+    """What a file with the keypoints of one picture says of that picture's name."""
+    return without_suffix(without_suffix(file, (".json",)).removesuffix("_keypoints"), PICTURES)
 
 
 def read(file: Path, name: str = "") -> tuple[dict[str, People], dict[str, list[str]]]:
@@ -111,7 +125,7 @@ def read(file: Path, name: str = "") -> tuple[dict[str, People], dict[str, list[
         content = json_of(text_of(read_bytes(file)))
     except ValueError as error:
         raise BadKeypoints(str(error)) from error
-    name = without_suffix((name or file.stem).removesuffix("_keypoints"), PICTURES)
+    name = name or _name(file.name)
     if isinstance(content, list) and content and all(isinstance(row, dict) and "image_id" in row for row in content):
         return _coco(content, {})
     if isinstance(content, list):
@@ -152,7 +166,7 @@ def joints(cell: object, size: tuple[int, int] | None) -> NDArray[np.float64]:
 
 def fitted(found: People, size: tuple[int, int] | None) -> People:
     """The same people in a picture of another size. Raises BadKeypoints where that has other proportions."""
-    if found.size is None or size is None or found.size == size:
+    if found.size is None or size is None or found.size == size or not len(found.keypoints):
         return found
     scale = np.array(size) / found.size
     if abs(scale[0] / scale[1] - 1) > STRETCH:
@@ -299,28 +313,15 @@ def _coco(rows: list[dict], images: dict) -> tuple[dict[str, People], dict[str, 
     for row in rows:
         if row.get("keypoints") is not None:
             given.setdefault(row.get("image_id"), []).append(row)
-    names = _names({number: str(images.get(number, {}).get("file_name", number)) for number in given})
+    files = {number: str(images.get(number, {}).get("file_name", number)) for number in given}
+    named, several = by_name(
+        {number: without_suffix(file.replace("\\", "/"), PICTURES) for number, file in files.items()}
+    )
     found: dict[str, People] = {}
-    left_out: dict[str, list[str]] = {}
-    for number, people_of_it in given.items():
-        name = names[number]
-        if name is None:
-            left_out.setdefault(SEVERAL, []).append(str(images.get(number, {}).get("file_name", number)))
-            continue
+    left_out = {SEVERAL: [files[number] for number in several]}
+    for name, number in named.items():
         try:
-            found[name] = _people(people_of_it, _size(images.get(number, {})))
+            found[name] = _people(given[number], _size(images.get(number, {})))
         except BadKeypoints as error:
             left_out.setdefault(f"{BROKEN}: {error}", []).append(name)
     return found, left_out
-
-
-def _names(files: dict[object, str]) -> dict[object, str | None]:
-    """The names of COCO's files: the last part of the path where that tells all of them apart, else the whole path.
-
-    None for files which even that does not tell apart.
-    """
-    paths = {number: without_suffix(file.replace("\\", "/"), PICTURES) for number, file in files.items()}
-    last = {number: path.rpartition("/")[2] for number, path in paths.items()}
-    names = last if len(set(last.values())) == len(last) else paths
-    count = Counter(names.values())
-    return {number: name if count[name] == 1 else None for number, name in names.items()}

@@ -21,6 +21,8 @@ class Task(ABC):
     categorical: ClassVar[bool] = False
     """Whether a control image is one of label colours, between which there is nothing."""
 
+    resizes: ClassVar[bool] = False
+    """Whether score() compares maps of different sizes."""
     annotated: ClassVar[Literal["classes", "people"] | None] = None
     """What labels of its maps are in data: numbers of classes (`classes` says how many there are), or keypoints."""
 

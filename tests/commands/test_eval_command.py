@@ -233,7 +233,7 @@ def test_identity_is_perfect_for_every_task(lpo_eval, task: str) -> None:
     (Path("b") / "2.png").write_bytes((Path("b") / "2.png").read_bytes()[:300])
     words = ["what.resolution=64"] + ([] if task == "canny" else ["task.detector=toy"])
     found = controllability(lpo_eval, task, *words)
-    assert found["left_out"]["not readable"] == ["2"] and len(found["items"]) == 2
+    assert found["left_out"]["unreadable or truncated"] == ["2"] and len(found["items"]) == 2
     values = {n: m["mean"] for n, m in found["metrics"].items() if "judge" not in n} | found.get("pooled", {})
     chance = values.pop("canny/f1_above_chance", None)
     assert chance is None or 0 < chance <= 1

@@ -19,7 +19,7 @@ from lpo_platform.data import caption_files as naming
 from lpo_platform.data import picture_files as reading
 from lpo_platform.data.caption_files import words
 from lpo_platform.data.folder import Folder
-from lpo_platform.runs.given_files import PICTURES
+from lpo_platform.runs.given_files import NOT_TEXT, PICTURES
 
 Save = Callable[[Path], None]
 
@@ -400,7 +400,7 @@ def test_a_folder_that_gives_nothing_says_what_where_and_what_works(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"captions": "json"}, "data.captions=json; what works: auto, jsonl, sidecar, filename"),
+        ({"captions": "json"}, "data.captions=json; what works: auto, jsonl, table, sidecar, filename"),
         ({"crop": "middle"}, "data.crop=middle; what works: squash, center"),
         ({"test_fraction": 1.0}, "data.test_fraction=1.0; what works: between 0 and 1"),
         ({"captions": "jsonl"}, "there are no captions for data.captions=jsonl .*; what works: data.captions=auto"),
@@ -459,7 +459,7 @@ def test_bad_caption_lines_and_names_are_counted(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("\n".join(rows))
     (tmp_path / "other.jsonl").write_bytes(b"\xff\xfe\x00")
     folder = open_folder(tmp_path)
-    assert counts(folder, "skipped") == {naming.BAD_LINE: 4, naming.NO_SUCH_FILE: 2, naming.BAD_TEXT: 1}
+    assert counts(folder, "skipped") == {naming.BAD_LINE: 4, naming.NO_SUCH_FILE: 2, NOT_TEXT: 1}
     examples = folder.report()["skipped"][naming.NO_SUCH_FILE]["examples"]
     assert examples == ["captions.jsonl:5 missing.png", "captions.jsonl:6 ../outside.png"]
     assert everything(folder)["thing b 1.png"][1] == "by its absolute path"

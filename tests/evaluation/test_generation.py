@@ -76,7 +76,7 @@ def stock(name: str, prompt: str, control: ControlNetModel) -> np.ndarray:
 def test_pictures_are_those_of_diffusers_and_drawn_once(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("what.save=out", "what.guidance=2.0", "what.batch=2") == 0
     said = capsys.readouterr().err
-    assert "1 missing in conditions: gone.png" in said and "1 not readable: broken.png" in said
+    assert "1 missing in conditions: gone.png" in said and "1 unreadable or truncated: broken.png" in said
     first = drawn("out")
     assert set(first) == {"0", "1", "2"}
     control = ControlNetModel.from_pretrained("run/export/controlnet")

@@ -490,7 +490,7 @@ def test_folders_that_are_none_are_refused(
     (tmp_path / "empty").mkdir()
     words = ["what=fid", f"what.weights={weights['inception']}", "hydra.run.dir=out"]
     assert run(monkeypatch, *words, "what.pictures=real", "what.save=a.safetensors") == 2
-    assert "real/1.png: not readable; what works: the folder without it" in capsys.readouterr().err
+    assert "real: 1 pictures, 1 unreadable or truncated; FID needs many" in capsys.readouterr().err
     assert not Path("a.safetensors").exists()
     assert run(monkeypatch, *words, "what.pictures=empty", "what.save=a.safetensors") == 2
     assert "empty: 0 pictures; FID needs many" in capsys.readouterr().err
@@ -519,7 +519,7 @@ def test_fid_by_the_real_network_is_that_of_other_packages(tmp_path: Path, monke
         wanted = clean.get_folder_features(
             str(tmp_path / "a"), lambda x: network((x - 128) / 128).flatten(1), **options
         )
-    found = features_of(str(tmp_path / "a"), Inception(weights), CPU)
+    found, _ = features_of(str(tmp_path / "a"), Inception(weights), CPU)
     assert abs(found - wanted).max() < 1e-4 < 0.1 < wanted.max()
     other = helper.FidHelper(":default_1", device="cpu", resample_mode="pil_bicubic_float")
     other.compute_ref_stat_from_dir(str(tmp_path / "b"))

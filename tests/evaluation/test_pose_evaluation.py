@@ -16,9 +16,10 @@ from transformers import CLIPModel, CLIPProcessor
 
 from lpo_platform.commands import main
 from lpo_platform.config.errors import UserError
+from lpo_platform.data.picture_files import UNREADABLE
 from lpo_platform.evaluation.keypoints import area_of, coco_ap, matched, measure
 from lpo_platform.evaluation.what import clip_lpips
-from lpo_platform.evaluation.what.clip_lpips import BROKEN, ClipScore, Lpips
+from lpo_platform.evaluation.what.clip_lpips import ClipScore, Lpips
 from lpo_platform.evaluation.what.oks import Oks
 from lpo_platform.tasks.keypoint_files import OF_OPENPOSE, People, people, read, read_folder, write
 from lpo_platform.tasks.oks import SIGMAS
@@ -146,12 +147,12 @@ def test_openpose_files_are_read_in_coco_order(tmp_path: Path) -> None:
     person = {"pose_keypoints_2d": flat, "hand_left_keypoints_2d": [v for p in hand for v in p]}
     file = tmp_path / "walk_keypoints.json"
     file.write_text(json.dumps({"version": 1.3, "people": [person]}))
-    found = read(file)["walk"]
+    found = read(file)[0]["walk"]
     assert found.keypoints[0, :5, :2].tolist() == [[20, 30], [125, 195], [118, 184], [139, 217], [132, 206]]
     assert found.scores.tolist() == [0.5] and found.parts["hand_left"][0].tolist() == hand
     missing = [*flat[:12], 0, 0, 0, *flat[15:30], -1, -1, 0.5, *flat[33:]]  # right wrist (4) and right ankle (10)
     file.write_text(json.dumps({"people": [{"pose_keypoints_2d": missing}]}))
-    assert [i for i in range(17) if read(file)["walk"].keypoints[0, i, 2] == 0] == [10, 16]
+    assert [i for i in range(17) if read(file)[0]["walk"].keypoints[0, i, 2] == 0] == [10, 16]
 
 
 def test_body_25_agrees_with_body_18_on_the_same_person() -> None:
@@ -167,8 +168,8 @@ def test_body_25_agrees_with_body_18_on_the_same_person() -> None:
 def test_files_of_all_kinds_give_the_same_people(tmp_path: Path) -> None:
     row = {"keypoints": GT.flatten().tolist(), "score": 0.75}
     (tmp_path / "results.json").write_text(json.dumps([row | {"image_id": "x"}, row | {"image_id": 7}]))
-    results = read_folder("what.original", tmp_path / "results.json")
-    ours = read_folder("what.original", save(tmp_path / "ours", x=crowd(GT, score=[0.75])))
+    results, _ = read_folder("what.original", tmp_path / "results.json")
+    ours, _ = read_folder("what.original", save(tmp_path / "ours", x=crowd(GT, score=[0.75])))
     assert set(results) == {"x", "7"} and np.array_equal(results["x"].keypoints, ours["x"].keypoints)
     assert results["x"].scores == ours["x"].scores == [0.75] and ours["x"].size == (1024, 768)
 
@@ -176,7 +177,7 @@ def test_files_of_all_kinds_give_the_same_people(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["nonsense", "{}", "[1]", '{"people": [{"keypoints": [1, 2]}]}', '{"people": 3}'])
 def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match=r"what.original=.*: x.json is no keypoint file") as error:
+    with pytest.raises(UserError, match=r"what.original=.*: no keypoints: no keypoint file \(x.json: ") as error:
         read_folder("what.original", tmp_path)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no keypoints"):
@@ -218,7 +219,7 @@ def test_clip_scores_are_the_logits_of_transformers(tmp_path: Path) -> None:
     (images / "0.txt").write_text("no picture")
     (images / "1.png").write_bytes((images / "1.png").read_bytes()[:900])
     result = ClipScore(str(images), str(texts), str(weights))(tmp_path, CPU)
-    assert result["left_out"] == {"missing in texts": ["2"], "missing in images": [], BROKEN: ["1"]}
+    assert result["left_out"] == {"missing in texts": ["2"], "missing in images": [], UNREADABLE: ["1"]}
     model, processor = CLIPModel.from_pretrained(weights).eval(), CLIPProcessor.from_pretrained(weights)
     inputs = processor(text=said[:1], images=Image.open(images / "0.png"), return_tensors="pt")
     with torch.no_grad():

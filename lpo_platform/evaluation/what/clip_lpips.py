@@ -14,7 +14,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.data.picture_files import BadPicture, decode, resize
 from lpo_platform.evaluation.what.oks import report
 from lpo_platform.rewards.clip import Clip
-from lpo_platform.runs.given_files import PICTURES, by_name, files_below, read_bytes, shown, text_of
+from lpo_platform.runs.given_files import PICTURES, by_name, files_below, read_bytes, shown, text_of, without_suffix
 from lpo_platform.runs.record import write_json
 
 SMALLEST = 35  # px
@@ -24,13 +24,14 @@ NO_TEXT = "no readable text"
 
 
 def pictures_in(path: str) -> tuple[dict[str, Path], list[str]]:
-    """(pictures of a folder by their path below it without suffix, files that share such a name and are left out)."""
+    """(the pictures of a folder by name, as given_files has it; files that share a name, which are left out)."""
     return _named(path, PICTURES)
 
 
 def _named(path: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
     folder = Path(path).expanduser()
-    found, several = by_name([name for name in files_below(folder) if name.lower().endswith(suffixes)], suffixes)
+    files = [name for name in files_below(folder) if name.lower().endswith(suffixes)]
+    found, several = by_name({name: without_suffix(name, suffixes) for name in files})
     return {name: folder / file for name, file in found.items()}, several
 
 

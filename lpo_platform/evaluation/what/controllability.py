@@ -45,7 +45,7 @@ class Controllability:
 
         def score(name: str) -> dict[str, float]:
             first, second = (opened(file, self.resolution).to(device) for file in pairs[name])
-            if first.shape != second.shape:
+            if first.shape != second.shape and not (self.are == "conditions" and self.task.resizes):
                 raise BadPicture(OTHER_SIZE)
             target, maps = self._maps(first), self._maps(second)
             if self.save is not None:

@@ -214,10 +214,10 @@ class Generate(PictureSet):
 
 def _name(image: str) -> str:
     """What a picture is called that is drawn from this condition."""
-    return without_suffix(posixpath.normpath(image.replace("\\", "/")), PICTURES)
+    return without_suffix(posixpath.basename(image.replace("\\", "/")), PICTURES)
 
 
 def _inside(image: str) -> bool:
     """Whether a path leads to something below the folder that it is relative to."""
-    name = _name(image)
-    return bool(image.strip()) and not name.startswith(("/", "../")) and name not in {".", ".."} and "\0" not in name
+    path = posixpath.normpath(image.replace("\\", "/"))
+    return bool(image.strip()) and not path.startswith(("/", "..")) and path != "." and "\0" not in path

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.evaluation.keypoints import Area, coco_ap, measure
+from lpo_platform.evaluation.keypoints import Area, coco_ap, measure, visible
 from lpo_platform.evaluation.statistics import mean_interval
 from lpo_platform.runs.record import write_json
 from lpo_platform.tasks.keypoint_files import BadKeypoints, People, fitted, read_folder
@@ -49,7 +49,8 @@ class Oks:
         misfits: list[str] = []
         for name in sorted(set(original) & set(target)):
             try:
-                pairs[name] = (fitted(target[name], original[name].size), original[name])
+                size = original[name].size if visible(original[name]).any() else None
+                pairs[name] = (fitted(target[name], size), original[name])
             except BadKeypoints:
                 misfits.append(name)
         found = {name: measure(*pair, self.area) for name, pair in pairs.items()}
