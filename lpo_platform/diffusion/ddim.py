@@ -1,21 +1,35 @@
 """DDIM (Song et al., arXiv:2010.02502) as a process: schedule, forward noising and stochastic reverse steps."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lpo_platform.diffusion import noise as keyed
 from lpo_platform.diffusion.gaussian import Gaussian
+from lpo_platform.diffusion.schedule import SPACINGS, alphas_cumprod, sampling_times
 
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class DDIM:
     """The process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, in float32 whatever the model runs in.
 
-    half: noises in this precision instead, as CPO was trained, which makes sigma exactly 0 at t = 0 and 1 in bfloat16
-    (methods/README.md, "CPO").
+    Args:
+        num_train_steps: number of training steps.
+        beta_start: the first beta of the schedule.
+        beta_end: the last beta of the schedule.
+        beta_schedule: one of schedule.SCHEDULES.
+        trained_betas: every beta, in place of a schedule.
+        zero_terminal_snr: whether the last training step has no signal left.
+        prediction: what the model's output is: the noise, v, or the sample itself.
+        spacing: which timesteps a chain visits, one of schedule.SPACINGS.
+        steps_offset: what `leading` spacing adds to every timestep.
+        final_alpha_is_one: whether a deterministic chain ends at abar = 1; otherwise it ends at that of step 0.
+        clip: bound on the estimated x_0 of a step; None for no bound.
+        half: noises in this precision instead of float32, as CPO was trained, which makes sigma exactly 0 at t = 0
+            and 1 in bfloat16 (methods/README.md, "CPO").
     """
 
     def __init__(
@@ -24,37 +38,63 @@ class DDIM:
         num_train_steps: int = 1000,
         beta_start: float = 0.00085,
         beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        trained_betas: Sequence[float] | None = None,
+        zero_terminal_snr: bool = False,
         prediction: str = "epsilon",
+        spacing: str = "leading",
         steps_offset: int = 1,
         final_alpha_is_one: bool = False,
+        clip: float | None = None,
         half: torch.dtype | None = None,
     ) -> None:
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction={prediction!r}: DDIM knows {', '.join(PREDICTIONS)}")
-        roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_steps, dtype=torch.float64)
-        self.alphas_cumprod = torch.cumprod(1 - roots**2, 0).float()
+            raise ValueError(f"prediction_type={prediction!r}: what works: {', '.join(PREDICTIONS)}")
+        if spacing not in SPACINGS:
+            raise ValueError(f"timestep_spacing={spacing!r}: what works: {', '.join(SPACINGS)}")
+        if steps_offset < 0:
+            raise ValueError(f"steps_offset={steps_offset}: must be at least 0")
+        self.alphas_cumprod = alphas_cumprod(
+            num_train_steps, beta_schedule, beta_start, beta_end,
+            trained_betas=trained_betas, zero_terminal_snr=zero_terminal_snr,
+        )  # fmt: skip
+        if self.alphas_cumprod[-1] == 0 and prediction == "epsilon" and spacing != "leading":
+            raise ValueError(
+                f"timestep_spacing={spacing!r} with rescale_betas_zero_snr starts where x_t has no signal, and "
+                "prediction_type='epsilon' tells nothing about x_0 there; what works: 'v_prediction'"
+            )
         self.final = torch.ones(()) if final_alpha_is_one else self.alphas_cumprod[0].clone()
         self.num_train_steps, self.prediction, self.steps_offset = num_train_steps, prediction, steps_offset
-        self.half = half
+        self.spacing, self.clip, self.half = spacing, clip, half
+        self._times: dict[int, Tensor] = {}  # on the device, for to copy them there in every step would wait for a GPU
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object], *, half: torch.dtype | None = None) -> "DDIM":
-        """From a diffusers scheduler_config.json; raises ValueError on a schedule other than scaled_linear."""
-        schedule = config.get("beta_schedule", "linear")
-        if schedule != "scaled_linear":
-            raise ValueError(f"beta_schedule={schedule!r}: only scaled_linear (Stable Diffusion's) is implemented")
+    def from_config(cls, config: Mapping[str, Any], *, half: torch.dtype | None = None) -> "DDIM":
+        """From the configuration of a DDIMScheduler of diffusers; a field that is not there has that class's default.
+
+        Raises ValueError, which names the field, for what is not implemented.
+        """
+        if config.get("thresholding"):
+            raise ValueError("thresholding: dynamic thresholding is for models of pixels, not of latents")
+        clips = config.get("clip_sample", True)
         return cls(
-            num_train_steps=int(config["num_train_timesteps"]),
-            beta_start=float(config["beta_start"]),
-            beta_end=float(config["beta_end"]),
+            num_train_steps=int(config.get("num_train_timesteps", 1000)),
+            beta_start=float(config.get("beta_start", 0.0001)),
+            beta_end=float(config.get("beta_end", 0.02)),
+            beta_schedule=str(config.get("beta_schedule", "linear")),
+            trained_betas=config.get("trained_betas"),
+            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
             prediction=str(config.get("prediction_type", "epsilon")),
+            spacing=str(config.get("timestep_spacing", "leading")),
             steps_offset=int(config.get("steps_offset", 0)),
             final_alpha_is_one=bool(config.get("set_alpha_to_one", True)),
+            clip=float(config.get("clip_sample_range", 1.0)) if clips else None,
             half=half,
         )
 
     def to(self, device: torch.device | str) -> "DDIM":
         self.alphas_cumprod, self.final = self.alphas_cumprod.to(device), self.final.to(device)
+        self._times.clear()
         return self
 
     @property
@@ -66,12 +106,21 @@ class DDIM:
         return keyed.integers(positions, self.num_train_steps, seed=seed, stream=stream)
 
     def times(self, num_steps: int) -> Tensor:
-        """The sampling timesteps, descending, 'leading' spacing: (num_steps,) int64 on the tables' device."""
+        """The sampling timesteps, descending: (num_steps,) int64 on the tables' device."""
         if not 1 <= num_steps <= self.num_train_steps:
             raise ValueError(f"num_steps={num_steps}: must lie in [1, {self.num_train_steps}]")
-        stride = self.num_train_steps // num_steps
-        ascending = torch.arange(num_steps, device=self.alphas_cumprod.device) * stride
-        return ascending.flip(0) + self.steps_offset
+        if num_steps in self._times:
+            return self._times[num_steps]
+        ascending = sampling_times(self.num_train_steps, num_steps, self.spacing, self.steps_offset)
+        if ascending[-1] >= self.num_train_steps:
+            most = self.num_train_steps - 1
+            raise ValueError(
+                f"num_steps={num_steps}: with steps_offset={self.steps_offset} the first timestep would be "
+                f"{ascending[-1].item()}, and the last one of training is {most}; take fewer steps"
+            )
+        with torch.inference_mode(False):
+            self._times[num_steps] = ascending.flip(0).to(self.device)
+        return self._times[num_steps]
 
     def previous(self, t: Tensor, num_steps: int, *, eta: float) -> Tensor:
         """Where a step from t leads, (B,). A deterministic chain ends below 0, at the schedule's final abar; one that
@@ -85,9 +134,11 @@ class DDIM:
         return (abar.sqrt() * x0 + (1 - abar).sqrt() * noise).float()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model is trained to output: the noise, or v = sqrt(abar) e - sqrt(1 - abar) x0."""
+        """What the model is trained to output: the noise, x0, or v = sqrt(abar) e - sqrt(1 - abar) x0."""
         if self.prediction == "epsilon":
             return noise.to(self.half or torch.float32).float()
+        if self.prediction == "sample":
+            return x0.float()
         abar = self._abar(t)
         return abar.sqrt() * noise.float() - (1 - abar).sqrt() * x0.float()
 
@@ -96,6 +147,8 @@ class DDIM:
         abar, output, x = self._abar(t), output.float(), x.float()
         if self.prediction == "epsilon":
             return (x - (1 - abar).sqrt() * output) / abar.sqrt(), output
+        if self.prediction == "sample":
+            return output, (x - abar.sqrt() * output) / (1 - abar).sqrt()
         return abar.sqrt() * x - (1 - abar).sqrt() * output, abar.sqrt() * output + (1 - abar).sqrt() * x
 
     def sigma(self, t: Tensor, previous: Tensor, eta: float) -> Tensor:
@@ -107,6 +160,7 @@ class DDIM:
     def step(self, output: Tensor, t: Tensor, previous: Tensor, x: Tensor, *, eta: float) -> Gaussian:
         """p(x_previous | x_t) for the model output at (x, t) (Eq. 12); `previous` < 0 is the end of the chain."""
         x0, noise = self.clean(output, t, x)
+        x0 = x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
         abar_previous, std = self._abar(previous), self.sigma(t, previous, eta)
         direction = (1 - abar_previous - std**2).clamp_min(0).sqrt() * noise
         return Gaussian(abar_previous.sqrt() * x0 + direction, std)

@@ -15,7 +15,10 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion.flow import Flow
 from lpo_platform.hardware.transfer import upload
-from lpo_platform.models import flux_transformer  # noqa: F401 (its halves serve policies of this model)
+from lpo_platform.models import (
+    fields,
+    flux_transformer,  # noqa: F401 (its halves serve policies of this model)
+)
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import pack
 
@@ -31,6 +34,8 @@ class Flux(StableDiffusion):
 
     branch: ClassVar[type[nn.Module]] = FluxControlNetModel
     folders: ClassVar[dict[str, str]] = {"unet": "transformer", "text_encoder": "text_encoder_2"}
+    index: ClassVar[fields.Fields] = fields.INDEX_FLUX
+    branch_fields: ClassVar[fields.Fields] = fields.FLUX_CONTROLNET
 
     def __init__(
         self,
@@ -49,24 +54,34 @@ class Flux(StableDiffusion):
         text_encoder: str | None = None,
         tokenizer: str | None = None,
         lora: str | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> None:
         self.distilled_guidance, self.max_tokens, self.control_layers = distilled_guidance, max_tokens, control_layers
         self.elsewhere = {"transformer": transformer, "text_encoder": text_encoder, "tokenizer": tokenizer}
         super().__init__(
             name=name, weights=weights, resolution=resolution, guidance=guidance,
             num_inference_steps=num_inference_steps, controls=controls, vae=vae, lora=lora,
+            variant=variant, revision=revision,
         )  # fmt: skip
 
     def _load_denoiser(self) -> None:
         self.changes |= {part: place for part, place in self.elsewhere.items() if place}
-        self.unet = self._load(FluxTransformer2DModel, "transformer", torch_dtype=torch.float32)
+        self.unet = self._load_model(FluxTransformer2DModel, "transformer", fields.FLUX)
         self.unet.distilled_guidance = self.distilled_guidance
 
     def _load_text(self) -> None:
-        self.text_encoder = self._load(T5EncoderModel, "text_encoder_2", dtype=torch.float32)
-        self.t5_tokenizer = self._load(T5TokenizerFast, "tokenizer_2")
-        self.clip = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
-        self.tokenizer = self._load(CLIPTokenizer, "tokenizer")
+        self.text_encoder = self._load_model(T5EncoderModel, "text_encoder_2", fields.T5)
+        self.t5_tokenizer = self._load_tokenizer(T5TokenizerFast, "tokenizer_2", self.text_encoder)
+        self.clip = self._load_model(CLIPTextModel, "text_encoder", fields.CLIP_TEXT)
+        self.tokenizer = self._load_tokenizer(CLIPTokenizer, "tokenizer", self.clip)
+
+    def _check_fit(self) -> None:
+        config, latents = self.unet.config, self.vae.config.latent_channels
+        self._fits("in_channels", config.in_channels, 4 * latents, "2 x 2 of the autoencoder's latents have")
+        self._fits("out_channels", config.out_channels or config.in_channels, 4 * latents, "2 x 2 latents have")
+        self._fits("joint_attention_dim", config.joint_attention_dim, self.text_encoder.config.d_model, "T5 has")
+        self._fits("pooled_projection_dim", config.pooled_projection_dim, self.clip.config.hidden_size, "CLIP has")
 
     def _load_process(self) -> None:
         """Raises UserError where the latents cannot be packed in twos."""
@@ -74,8 +89,9 @@ class Flux(StableDiffusion):
         if height % 2:
             needed = 2 * self.resolution / height
             raise UserError(f"model.resolution={self.resolution}: FLUX needs a multiple of {needed:g}")
-        config = self._load(FlowMatchEulerDiscreteScheduler, "scheduler").config
-        self.process = Flow.from_config(config, tokens=height * width // 4)
+        config = self._scheduler_config(FlowMatchEulerDiscreteScheduler, fields.FLOW_MATCH)
+        with self._named("scheduler"):
+            self.process = Flow.from_config(config, tokens=height * width // 4)
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]:
@@ -98,12 +114,15 @@ class Flux(StableDiffusion):
         t5, clip = upload(tokens, self.device).split([self.max_tokens, tokens.shape[1] - self.max_tokens], 1)
         return pack(self.text_encoder(t5).last_hidden_state, self.clip(clip).pooler_output)
 
-    def load_control(self, task: str, weights: str, subfolder: str | None = None) -> FluxControlNetModel:
-        """As StableDiffusion's; UserError on the kinds of FLUX ControlNets that are conditioned otherwise."""
-        control = super().load_control(task, weights, subfolder)
-        if control.union or control.input_hint_block is not None:
-            raise UserError(f"control.weights={weights}: a union or X-Labs ControlNet; what works: one without modes")
-        return control
+    def _check_control(self, control: FluxControlNetModel, where: str) -> None:
+        """UserError for a ControlNet of another transformer; its number of blocks is its own."""
+        for name in (
+            "in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim",
+            "pooled_projection_dim", "guidance_embeds",
+        ):  # fmt: skip
+            own, wanted = control.config[name], self.unet.config[name]
+            if own != wanted:
+                raise UserError(f"{where}: {name}={own}, and the transformer of model={self.name} has {wanted}")
 
     def _control_from_denoiser(self) -> FluxControlNetModel:
         """from_transformer, whose embedder of the condition starts at 0 like the layers that lead back.

@@ -66,9 +66,10 @@ def unipc(predict: Predict, process: Process, x: Tensor, sampling: Sampling) -> 
     evaluation draws. UserError for what has no such chain: eta and flow models."""
     if sampling.eta or not isinstance(process, DDIM):
         raise UserError("metrics.sampler=unipc: with metrics.eta=0 and models of Stable Diffusion's; else ddim")
-    before = torch.cat([torch.ones(1), process.alphas_cumprod[:-1].cpu()])
+    abar = process.alphas_cumprod.cpu().clamp_min(2**-24)  # UniPC's own bound where the last one is 0
+    before = torch.cat([torch.ones(1), abar[:-1]])
     scheduler = UniPCMultistepScheduler(
-        num_train_timesteps=process.num_train_steps, trained_betas=(1 - process.alphas_cumprod.cpu() / before).numpy(),
+        num_train_timesteps=process.num_train_steps, trained_betas=(1 - abar / before).numpy(),
         prediction_type=process.prediction, steps_offset=process.steps_offset,
     )  # fmt: skip
     scheduler.set_timesteps(sampling.num_steps, device=x.device)

@@ -2,20 +2,26 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.hardware.transfer import upload
+from lpo_platform.models import fields
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.lora import merge, read
-from lpo_platform.models.weights import digest, load, split
+from lpo_platform.models.weights import digest, load, load_model, locate, split
 
+INDEX_FILE = "model_index.json"
+CLIPPING = ("DDIMScheduler", "DDPMScheduler")  # schedulers that know clip_sample
 HALF = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -26,12 +32,15 @@ class StableDiffusion:
     "<folder or hub id>[::<subfolder>]". lora: an adapter merged into the UNet (models/lora.py says which files); what
     is trained then starts at the merged weights, and an exported adapter is relative to them. reward: a latent reward
     model for these latents, what reward.weights=auto means. half_schedule: noises latents in fp16 or bf16, as the
-    authors of CPO did; everything else here does it in float32.
+    authors of CPO did; everything else here does it in float32. variant: the files to read where a folder has several,
+    fp16 for one; null is the plain ones, or the only ones. revision: of the hub id `weights`.
     """
 
     branch: ClassVar[type[nn.Module]] = ControlNetModel
     folders: ClassVar[dict[str, str]] = {"unet": "unet", "text_encoder": "text_encoder"}
     """What the parts that can learn are called in this pipeline's folder."""
+    index: ClassVar[fields.Fields] = fields.INDEX
+    branch_fields: ClassVar[fields.Fields] = fields.CONTROLNET
 
     def __init__(
         self,
@@ -47,37 +56,130 @@ class StableDiffusion:
         lora: str | None = None,
         reward: str | None = None,
         half_schedule: Literal["fp16", "bf16"] | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> None:
         self.name, self.weights, self.resolution = name, weights, resolution
         self.guidance, self.num_inference_steps = guidance, num_inference_steps
         self.controls, self.reward, self.half_schedule = dict(controls or {}), reward, half_schedule
         self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
+        self.variant, self.revision = variant, revision
+        self._read_index()
         self._load_denoiser()
         if lora:
             factors = read(lora, setting="model.lora", part=self.folders["unet"])
             merge(self.unet, factors, setting=f"model.lora={lora}")
-        self.vae = self._load(AutoencoderKL, "vae", torch_dtype=torch.float32)
+        self.vae = self._load_model(AutoencoderKL, "vae", fields.VAE)
         self._load_text()
+        self._check_fit()
         self._finish()
         self._load_process()
 
-    def _load(self, kind: type[Any], part: str, **options: object) -> Any:
-        """A part of the pipeline, or what `unet=`, `vae=` put in its place."""
-        weights, subfolder, setting = self.weights, part, "model.weights"
+    def _place(self, part: str) -> tuple[str, str, dict[str, Any]]:
+        """Where a part of the pipeline is, or what `unet=`, `vae=` put in its place: the setting that says so, the
+        folder or hub id, and the options of from_pretrained."""
         if part in self.changes:
-            (weights, subfolder), setting = split(self.changes[part]), f"model.{part}"
-        options |= {"subfolder": subfolder} if subfolder else {}
-        return load(kind.from_pretrained, weights, setting=setting, **options)
+            weights, subfolder = split(self.changes[part])
+            return f"model.{part}", weights, {"subfolder": subfolder} if subfolder else {}
+        return "model.weights", self.weights, {"subfolder": part, "revision": self.revision}
+
+    def _load(self, from_pretrained: Callable[..., Any], part: str) -> Any:
+        """A part without weights: a tokenizer, or a configuration."""
+        setting, weights, options = self._place(part)
+        return load(from_pretrained, weights, setting=setting, **options)
+
+    def _load_model(self, kind: type[Any], part: str, known: fields.Fields) -> Any:
+        """A part with weights, whole and in float32; UserError for a field of its configuration that is not `known`."""
+        setting, weights, options = self._place(part)
+        return load_model(kind, weights, known, setting=setting, variant=self.variant, **options)
+
+    def _read_index(self) -> None:
+        """UserError where the folder is another kind of pipeline; `self.settings` is then its model_index.json."""
+        self.settings: dict[str, Any] = {}
+        folder = Path(locate(self.weights))
+        if folder.is_dir() and not (folder / INDEX_FILE).is_file():
+            return
+        read = DiffusionPipeline.load_config
+        self.settings = load(read, self.weights, setting="model.weights", revision=self.revision)
+        where = f"model={self.name}: model.weights={self.weights}: {INDEX_FILE}"
+        fields.check_index(self.index, self.settings, where, replaced=tuple(self.changes))
 
     def _load_denoiser(self) -> None:
-        self.unet = self._load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
+        self.unet = self._load_model(UNet2DConditionModel, "unet", fields.UNET)
 
     def _load_process(self) -> None:
-        self.process = DDIM.from_config(self._load(DDIMScheduler, "scheduler").config, half=HALF[self.half_schedule])
+        config = self._scheduler_config(DDIMScheduler, fields.DDIM)
+        if "clip_sample" not in config and config.get("_class_name") not in CLIPPING:
+            config["clip_sample"] = False  # DDIM's own default, where the file's sampler clips nothing
+        with self._named("scheduler"):
+            self._check_scheduler(config)
+            self.process = DDIM.from_config(config, half=HALF[self.half_schedule])
+
+    def _scheduler_config(self, kind: type[Any], known: fields.Fields) -> dict[str, Any]:
+        config = dict(self._load(kind.load_config, "scheduler"))
+        fields.check(known, config, f"model.weights={self.weights}: scheduler")
+        return config
+
+    def _check_scheduler(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError for what StableDiffusionPipeline rewrites and its pipeline with a ControlNet does not."""
+        offset = config.get("steps_offset", 0)
+        if offset != 1 and config.get("timestep_spacing", "leading") == "leading":
+            raise ValueError(f"steps_offset={offset}: stock pipelines disagree about it; what works: 1")
+        if config.get("clip_sample", True):
+            raise ValueError("clip_sample=true: stock pipelines disagree about it; what works: false")
+
+    @contextmanager
+    def _named(self, part: str) -> Iterator[None]:
+        """A ValueError about a field of this part as a UserError that says which file it stands in."""
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(f"model.weights={self.weights}: {part}: {error}") from error
 
     def _load_text(self) -> None:
-        self.text_encoder = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
-        self.tokenizer = self._load(CLIPTokenizer, "tokenizer")
+        self.text_encoder = self._load_model(CLIPTextModel, "text_encoder", fields.CLIP_TEXT)
+        self.tokenizer = self._load_tokenizer(CLIPTokenizer, "tokenizer", self.text_encoder)
+
+    def _load_tokenizer(self, kind: type[Any], part: str, encoder: nn.Module) -> Any:
+        """UserError for a tokenizer with words or places that its text encoder does not have."""
+        tokenizer, (_, weights, _) = self._load(kind.from_pretrained, part), self._place(part)
+        where = f"model.weights={weights}: {part}"
+        fields.check(fields.TOKENIZER, {"padding_side": tokenizer.padding_side}, where)
+        words, places = encoder.config.vocab_size, getattr(encoder.config, "max_position_embeddings", None)
+        if len(tokenizer) > words:
+            raise UserError(f"{where}: {len(tokenizer)} words, and its text encoder knows {words}")
+        if places is not None and tokenizer.model_max_length > places:
+            length = tokenizer.model_max_length
+            raise UserError(f"{where}: model_max_length={length}, and its text encoder has {places} places")
+        return tokenizer
+
+    def _check_fit(self) -> None:
+        """UserError where the parts do not belong together, which the first forward would say by its shapes only."""
+        config, latents = self.unet.config, self.vae.config.latent_channels
+        text = sum(encoder.config.hidden_size for encoder in self.text_encoders)
+        widths = config.cross_attention_dim
+        self._fits("in_channels", config.in_channels, latents, "the autoencoder's latents have")
+        self._fits("out_channels", config.out_channels, latents, "the autoencoder's latents have")
+        for width in widths if isinstance(widths, list | tuple) else [widths]:
+            self._fits("cross_attention_dim", width, text, "its text has")
+        self._check_added()
+
+    def _check_added(self) -> None:
+        """UserError for a UNet that is told more than its text: that of SDXL."""
+        if self.unet.config.addition_embed_type is not None:
+            raise UserError(
+                f"model={self.name}: model.weights={self.weights}: unet: addition_embed_type="
+                f"{self.unet.config.addition_embed_type}: this UNet is SDXL's; what works: model=sdxl"
+            )
+
+    def _fits(self, name: str, found: object, wanted: object, who: str) -> None:
+        if found != wanted:
+            part = self.folders["unet"]
+            setting, weights, _ = self._place(part)
+            raise UserError(
+                f"model={self.name}: {setting}={weights}: {part}: {name}={found}, and {who} {wanted}: "
+                "the parts belong to different models"
+            )
 
     def _finish(self) -> None:
         """Freezes the parts and works out the shape of latents."""
@@ -85,7 +187,7 @@ class StableDiffusion:
             part.requires_grad_(False).eval()
         for part in (self.unet, self.vae):
             part.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, more on GPUs
-        size = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = self.resolution // self.factor
         self.latent_shape = (self.vae.config.latent_channels, size, size)
 
     @property
@@ -109,6 +211,7 @@ class StableDiffusion:
     def fingerprint(self) -> str:
         """Changes with every weight file and with the resolution: the model's part of a cache key."""
         changes = [f"{key}={digest(place)}" for key, place in self.changes.items()]
+        changes += [f"{key}={name}" for key in ("variant", "revision") if (name := getattr(self, key, None))]
         return hashlib.sha256(json.dumps([digest(self.weights), self.resolution, *changes]).encode()).hexdigest()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "StableDiffusion":
@@ -166,12 +269,37 @@ class StableDiffusion:
                 )
             weights, subfolder = split(self.controls[task])
         options = {"setting": "control.weights"} | ({"subfolder": subfolder} if subfolder else {})
-        config = load(self.branch.load_config, weights, **options)
-        if config.get("global_pool_conditions") or config.get("controlnet_conditioning_channel_order") == "bgr":
-            raise UserError(f"control.weights={weights}: reads pooled or BGR conditions, which no task has")
-        kind = ControlNetDinoModel if "adapter_size" in config else self.branch
-        control = load(kind.from_pretrained, weights, torch_dtype=torch.float32, **options)
+        dino = "adapter_size" in load(self.branch.load_config, weights, **options)
+        kind, known = (ControlNetDinoModel, fields.CONTROLNET_DINO) if dino else (self.branch, self.branch_fields)
+        control = load_model(kind, weights, known, **options)
+        self._check_control(control, f"control.weights={weights}")
         return control.to(memory_format=torch.channels_last)
+
+    def _check_control(self, control: nn.Module, where: str) -> None:
+        """UserError for a ControlNet of another denoiser."""
+        same = (
+            "in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type",
+            "projection_class_embeddings_input_dim",
+        )  # fmt: skip
+        plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731 (JSON knows lists)
+        for name in same:
+            own, wanted = (plain(model.config.get(name)) for model in (control, self.unet))
+            if own != wanted:
+                raise UserError(
+                    f"{where}: {name}={own}, and the UNet of model={self.name} has {wanted}: this ControlNet was made "
+                    "for another model"
+                )
+        factor = 2 ** (len(control.config.conditioning_embedding_out_channels) - 1)
+        if factor != self.factor:
+            raise UserError(
+                f"{where}: conditioning_embedding_out_channels: it makes a condition {factor} times smaller, and the "
+                f"autoencoder of model={self.name} makes pictures {self.factor} times smaller"
+            )
+
+    @property
+    def factor(self) -> int:
+        """How much smaller latents are than pictures."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def _control_from_denoiser(self) -> ControlNetModel:
         """from_unet, its condition embedding as deep as this VAE's down-sampling.

@@ -3,12 +3,17 @@
 Its text is packed into one tensor, so that caches, gathers and rollouts handle one whatever the model.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from lpo_platform.config.errors import UserError
 from lpo_platform.hardware.transfer import upload
+from lpo_platform.models import fields
 from lpo_platform.models.stable_diffusion import StableDiffusion
 
 PIXELS_PER_LATENT = 8  # of every SDXL autoencoder
@@ -31,17 +36,29 @@ class StableDiffusionXL(StableDiffusion):
     The stock autoencoder overflows in half precision: `vae=madebyollin/sdxl-vae-fp16-fix` does not.
     """
 
+    index: ClassVar[fields.Fields] = fields.INDEX_XL
+
     def _load_text(self) -> None:
         super()._load_text()
-        kind = CLIPTextModelWithProjection
-        self.text_encoder_2 = self._load(kind, "text_encoder_2", dtype=torch.float32)
-        self.tokenizer_2 = self._load(CLIPTokenizer, "tokenizer_2")
+        self.text_encoder_2 = self._load_model(CLIPTextModelWithProjection, "text_encoder_2", fields.CLIP_TEXT)
+        self.tokenizer_2 = self._load_tokenizer(CLIPTokenizer, "tokenizer_2", self.text_encoder_2)
+
+    def _check_scheduler(self, config: Mapping[str, Any]) -> None:
+        """SDXL's stock pipelines take the scheduler as it is."""
+
+    def _check_added(self) -> None:
+        """UserError for a UNet that is not told the pooled text and the picture's size."""
+        config = self.unet.config
+        self._fits("addition_embed_type", config.addition_embed_type, "text_time", "SDXL needs")
+        width = self.text_encoder_2.config.projection_dim + 6 * config.addition_time_embed_dim
+        told = config.projection_class_embeddings_input_dim
+        self._fits("projection_class_embeddings_input_dim", told, width, "its pooled text and six sizes have")
 
     def _finish(self) -> None:
-        """Raises ValueError where the time_ids would name another size than the picture's."""
+        """Raises UserError where the time_ids would name another size than the picture's."""
         super()._finish()
         if self.latent_shape[1] * PIXELS_PER_LATENT != self.resolution:
-            raise ValueError(f"model.resolution={self.resolution}: SDXL needs an autoencoder that divides it by 8")
+            raise UserError(f"model.resolution={self.resolution}: SDXL needs an autoencoder that divides it by 8")
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]:
@@ -58,7 +75,10 @@ class StableDiffusionXL(StableDiffusion):
         return encode_text(*self.text_encoders, upload(tokens, self.device))
 
     def empty_text(self) -> Tensor:
-        """What guidance leads away from: zeros, as StableDiffusionXLPipeline does without a negative prompt."""
+        """What guidance leads away from: zeros, as StableDiffusionXLPipeline has it without a negative prompt, or where
+        model_index.json says so the embedding of the empty prompt."""
+        if not self.settings.get("force_zeros_for_empty_prompt", True):
+            return self.embed(self.tokenize([""]))
         width = sum(encoder.config.hidden_size for encoder in self.text_encoders)
         shape = (1, self.tokenizer.model_max_length + 1, width)
         return torch.zeros(shape, dtype=self.text_encoder.dtype, device=self.device)

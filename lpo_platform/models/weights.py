@@ -1,17 +1,30 @@
 """Where weights are: a folder, a name in assets/, or a model hub id. One clear message when they are nowhere."""
 
 import json
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.models.fields import Fields, check
+from lpo_platform.models.hub import OutOfReach, only_local
 
 ASSETS = Path(__file__).parents[1] / "assets"
 T = TypeVar("T")
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: as the weights are stored
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[A-Za-z]\w*))?(?:-\d+-of-\d+)?"
+    r"\.(?:safetensors|bin)"
+)
+"""The names under which diffusers and transformers save weights."""
 
 
 def locate(weights: str) -> str:
@@ -28,21 +41,149 @@ def split(place: str) -> tuple[str, str | None]:
     return weights, subfolder or None
 
 
-def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **options: object) -> T:
-    """from_pretrained(weights), its failures told as one UserError that names the configuration key `setting`."""
-    place = locate(weights)
-    if is_path(weights) and not Path(place).is_dir():  # a hub would be asked for it, and asked again
+def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **options: Any) -> T:
+    """from_pretrained(weights), its failures told as one UserError that names the configuration key `setting`.
+
+    options: those of from_pretrained. Where no `variant` is asked for and a folder has one variant only, that is read.
+    """
+    place, part = locate(weights), options.get("subfolder")
+    if Path(place).is_dir():
+        options = {"variant": only_variant(Path(place, part or "")), **options}
+        options.pop("revision", None)
+    elif is_path(weights):  # a hub would be asked for it, and asked again
         raise UserError(f"{setting}={weights}: no such folder")
+    else:
+        options |= {"local_files_only": True} if _only_local(weights, options.get("revision"), setting) else {}
+    options = {name: value for name, value in options.items() if name not in ("variant", "revision") or value}
     try:
         return from_pretrained(place, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        kind = "folder" if Path(place).is_dir() else "local folder, bundled asset or reachable hub id"
-        part = f" (part {options['subfolder']!r})" if options.get("subfolder") else ""
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        where = f" (part {part!r})" if part else ""
+        kind = "folder" if Path(place).is_dir() else "hub id"
         raise UserError(
-            f"{setting}={weights}: no usable weights{part}: not a {kind} in the layout of diffusers or transformers. "
-            f"Pass {setting}=<folder>, or download the id first on a machine with network. Reason: {first}"
+            f"{setting}={weights}: no usable weights{where}: not a {kind} in the layout of diffusers or transformers. "
+            f"Reason: {first_line(error)}"
         ) from error
+
+
+def _only_local(weights: str, revision: str | None, setting: str) -> bool:
+    try:
+        return only_local(weights, revision=revision)
+    except OutOfReach as error:
+        raise UserError(
+            f"{setting}={weights}: neither a folder nor a bundled asset, and no hub id within reach: {error}. "
+            f"Pass {setting}=<folder>, or download the id first on a machine with network"
+        ) from error
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant, `fp16` for one, that the weights of a folder exist in; None where they exist without one.
+
+    UserError where there are several variants and nothing else.
+    """
+    found = [match for file in folder.glob("*") if (match := WEIGHTS.fullmatch(file.name))]
+    variants = {match["variant"] for match in found}
+    if not variants or None in variants:
+        return None
+    if len(variants) > 1:
+        raise UserError(f"{folder}: holds only the variants {', '.join(sorted(variants))}; choose one by model.variant")
+    return variants.pop()
+
+
+def whole(
+    from_pretrained: Callable[..., tuple[T, dict]], weights: str, *, setting: str, exact: bool = False, **options: Any
+) -> T:
+    """A frozen model all of whose weights were found, in its shapes, and finite.
+
+    from_pretrained fills gaps with random numbers and a warning; here a gap is one UserError that names the tensors.
+    exact: whether the file may not hold tensors either that the model does not have.
+    """
+    ask = partial(from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
+    with _silent():
+        model, found = load(ask, weights, setting=setting, **options)
+    shapes = [
+        f"{name} ({_shape(stored)} instead of {_shape(asked)})"
+        for name, stored, asked in sorted(found["mismatched_keys"])
+    ]
+    faults = {
+        "missing": sorted(found["missing_keys"]),
+        "of another shape": shapes,
+        "unknown to the model": sorted(found["unexpected_keys"]) if exact else [],
+        "not finite": [] if found["missing_keys"] or shapes else not_finite(model.state_dict()),
+    }
+    if any(faults.values()):
+        file = _file(weights, options.get("subfolder"))
+        raise UserError(f"{setting}={weights}: {file}: not the weights of this {type(model).__name__}: {told(faults)}")
+    return model.requires_grad_(False).eval()
+
+
+def load_model(kind: type[Any], weights: str, known: Fields, *, setting: str, **options: Any) -> Any:
+    """A model of diffusers or transformers, whole and in float32.
+
+    UserError where its configuration holds a field that is refused (models/fields.py).
+    """
+    stock = not issubclass(kind, PreTrainedModel)
+    place = {name: value for name, value in options.items() if name != "variant"}
+    config = load(kind.load_config if stock else _config_of_transformers, weights, setting=setting, **place)
+    check(known, config, f"{setting}={weights}: {Path(options.get('subfolder') or '', 'config.json')}")
+    precision = "torch_dtype" if stock else "dtype"
+    return whole(kind.from_pretrained, weights, setting=setting, exact=stock, **options | {precision: torch.float32})
+
+
+def _config_of_transformers(place: str, **options: Any) -> dict[str, Any]:
+    return PreTrainedConfig.get_config_dict(place, **options)[0]
+
+
+def told(faults: Mapping[str, Sequence[str]], most: int = 4) -> str:
+    """Which tensors have which fault; of a fault that many tensors have, the first ones and their number."""
+    parts = []
+    for fault, names in faults.items():
+        if names:
+            more = f" and {len(names) - most} more" if len(names) > most else ""
+            parts.append(f"{len(names)} {'is' if len(names) == 1 else 'are'} {fault}: {', '.join(names[:most])}{more}")
+    return "of its tensors " + "; ".join(parts)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that hold NaN or infinity."""
+    real = {name: value for name, value in state.items() if value.is_floating_point() and value.numel()}
+    return sorted(name for name, value in real.items() if not torch.stack(torch.aminmax(value)).isfinite().all())
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """UserError, which begins with `where`, for weights that hold NaN or infinity."""
+    if names := not_finite(state):
+        raise UserError(f"{where}: {told({'not finite': names})}")
+
+
+def _file(weights: str, subfolder: str | None) -> str:
+    """What a message calls the file that the weights came from."""
+    folder = Path(locate(weights), subfolder or "")
+    names = sorted(file.name for file in folder.glob("*") if WEIGHTS.fullmatch(file.name))
+    return str(Path(subfolder or "", names[0] if len(names) == 1 else "")) if names or subfolder else "its file"
+
+
+def _shape(size: Sequence[int]) -> str:
+    return f"({', '.join(str(side) for side in size)})"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the warnings of diffusers and transformers about gaps, of which one error tells."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 letters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def is_path(weights: str) -> bool:
@@ -62,25 +203,3 @@ def digest(place: str) -> str:
         return place
     files = sorted(p for p in path.rglob("*") if p.suffix in {".safetensors", ".json", ".bin", ".pt", ".txt"})
     return json.dumps([(str(p.relative_to(path)), file_digest(p)) for p in files])
-
-
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: as the weights are stored
-
-
-T = TypeVar("T", bound=nn.Module)
-
-
-def whole(from_pretrained: Callable[..., tuple[T, dict]], weights: str, *, setting: str, **options: object) -> T:
-    """A frozen model all of whose weights were found.
-
-    from_pretrained fills gaps with random numbers and a warning; a reward with random parts is an error here.
-    """
-    ask = partial(from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
-    model, found = load(ask, weights, setting=setting, **options)
-    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
-    if lacking:
-        raise UserError(
-            f"{setting}={weights}: not the weights of a {type(model).__name__}: {len(lacking)} tensors are missing "
-            f"or of another shape, first {lacking[0]}"
-        )
-    return model.requires_grad_(False).eval()

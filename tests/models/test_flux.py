@@ -244,7 +244,7 @@ def test_a_part_from_elsewhere_and_what_cannot_be(flux: Flux, folder: Path, tmp_
         toy.load(folder, resolution=72)
     union = FluxControlNetModel.from_config({**flux.unet.config, "num_mode": 2, "num_layers": 1})
     union.save_pretrained(tmp_path / "union")
-    with pytest.raises(UserError, match=r"^control\.weights=.*union: a union or X-Labs ControlNet"):
+    with pytest.raises(UserError, match=r"^control\.weights=.*union: config.json: num_mode=2: a union ControlNet"):
         flux.load_control("", str(tmp_path / "union"))
 
 

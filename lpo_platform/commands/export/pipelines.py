@@ -118,7 +118,7 @@ def pipeline_of(adapter: StableDiffusion, trained: dict[str, nn.Module]) -> Diff
         parts |= {"text_encoder": adapter.clip, "text_encoder_2": adapter.text_encoder}
         parts |= {"tokenizer_2": adapter.t5_tokenizer}
     else:
-        found = DDIMScheduler.from_config(found.config, clip_sample=False, timestep_spacing="leading")
+        found = DDIMScheduler.from_config(found.config, clip_sample=adapter.process.clip is not None)
         parts |= {"text_encoder": adapter.text_encoder}
     if isinstance(adapter, StableDiffusionXL):
         parts |= {"text_encoder_2": adapter.text_encoder_2, "tokenizer_2": adapter.tokenizer_2}
