@@ -72,13 +72,17 @@ def _shown(value: object) -> str:
 
 
 SIZE = {"sample_size": "model.resolution says how large pictures are"}
+AVERAGED = dict.fromkeys(
+    ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
+    "EMAModel of diffusers writes it beside averaged weights",
+)
 ATTENTION = "the halves of the UNet know plain cross attention on one text"
 TIME = "the halves of the UNet know t, and for SDXL the pooled text and the picture's size, as conditions"
 _OF_BOTH = frozenset(
     {
         "in_channels", "flip_sin_to_cos", "freq_shift", "block_out_channels", "layers_per_block", "downsample_padding",
         "mid_block_scale_factor", "act_fn", "norm_num_groups", "norm_eps", "cross_attention_dim",
-        "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "use_linear_projection",
+        "transformer_layers_per_block", "attention_head_dim", "use_linear_projection",
         "addition_time_embed_dim", "upcast_attention", "resnet_time_scale_shift",
         "projection_class_embeddings_input_dim",
     }
@@ -89,6 +93,7 @@ _ONLY_OF_BOTH = {
     "only_cross_attention": Only((False,), ATTENTION),
     "encoder_hid_dim": Only((None,), ATTENTION),
     "encoder_hid_dim_type": Only((None,), ATTENTION),
+    "num_attention_heads": Only((None,), "diffusers itself takes no such number, for attention_head_dim is it"),
     "class_embed_type": Only((None,), TIME),
     "num_class_embeds": Only((None,), TIME),
     "addition_embed_type": Only((None, "text_time"), TIME),
@@ -102,7 +107,7 @@ UNET = Fields(
         "time_embedding_dim", "timestep_post_act", "conv_in_kernel", "conv_out_kernel",
         "mid_block_only_cross_attention",
     },
-    irrelevant=SIZE | _HEADS,
+    irrelevant=SIZE | _HEADS | AVERAGED,
     only=_ONLY_OF_BOTH
     | {
         "up_block_types": Only(("UpBlock2D", "CrossAttnUpBlock2D"), "another kind of block"),
@@ -121,7 +126,7 @@ UNET = Fields(
 
 CONTROLNET = Fields(
     honoured=_OF_BOTH | {"conditioning_embedding_out_channels"},
-    irrelevant=_HEADS,
+    irrelevant=_HEADS | AVERAGED,
     only=_ONLY_OF_BOTH
     | {
         "conditioning_channels": Only((3,), "a condition is a picture of three channels"),
@@ -161,9 +166,10 @@ _FLUX = frozenset(
     }
 )  # fmt: skip
 _PATCH = {"patch_size": Only((1,), "latents are packed in twos before the transformer")}
-FLUX = Fields(honoured=_FLUX | {"out_channels"}, only=_PATCH, names=("FluxTransformer2DModel",))
+FLUX = Fields(honoured=_FLUX | {"out_channels"}, irrelevant=AVERAGED, only=_PATCH, names=("FluxTransformer2DModel",))
 FLUX_CONTROLNET = Fields(
     honoured=_FLUX,
+    irrelevant=AVERAGED,
     only=_PATCH
     | {
         "num_mode": Only((None,), "a union ControlNet is told which kind of condition it sees"),

@@ -1,5 +1,6 @@
 """The DDIM process against diffusers' schedulers and values computed in float64 from its formulas."""
 
+import inspect
 import math
 
 import pytest
@@ -165,9 +166,97 @@ def test_times_says_its_range(num_steps: int) -> None:
         DDIM.from_config(CONFIG).times(num_steps)
 
 
-def test_other_schedules_are_refused() -> None:
-    with pytest.raises(ValueError, match="scaled_linear"):
-        DDIM.from_config(CONFIG | {"beta_schedule": "linear"})
+FIELDS = {  # of DDIMScheduler, each with values that change what it does
+    "num_train_timesteps": (500,),
+    "beta_start": (0.001,),
+    "beta_end": (0.02,),
+    "beta_schedule": ("linear", "squaredcos_cap_v2"),
+    "trained_betas": ([0.001 * (1 + t / 100) for t in range(1000)],),
+    "clip_sample": (True,),
+    "clip_sample_range": (0.5,),
+    "set_alpha_to_one": (True,),
+    "steps_offset": (0, 3),
+    "prediction_type": ("v_prediction", "sample"),
+    "timestep_spacing": ("trailing", "linspace"),
+    "rescale_betas_zero_snr": (True,),
+}
+REFUSED = {
+    "beta_schedule": "sigmoid",
+    "thresholding": True,
+    "prediction_type": "flow_prediction",
+    "timestep_spacing": "cosine",
+    "steps_offset": -1,
+}
+WITHOUT_THRESHOLDING = {"dynamic_thresholding_ratio", "sample_max_value"}
+
+
+def like_stock(config: dict, num_steps: int = 7, *, eta: float = 0.5) -> None:
+    """A whole chain of steps from one x, noised targets, and times are those of diffusers' scheduler."""
+    process, theirs = DDIM.from_config(config), DDIMScheduler.from_config(config)
+    theirs.set_timesteps(num_steps)
+    assert process.times(num_steps).tolist() == theirs.timesteps.tolist()
+    torch.testing.assert_close(process.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6, rtol=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    for t in theirs.timesteps.tolist():
+        x, output, noise = torch.randn(3, 2, 4, 8, 8, generator=generator)
+        pair = at(t, t)
+        ours = process.step(output, pair, process.previous(pair, num_steps, eta=0), x, eta=eta).sample(noise)
+        expected = theirs.step(output, t, x, eta=eta, variance_noise=noise).prev_sample
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, expected, atol=3e-5, rtol=3e-5)
+        torch.testing.assert_close(process.add_noise(x, noise, pair), theirs.add_noise(x, noise, pair))
+        if process.prediction == "v_prediction":
+            torch.testing.assert_close(process.target(x, noise, pair), theirs.get_velocity(x, noise, pair))
+
+
+def test_every_field_of_the_stock_scheduler_is_honoured_or_refused() -> None:
+    known = {*FIELDS, *REFUSED, *WITHOUT_THRESHOLDING}
+    assert known == set(inspect.signature(DDIMScheduler.__init__).parameters) - {"self"}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in FIELDS.items() for value in values])
+def test_a_honoured_field_does_what_it_does_in_the_stock_scheduler(field: str, value: object) -> None:
+    config = CONFIG | ({"clip_sample": True} if field == "clip_sample_range" else {}) | {field: value}
+    like_stock(config)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("final_is_one", [False, True])
+def test_chains_without_signal_at_their_start_are_those_of_diffusers(spacing: str, final_is_one: bool) -> None:
+    """As the models that predict v with zero terminal signal-to-noise ratio are drawn (arXiv:2305.08891)."""
+    fields = {"timestep_spacing": spacing, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    for num_steps in (1, 4, 20, 30):
+        like_stock(CONFIG | fields | {"set_alpha_to_one": final_is_one}, num_steps, eta=0.0)
+
+
+def test_the_default_of_a_field_that_is_not_in_the_file_is_that_of_the_stock_scheduler() -> None:
+    like_stock({})
+
+
+@pytest.mark.parametrize(("field", "value"), REFUSED.items())
+def test_a_field_that_is_not_implemented_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{field}"):
+        DDIM.from_config(CONFIG | {field: value})
+
+
+def test_noise_prediction_cannot_start_where_there_is_no_signal() -> None:
+    with pytest.raises(ValueError, match=r"^timestep_spacing='trailing' with rescale_betas_zero_snr.*v_prediction"):
+        DDIM.from_config(CONFIG | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True})
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_times_are_the_stock_schedulers_for_every_number_of_steps(spacing: str) -> None:
+    """But where rounding gives the stock scheduler one step more than it was asked for."""
+    config = CONFIG | {"timestep_spacing": spacing}
+    process, theirs = DDIM.from_config(config), DDIMScheduler.from_config(config)
+    for num_steps in range(1, 1000):
+        theirs.set_timesteps(num_steps)
+        assert process.times(num_steps).tolist() == theirs.timesteps[:num_steps].tolist()
+
+
+def test_more_steps_than_the_offset_leaves_room_for_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"steps_offset=1.*take fewer steps"):
+        DDIM.from_config(CONFIG).times(1000)
 
 
 def test_gaussian_samples_have_its_moments() -> None:
