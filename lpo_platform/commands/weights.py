@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
 from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.models.hub import OutOfReach, hub_file
 from lpo_platform.models.weights import locate, split
 
 SETTINGS = {
@@ -76,6 +76,6 @@ def _file(place: str, name: str) -> Path | None:
         file = root / (subfolder or "") / name
         return file if file.is_file() else None
     try:
-        return Path(hf_hub_download(weights, name, subfolder=subfolder))
-    except (OSError, ValueError):
+        return hub_file(weights, name, subfolder=subfolder)
+    except OutOfReach:
         return None

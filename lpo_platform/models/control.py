@@ -9,7 +9,7 @@ from transformers import AutoModel, Dinov2Model
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel, resize_of, size_of
-from lpo_platform.models.weights import digest, load
+from lpo_platform.models.weights import digest, whole
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ControlNetDino(ControlNet):
         if not self.pretrained:
             raise UserError(f"control.dino={name} with control.pretrained=false: name a size, one of {sizes}")
         place = f"facebook/dinov2-{name}" if name in SIZES else name
-        dino = load(AutoModel.from_pretrained, place, setting="control.dino", dtype=torch.float32)
+        dino = whole(AutoModel.from_pretrained, place, setting="control.dino", dtype=torch.float32)
         size = size_of(dino.config)
         if size is None:
             raise UserError(f"control.dino={name}: a {dino.config.model_type}, not a DINOv2 of a size in {sizes}")

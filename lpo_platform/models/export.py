@@ -14,6 +14,7 @@ from lpo_platform.models import lora
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward, save_reward
+from lpo_platform.models.weights import whole
 from lpo_platform.runs.files import write_text
 
 ORIGINS = {"_name_or_path", "name_or_path"}
@@ -88,5 +89,6 @@ def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
         elif isinstance(module, LatentReward):
             module.load_state_dict(load_reward(policy.adapter, str(source)).state_dict())
         else:
-            loaded, weights = type(module).from_pretrained(source).state_dict(), module.state_dict()
+            loaded = whole(type(module).from_pretrained, str(source), setting="run").state_dict()
+            weights = module.state_dict()
             module.load_state_dict({name: like(value, weights[name]) for name, value in loaded.items()})

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.models.hub import OutOfReach, hub_file
 from lpo_platform.models.weights import is_path, locate, split
 
 FILES = ("pytorch_lora_weights.safetensors", "unet_lora.pt")
@@ -172,15 +173,11 @@ def _find(place: str, setting: str) -> Path:
 
 def _download(repository: str, inner: str | None, setting: str) -> Path:
     """The file of a hub repository that was asked for by its id."""
-    from huggingface_hub import hf_hub_download
-
     name = inner if inner and Path(inner).suffix else "/".join(filter(None, (inner, FILES[0])))
     try:
-        return Path(hf_hub_download(repository, name))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{setting}: no such folder, and {name} cannot be fetched from a hub: {_first(error)}"
-        ) from error
+        return hub_file(repository, name)
+    except OutOfReach as error:
+        raise UserError(f"{setting}: no such folder, and {name} cannot be fetched from a hub: {error}") from error
 
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

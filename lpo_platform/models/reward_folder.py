@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,8 +19,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.adapter import Adapter
+from lpo_platform.models.fields import CLIP_TEXT, UNET, check
+from lpo_platform.models.hub import OutOfReach, hub_folder
 from lpo_platform.models.latent_reward import UP, LatentReward, empty_half
-from lpo_platform.models.weights import load, locate
+from lpo_platform.models.weights import check_finite, load, load_model, locate
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -67,8 +68,11 @@ def _read(adapter: Adapter, folder: Path, settings: dict[str, Any], weights: str
     known = folder / "reward.json"
     settings = (json.loads(known.read_text()) if known.is_file() else {}) | settings
     head = _read_head(folder)
-    half = empty_half(UNet2DConditionModel.load_config(folder / "unet"))
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    check(UNET, config, f"weights={weights}: unet/config.json")
+    half = empty_half(config)
     half.load_state_dict(_read_half(folder / "unet"), assign=True)
+    check_finite(half.state_dict() | head, f"weights={weights}")
     encoders = _read_encoders(folder)
     if len(encoders) != len(adapter.text_encoders):
         raise UserError(f"weights={weights}: made for another kind of model than model={adapter.name}")
@@ -108,14 +112,13 @@ def folder_of(adapter: Adapter, weights: str) -> Path:
     if folder.is_dir() or place.startswith(("/", ".", "~")) or place.count("/") != 1:
         raise UserError(f"weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/)")
     try:
-        found = snapshot_download(place, allow_patterns=f"{subfolder}/*" if subfolder else None)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        found = hub_folder(place, patterns=f"{subfolder}/*" if subfolder else None)
+    except OutOfReach as error:
         raise UserError(
             f"weights={weights}: no such folder, and the hub does not give it; download it first on a machine "
-            f"with network and pass the folder. Reason: {reason}"
+            f"with network and pass the folder. Reason: {error}"
         ) from error
-    return Path(found) / subfolder
+    return found / subfolder
 
 
 def _read_half(folder: Path) -> dict[str, Tensor]:
@@ -132,7 +135,7 @@ def _read_half(folder: Path) -> dict[str, Tensor]:
 def _read_encoders(folder: Path) -> list[torch.nn.Module]:
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)
     there = [(kind, folder / name) for kind, name in zip(kinds, ENCODERS, strict=True) if (folder / name).is_dir()]
-    return [kind.from_pretrained(path, dtype=torch.float32) for kind, path in there]
+    return [load_model(kind, str(path), CLIP_TEXT, setting="weights") for kind, path in there]
 
 
 def _read_head(folder: Path) -> dict[str, Tensor]:

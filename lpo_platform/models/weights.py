@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.fields import Fields, check
-from lpo_platform.models.hub import OutOfReach, only_local
+from lpo_platform.models.hub import OutOfReach, Repository, look
 
 ASSETS = Path(__file__).parents[1] / "assets"
 T = TypeVar("T")
@@ -48,12 +48,17 @@ def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **opt
     """
     place, part = locate(weights), options.get("subfolder")
     if Path(place).is_dir():
-        options = {"variant": only_variant(Path(place, part or "")), **options}
         options.pop("revision", None)
+        names = [file.name for file in Path(place, part or "").glob("*")]
     elif is_path(weights):  # a hub would be asked for it, and asked again
         raise UserError(f"{setting}={weights}: no such folder")
     else:
-        options |= {"local_files_only": True} if _only_local(weights, options.get("revision"), setting) else {}
+        found = _look(weights, options.get("revision"), setting)
+        if found.folder is not None:
+            place = str(found.folder)
+            options.pop("revision", None)
+        names = [path.name for path in map(Path, found.files) if path.parent == Path(part or "")]
+    options["variant"] = options.get("variant") or only_variant(names, f"{setting}={weights}")
     options = {name: value for name, value in options.items() if name not in ("variant", "revision") or value}
     try:
         return from_pretrained(place, **options)
@@ -66,27 +71,26 @@ def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **opt
         ) from error
 
 
-def _only_local(weights: str, revision: str | None, setting: str) -> bool:
+def _look(weights: str, revision: str | None, setting: str) -> Repository:
     try:
-        return only_local(weights, revision=revision)
+        return look(weights, revision=revision)
     except OutOfReach as error:
         raise UserError(
-            f"{setting}={weights}: neither a folder nor a bundled asset, and no hub id within reach: {error}. "
-            f"Pass {setting}=<folder>, or download the id first on a machine with network"
+            f"{setting}={weights}: no usable weights: neither a folder nor a bundled asset, and no hub id in reach: "
+            f"{error}. Pass {setting}=<folder>, or download the id first on a machine with network"
         ) from error
 
 
-def only_variant(folder: Path) -> str | None:
-    """The variant, `fp16` for one, that the weights of a folder exist in; None where they exist without one.
+def only_variant(names: Iterable[str], where: str) -> str | None:
+    """The variant, `fp16` for one, that the weights among these files exist in; None where they exist without one.
 
-    UserError where there are several variants and nothing else.
+    UserError, which begins with `where`, where there are several variants and nothing else.
     """
-    found = [match for file in folder.glob("*") if (match := WEIGHTS.fullmatch(file.name))]
-    variants = {match["variant"] for match in found}
+    variants = {match["variant"] for name in names if (match := WEIGHTS.fullmatch(name))}
     if not variants or None in variants:
         return None
     if len(variants) > 1:
-        raise UserError(f"{folder}: holds only the variants {', '.join(sorted(variants))}; choose one by model.variant")
+        raise UserError(f"{where}: holds only the variants {', '.join(sorted(variants))}; choose one by model.variant")
     return variants.pop()
 
 
@@ -169,11 +173,11 @@ def _shape(size: Sequence[int]) -> str:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the warnings of diffusers and transformers about gaps, of which one error tells."""
+    """Without what diffusers and transformers log about gaps and files, of which one error tells."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

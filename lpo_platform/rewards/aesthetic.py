@@ -1,19 +1,16 @@
 """The LAION aesthetic predictor: how much people like a picture, whatever its caption says."""
 
-import pickle
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.weights import Dtype, load, whole
 from lpo_platform.rewards.pretrained import Pretrained
+from lpo_platform.tasks.detector import UNREADABLE, read_weights
 
 WIDTH = 768  # of the image embedding of CLIP ViT-L/14
 
@@ -67,9 +64,8 @@ def predictor(weights: str) -> Predictor:
         raise UserError(f"weights={weights}: no such file; give {wanted}")
     model = Predictor()
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        model.load_state_dict(state)
-    except (OSError, RuntimeError, TypeError, AttributeError, EOFError, SafetensorError, pickle.UnpicklingError) as e:
+        model.load_state_dict(read_weights(path))
+    except UNREADABLE as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"weights={weights}: not the aesthetic predictor; give {wanted}. Reason: {reason}") from e
     return model.float().requires_grad_(False).eval()

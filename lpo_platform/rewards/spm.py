@@ -4,7 +4,6 @@ Pictures in the middle of a trajectory are predictions of x_0. Every layer of th
 token, is shifted and scaled by an embedding of the timestep (adaLN); at its start it is PickScore at any t.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -12,8 +11,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import center_crop, normalize
 from transformers import CLIPModel
@@ -23,6 +20,7 @@ from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.clip import VIT_H
 from lpo_platform.rewards.pickscore import PickScore
 from lpo_platform.rewards.reward import Asked, checked
+from lpo_platform.tasks.detector import UNREADABLE, read_weights
 
 FREQUENCIES = 256
 NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -119,10 +117,9 @@ def read(model: CLIPModel, weights: str) -> None:
     if file is None:
         raise UserError(f"weights={weights}: no such file, nor a folder with {' or '.join(NAMES)}; null is PickScore")
     try:
-        whole = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        state = {k.removeprefix("model."): v for k, v in whole.items() if not k.endswith("position_ids")}
+        state = {k.removeprefix("model."): v for k, v in read_weights(file).items() if not k.endswith("position_ids")}
         found = model.load_state_dict(state, strict=False)
-    except (OSError, RuntimeError, TypeError, AttributeError, EOFError, SafetensorError, pickle.UnpicklingError) as e:
+    except UNREADABLE as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"weights={weights}: not the weights of a step-aware preference model. Reason: {reason}") from e
     if found.missing_keys or found.unexpected_keys:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.models.weights import digest, load, locate, split, whole
+from lpo_platform.models.hub import OutOfReach, hub_file
+from lpo_platform.models.weights import check_finite, digest, load, locate, split, whole
 from lpo_platform.tasks.task import unmixed
 from lpo_platform.tasks.toy_detector import FOLDER, Found, fingerprint, toy_detector
 
@@ -81,7 +82,11 @@ def from_file(build: Callable[[], T], weights: str, pretrained: bool) -> T:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    """What a file of weights holds. UserError, which names the tensors, where they hold NaN or infinity."""
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    inner = state.get("state_dict", state) if isinstance(state, dict) else {}
+    check_finite({name: value for name, value in inner.items() if isinstance(value, Tensor)}, str(path))
+    return state
 
 
 def weight_file(weights: str, *, setting: str = SETTING) -> Path:
@@ -89,8 +94,6 @@ def weight_file(weights: str, *, setting: str = SETTING) -> Path:
 
     Raises UserError where there is none.
     """
-    from huggingface_hub import hf_hub_download
-
     place, name = split(weights)
     path = Path(locate(place), name or "").expanduser()
     if path.is_file():
@@ -100,11 +103,9 @@ def weight_file(weights: str, *, setting: str = SETTING) -> Path:
         raise UserError(f"{setting}={weights}: no such file; {help_}, or pass {setting}=<hub id>::<file>")
     space = place.startswith("spaces/")
     try:
-        kind = "space" if space else "model"
-        return Path(hf_hub_download(place.removeprefix("spaces/"), name, repo_type=kind))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{setting}={weights}: no file, nor within reach; {help_}. Reason: {reason}") from error
+        return hub_file(place.removeprefix("spaces/"), name, kind="space" if space else "model")
+    except OutOfReach as error:
+        raise UserError(f"{setting}={weights}: no file, nor within reach; {help_}. Reason: {error}") from error
 
 
 def from_transformers(

@@ -1,6 +1,5 @@
 """The policy: what learns, what the reference is, and CPO's step against the plain schedule of ten forwards."""
 
-
 import pytest
 import torch
 from toys import size as toy_size

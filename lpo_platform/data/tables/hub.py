@@ -22,15 +22,14 @@ def local_folder(path: str | Path, splits: list[str]) -> Path:
 
 
 def _fetch(name: str, splits: list[str]) -> Path:
-    from huggingface_hub import snapshot_download  # takes a second to import
+    from lpo_platform.models.hub import OutOfReach, hub_folder  # takes a second to import
 
     forms = ("*{}-*", "{}.*", "*/{}.*", "{}/*", "*/{}/*")
     patterns = [form.format(split) + suffix for split in splits for form in forms for suffix in (".parquet", ".tar")]
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
-    except Exception as error:  # the hub, its cache and the network have an exception each, and one answer fits all
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return hub_folder(name, kind="dataset", patterns=patterns)
+    except OutOfReach as error:
         raise UserError(
             f"data.path={name}: neither a folder here nor a hub dataset that can be fetched; what works: network, or "
-            f"the folder it was downloaded to. Reason: {reason}"
+            f"the folder it was downloaded to. Reason: {error}"
         ) from error
