@@ -11,7 +11,7 @@ from lpo_platform.data.prepared.preferences import PreferenceRows
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
 from lpo_platform.evaluation.evaluation import Evaluation
-from lpo_platform.evaluation.statistics import compare, entry, statistic_interval
+from lpo_platform.evaluation.statistics import compare, compare_sets
 from lpo_platform.hardware.distributed import each, everywhere
 from lpo_platform.methods.lrm import pair_accuracy
 from lpo_platform.models.policy import Policy
@@ -92,7 +92,12 @@ class PairEvaluator:
 
 def _correlation(before: np.ndarray, after: np.ndarray, gap: np.ndarray) -> dict[str, Any]:
     """Pearson's correlation of the model's score gap with another score's gap, before and after."""
-    pearson = lambda a, b: float(np.corrcoef(a, b)[0, 1])  # noqa: E731
-    difference = lambda rows: pearson(after[rows], gap[rows]) - pearson(before[rows], gap[rows])  # noqa: E731
-    interval = statistic_interval(difference, len(gap))
-    return entry(pearson(before, gap), pearson(after, gap), interval, higher_is_better=True)
+    own, other = np.concatenate([before, after]), np.concatenate([gap, gap])
+    return compare_sets(lambda rows: _pearson(own[rows], other[rows]), len(gap), higher_is_better=True)
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """0 where one of them is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
+    return float((a * b).sum() / scale) if scale else 0.0

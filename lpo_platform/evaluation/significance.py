@@ -1,30 +1,78 @@
-"""Whether a difference may be chance: p-values of paired differences, and of several hypotheses together."""
+"""Whether a difference may be chance: its interval and its p-value, which never disagree, and several of them together.
+
+A difference is called clear where two tests agree that it is not 0: the bootstrap, which resamples the items, and the
+swap test, which exchanges the sides of items at random. The p-value is the larger of the two, and an interval is
+extended to 0 where only the bootstrap excludes it, so that it leaves 0 exactly where p < .05. The swap test is exact
+for every statistic and any number of items if nothing has changed, since the sides then are exchangeable; of fewer than
+six items it cannot reach p < .05 (2 of 2^5 swaps are as extreme as the most extreme one), so these have no verdict.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
+Interval = tuple[float, float]
+
+ALPHA = 0.05
+MIN_ITEMS = 6
+FEW = 100  # below this many items a resampled spread is widened
 RESAMPLES = 10_000
 CHUNK = 4_000_000
 
 
-def sign_flip(differences: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided p-value of (B,) paired differences whose signs would be random if nothing had changed.
+def bootstrap_interval(values: ArrayLike, count: int, *, level: float = 1 - ALPHA) -> Interval:
+    """Percentile interval (Efron and Tibshirani 1993, section 13.3) of (R,) values from resamples of `count` items.
 
-    Fisher's randomisation test on their mean (Good, Permutation Tests, 2000, section 3.2). The observed signs count
-    among the random ones, which bounds p below by 1 / (resamples + 1). nan for fewer than two values.
+    The spread of a resample is too small by (1 - 1 / count)^(1/2) and has normal instead of Student's tails. Below FEW
+    items the percentiles are therefore moved outwards (Hesterberg, The American Statistician 69, 2015, section 4.2).
+    (nan, nan) without values.
     """
-    differences = np.asarray(differences, dtype=np.float64)
-    if len(differences) < 2:
-        return math.nan
-    generator, extreme = np.random.default_rng(seed), 0
-    observed = abs(differences.sum()) * (1 - 1e-12)  # sums in another order round otherwise
-    for block in blocks(len(differences), resamples):
-        signs = 2.0 * generator.integers(2, size=(block, len(differences))) - 1
-        extreme += int((np.abs(signs @ differences) >= observed).sum())
-    return (extreme + 1) / (resamples + 1)
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 0:
+        return math.nan, math.nan
+    tail = (1 - level) / 2
+    if count < FEW:
+        tail = float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, tail)))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_p(values: ArrayLike, count: int) -> float:
+    """The smallest 1 - level at which bootstrap_interval() excludes 0, at least that of one value beyond 0."""
+    values = np.asarray(values, dtype=np.float64)
+    tail = (min((values <= 0).sum(), (values >= 0).sum()) + 1) / (len(values) + 1)
+    if count < FEW:
+        tail = stdtr(count - 1, ndtri(min(tail, 0.5)) / math.sqrt(count / (count - 1)))
+    return float(min(1.0, 2 * tail))
+
+
+def swaps(count: int, *, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """(r, B) blocks of random signs, `resamples` rows in all: -1 where the sides of an item are exchanged."""
+    generator = np.random.default_rng(seed)
+    for rows in blocks(count, resamples):
+        yield 2.0 * generator.integers(2, size=(rows, count)) - 1
+
+
+def swap_p(observed: float, swapped: ArrayLike) -> float:
+    """Two-sided p-value of a difference among (R,) differences of the same items with their sides exchanged at random.
+
+    Fisher's randomisation test (Good, Permutation Tests, 2000, section 3.2). The observed difference counts among the
+    others, which bounds p below by 1 / (R + 1).
+    """
+    swapped = np.abs(np.asarray(swapped, dtype=np.float64))
+    rounding = 1e-12 * max(abs(observed), float(swapped.max(initial=0.0)))  # sums in another order round otherwise
+    return float(((swapped >= abs(observed) - rounding).sum() + 1) / (len(swapped) + 1))
+
+
+def reconciled(interval: Interval, p: float) -> tuple[Interval, float]:
+    """Interval and p-value that agree whether the difference is 0: they claim what both of them claim."""
+    low, high = interval
+    if p >= ALPHA:
+        return (min(low, 0.0), max(high, 0.0)), p
+    return interval, p if low > 0 or high < 0 else ALPHA
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

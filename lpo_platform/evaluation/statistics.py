@@ -1,6 +1,7 @@
-"""Paired comparison of two models: bootstrap intervals, wins, p-values, Frechet distance, the result table.
+"""Paired comparison of two models: intervals, p-values, verdicts, wins, Frechet distance, the result table.
 
-Numpy only, seeded, no state. B items, R resamples, D features.
+Numpy only, seeded, no state. B items, R resamples, D features. How an interval and its p-value are made, and how often
+a verdict is wrong, stands in significance.py.
 """
 
 import math
@@ -11,23 +12,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lpo_platform.evaluation.significance import RESAMPLES, blocks, holm, sign_flip
+from lpo_platform.evaluation.significance import (
+    MIN_ITEMS,
+    RESAMPLES,
+    Interval,
+    blocks,
+    bootstrap_interval,
+    bootstrap_p,
+    holm,
+    reconciled,
+    swap_p,
+    swaps,
+)
 
-Interval = tuple[float, float]
+TOO_FEW, NOT_FINITE = "too few", "not finite"
 
 
 def mean_interval(values: ArrayLike, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of the mean of (B,) values (Efron and Tibshirani 1993, section 13.3).
-
-    Fewer than two values say nothing about their spread: (nan, nan), which reads as "unclear" everywhere.
-    """
+    """Bootstrap interval of the mean of (B,) values; (nan, nan) for fewer than MIN_ITEMS, or if one is not finite."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"values: one number per item, got shape {values.shape}")
-    if len(values) < 2:
-        return math.nan, math.nan
-    means = [values[index].mean(axis=1) for index in _resampled(len(values), resamples=resamples, seed=seed)]
-    return _percentiles(np.concatenate(means), level=level)
+    return bootstrap_interval(_means(values, resamples=resamples, seed=seed), len(values), level=level)
 
 
 def paired_interval(
@@ -51,15 +57,9 @@ def statistic_interval(
     """Bootstrap interval of a statistic of the whole set, called with (B,) indices into the `count` items.
 
     Statistics such as a Frechet distance are biased on a resample, which holds each item a varying number of
-    times; the percentiles are therefore moved so that their mean is the value on the full set. For a paired
-    difference the statistic computes both sides with the same indices.
+    times; the percentiles are therefore moved so that their mean is the value on the full set.
     """
-    return _percentiles(_statistics(statistic, count, resamples=resamples, seed=seed), level=level)
-
-
-def win_rate(before: ArrayLike, after: ArrayLike, *, higher_is_better: bool) -> float:
-    """Share of items that got better, in [0, 1]; a tie counts half, an item without a value not at all."""
-    return _mean(_wins(before, after, higher_is_better))
+    return bootstrap_interval(_statistics(statistic, count, resamples=resamples, seed=seed), count, level=level)
 
 
 def many(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -72,6 +72,15 @@ def many(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{len(adjusted)} metrics at 95 %: about one in 20 would leave 0 by chance. {held}."
 
 
+def not_finite(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each metric of which a number is not finite, and which therefore has no verdict."""
+    return [
+        f"{name} has no verdict: a number of the model {' and of the model '.join(metric['not_finite'])} is not finite"
+        for name, metric in metrics.items()
+        if metric.get("not_finite")
+    ]
+
+
 def compare(
     before: Mapping[str, ArrayLike],
     after: Mapping[str, ArrayLike],
@@ -82,38 +91,62 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """The `metrics` of result.json from (B,) values per metric, in the order of `before`.
 
-    An item whose value is nan on a side (a metric that is undefined there) is left out of that metric. Raises
-    ValueError if the three mappings do not name the same metrics.
+    An item whose value is nan on both sides (a metric that is undefined there) is left out of that metric. Any other
+    value that is not finite leaves the metric without a verdict, which then names the side. Raises ValueError if the
+    three mappings do not name the same metrics.
     """
     if not set(before) == set(after) == set(higher_is_better):
         raise ValueError(f"metrics differ: {sorted(before)}, {sorted(after)}, {sorted(higher_is_better)}")
     result = {}
     for name in before:
         better, (first, second) = higher_is_better[name], _both(before[name], after[name])
-        options = {"resamples": resamples, "seed": seed}
-        interval, p = paired_interval(first, second, **options), sign_flip(second - first, **options)
-        result[name] = entry(_mean(first), _mean(second), interval, higher_is_better=better, p=p)
+        result[name] = _of_means(first, second, better, resamples=resamples, seed=seed)
         if better is not None:
-            wins = _wins(first, second, better)
-            result[name]["wins"] = [_mean(wins), *mean_interval(wins, **options)]
+            known = np.isfinite(first) & np.isfinite(second)
+            wins = _wins(first[known], second[known], better)
+            result[name]["wins"] = [_mean(wins), *mean_interval(wins, resamples=resamples, seed=seed)]
     return result
 
 
+def _of_means(
+    before: NDArray[np.float64], after: NDArray[np.float64], higher_is_better: bool | None, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The entry of the mean of (B,) values."""
+    options = {"items": len(before), "not_finite": _not_finite(before, after), "higher_is_better": higher_is_better}
+    if options["not_finite"] or len(before) < MIN_ITEMS:
+        return entry(_mean(before), _mean(after), (math.nan, math.nan), **options)
+    changes, gains = after - before, _means(after - before, resamples=resamples, seed=seed)
+    flipped = (signs @ changes / len(changes) for signs in swaps(len(changes), resamples=resamples, seed=seed))
+    p = swap_p(float(changes.mean()), np.concatenate(list(flipped)))
+    return entry(_mean(before), _mean(after), *_judged(gains, p, len(changes)), **options)
+
+
 def entry(
-    before: float, after: float, interval: Interval, *, higher_is_better: bool | None, p: float = math.nan
+    before: float,
+    after: float,
+    interval: Interval,
+    p: float = math.nan,
+    *,
+    higher_is_better: bool | None,
+    items: int | None = None,
+    not_finite: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One metric in result.json's form; higher_is_better None for what should rather stay as it is.
 
-    p: that there is no difference. compare() adds `wins`, the share of items that got better and its interval.
+    p: that there is no difference. items: how many it is made of. not_finite: the sides, "before" and "after", that
+    have a number which is not finite; such a side has no value. compare() adds `wins`, the share of items that got
+    better and its interval.
     """
-    return {
-        "before": float(before),
-        "after": float(after),
-        "difference": float(after) - float(before),
+    values = {"before": float(before), "after": float(after)} | dict.fromkeys(not_finite, math.nan)
+    found = {
+        **values,
+        "difference": values["after"] - values["before"],
         "ci95": [float(interval[0]), float(interval[1])],
         "higher_is_better": higher_is_better,
         "p": p,
+        "items": items,
     }
+    return found | ({"not_finite": list(not_finite)} if not_finite else {})
 
 
 def alone(metrics: Mapping[str, Mapping[str, Any]], values: Mapping[str, ArrayLike]) -> dict[str, dict[str, Any]]:
@@ -129,8 +162,16 @@ def alone(metrics: Mapping[str, Mapping[str, Any]], values: Mapping[str, ArrayLi
 
 
 def verdict(metric: Mapping[str, Any]) -> str:
-    """ "better" or "worse" ("changed" without a direction) if the interval excludes 0, else "unclear"."""
+    """ "better" or "worse" ("changed" without a direction) if the interval excludes 0, else "unclear".
+
+    "not finite" where a number is not, and "too few" for fewer than MIN_ITEMS items: of these nothing is claimed.
+    """
+    if metric.get("not_finite"):
+        return NOT_FINITE
     low, high = (math.nan if bound is None else bound for bound in metric["ci95"])
+    items = metric.get("items")
+    if not (math.isfinite(low) and math.isfinite(high)) or (items is not None and items < MIN_ITEMS):
+        return TOO_FEW
     if not (low > 0 or high < 0):
         return "unclear"
     if metric["higher_is_better"] is None:
@@ -169,7 +210,9 @@ class Frechet:
         return np.concatenate([features, features @ self.root], 1)
 
     def __call__(self, rows: NDArray[np.float64]) -> float:
-        """Of rows of along()."""
+        """Of rows of along(); nan where one is not finite."""
+        if not np.isfinite(rows).all():
+            return math.nan
         mean = rows.mean(0)
         own, turned = np.split((rows - mean) / math.sqrt(max(len(rows) - 1, 1)), 2, axis=1)
         gram = turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned
@@ -188,28 +231,46 @@ def compare_frechet(
     real, before, after = (np.asarray(x, dtype=np.float64) for x in (real, before, after))
     if before.shape != after.shape or before.shape[1:] != real.shape[1:]:
         raise ValueError(f"features do not match: {real.shape}, {before.shape}, {after.shape}")
+    wrong = _not_finite(before, after) if np.isfinite(real).all() else ["before", "after"]
+    if wrong or min(len(real), len(before)) < 2:  # one picture has no covariance
+        nothing = (math.nan, math.nan)
+        return entry(*nothing, nothing, higher_is_better=False, items=len(before), not_finite=wrong)
     distance = Frechet(*moments(real))
-    first, second = (distance.along(side) for side in (before, after))
-    sides = (lambda i: distance(first[i]), lambda i: distance(second[i]))
-    return compare_sets(*sides, len(before), higher_is_better=False, resamples=resamples, seed=seed)
+    rows = distance.along(np.concatenate([before, after]))
+    return compare_sets(
+        lambda i: distance(rows[i]), len(before), higher_is_better=False, resamples=resamples, seed=seed
+    )
 
 
 def compare_sets(
-    before: Callable[[NDArray[np.int64]], float],
-    after: Callable[[NDArray[np.int64]], float],
+    statistic: Callable[[NDArray[np.int64]], float],
     count: int,
     *,
     higher_is_better: bool,
     resamples: int = 1_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A statistic of the whole set, called with (B,) indices into the `count` items: one metric of result.json.
+    """A statistic of the whole set: one metric of result.json.
 
-    The interval resamples the items, the same ones on both sides, and is moved as in statistic_interval.
+    statistic: of (B,) indices into both sides, one after the other: i is item i before, count + i the same item after.
+    The interval resamples the items, the same ones on both sides, and is moved as in statistic_interval; the p-value
+    swaps the sides of items at random.
     """
-    changes = _statistics(lambda i: after(i) - before(i), count, resamples=resamples, seed=seed)
     everyone = np.arange(count)
-    return _of_set(before(everyone), after(everyone), changes, higher_is_better=higher_is_better)
+    before, after = statistic(everyone), statistic(everyone + count)
+    options = {"higher_is_better": higher_is_better, "items": count}
+    wrong = _not_finite(before, after)
+    if wrong or count < MIN_ITEMS:
+        return entry(before, after, (math.nan, math.nan), **options, not_finite=wrong)
+    gain = lambda i: statistic(i + count) - statistic(i)  # noqa: E731
+    gains = _statistics(gain, count, resamples=resamples, seed=seed)
+    swapped = [
+        statistic(everyone + count * (row > 0)) - statistic(everyone + count * (row < 0))
+        for signs in swaps(count, resamples=resamples, seed=seed)
+        for row in signs
+    ]
+    p = swap_p(after - before, np.array(swapped))
+    return entry(before, after, *_judged(gains, p, count), **options)
 
 
 def compare_pooled(
@@ -223,22 +284,37 @@ def compare_pooled(
 ) -> dict[str, Any]:
     """A metric of summed counts, such as mIoU over a set: one metric of result.json.
 
-    before, after: (B, ...) counts of the same items. pool: (R, ...) sums -> (R,). The interval resamples the items as
-    pairs and is moved as in statistic_interval.
+    before, after: (B, ...) counts of the same items. pool: (R, ...) sums -> (R,). Interval and p-value are made as in
+    compare_sets.
     """
     before, after = (np.asarray(x, dtype=np.float64) for x in (before, after))
     if before.shape != after.shape:
         raise ValueError(f"before and after: the same items, got shapes {before.shape} and {after.shape}")
+    count, options = len(before), {"higher_is_better": higher_is_better, "items": len(before)}
     first, second = (float(pool(x.sum(0, keepdims=True))[0]) for x in (before, after))
-    if len(before) < 2:
-        return _of_set(first, second, np.empty(0), higher_is_better=higher_is_better)
-    flat, differences = [x.reshape(len(x), -1) for x in (before, after)], []
-    for index in _resampled(len(before), resamples=resamples, seed=seed):
-        weights = np.stack([np.bincount(row, minlength=len(before)) for row in index]).astype(np.float64)
-        sides = [pool((weights @ x).reshape(len(index), *before.shape[1:])) for x in flat]
-        differences.append(sides[1] - sides[0])
-    values = np.concatenate(differences)
-    return _of_set(first, second, values - values.mean() + (second - first), higher_is_better=higher_is_better)
+    wrong = _not_finite(before, after) or _not_finite(first, second)
+    if wrong or count < MIN_ITEMS:
+        return entry(first, second, (math.nan, math.nan), **options, not_finite=wrong)
+    flat = [x.reshape(count, -1) for x in (before, after)]
+
+    def change(shares: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """(R,) differences, of (R, B) shares: how often each item's counts stand before and after, on either side."""
+        own, other = shares
+        sides = (own @ flat[0] + other @ flat[1], own @ flat[1] + other @ flat[0])
+        low, high = (pool(side.reshape(-1, *before.shape[1:])) for side in sides)
+        return high - low
+
+    def often(index: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.stack([np.bincount(row, minlength=count) for row in index]).astype(np.float64)
+
+    drawn = _resampled(count, resamples=resamples, seed=seed)
+    gains = np.concatenate([change((weights, 0 * weights)) for weights in map(often, drawn)])
+    swapped = [
+        change(((signs > 0).astype(np.float64), (signs < 0).astype(np.float64)))
+        for signs in swaps(count, resamples=resamples, seed=seed)
+    ]
+    p = swap_p(second - first, np.concatenate(swapped))
+    return entry(first, second, *_judged(gains - gains.mean() + (second - first), p, count), **options)
 
 
 def moments(features: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -309,10 +385,13 @@ def change(metric: Mapping[str, Any]) -> str:
     return f"{number(metric['difference'], digits, sign=True)} {_bounds(metric['ci95'], digits, sign=True)}"
 
 
+SAID = {"unclear": "unclear (interval contains 0)", TOO_FEW: "too few items for a verdict", NOT_FINITE: "not finite"}
+
+
 def _word(metric: Mapping[str, Any], unicode: bool) -> str:
     word = verdict(metric)
-    if word == "unclear":
-        return "unclear (interval contains 0)" if math.isfinite(metric["ci95"][0] or 0.0) else "unclear (too few items)"
+    if word in SAID:
+        return SAID[word]
     return f"{chr(0x2191) if metric['difference'] > 0 else chr(0x2193)} {word}" if unicode else word
 
 
@@ -322,9 +401,8 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join([name.ljust(widths[0]), *numbers, word]).rstrip()
 
 
-def _wins(before: ArrayLike, after: ArrayLike, higher_is_better: bool) -> NDArray[np.float64]:
-    """(B,) of the items with values: 1 for one that got better, 0 for worse, one half for a tie."""
-    before, after = _both(before, after)
+def _wins(before: NDArray[np.float64], after: NDArray[np.float64], higher_is_better: bool) -> NDArray[np.float64]:
+    """(B,): 1 for an item that got better, 0 for worse, one half for a tie."""
     return (np.sign(after - before if higher_is_better else before - after) + 1) / 2
 
 
@@ -333,21 +411,30 @@ def _p(metric: Mapping[str, Any]) -> float:
     return math.nan if p is None else p
 
 
-def _of_set(before: float, after: float, differences: NDArray[np.float64], *, higher_is_better: bool) -> dict[str, Any]:
-    """The entry of a statistic of the whole set from its resampled differences; p is the smallest 1 - level at which
-    their interval leaves 0."""
-    interval, p = _percentiles(differences, level=0.95), math.nan
-    if len(differences):
-        beyond = min((differences <= 0).sum(), (differences >= 0).sum())
-        p = float(min(1.0, 2 * (beyond + 1) / (len(differences) + 1)))
-    return entry(before, after, interval, higher_is_better=higher_is_better, p=p)
+def _judged(gains: NDArray[np.float64], p: float, count: int) -> tuple[Interval, float]:
+    """Interval and p-value of a difference from its resampled values and the p-value of swapped sides."""
+    return reconciled(bootstrap_interval(gains, count), max(p, bootstrap_p(gains, count)))
+
+
+def _not_finite(before: ArrayLike, after: ArrayLike) -> list[str]:
+    """Which sides have a number that is not finite."""
+    sides = {"before": before, "after": after}
+    return [side for side, values in sides.items() if not np.isfinite(np.asarray(values)).all()]
+
+
+def _means(values: NDArray[np.float64], *, resamples: int, seed: int) -> NDArray[np.float64]:
+    """(R,) means of resampled values; none where they allow no interval."""
+    if len(values) < MIN_ITEMS or not np.isfinite(values).all():
+        return np.empty(0)
+    drawn = _resampled(len(values), resamples=resamples, seed=seed)
+    return np.concatenate([values[index].mean(axis=1) for index in drawn])
 
 
 def _statistics(
     statistic: Callable[[NDArray[np.int64]], float], count: int, *, resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Of resampled items, moved so that their mean is the value on the full set; none for fewer than two items."""
-    if count < 2:
+    """Of resampled items, moved so that their mean is the value on the full set; none for fewer than MIN_ITEMS."""
+    if count < MIN_ITEMS:
         return np.empty(0)
     index = (row for block in _resampled(count, resamples=resamples, seed=seed) for row in block)
     values = np.array([statistic(row) for row in index])
@@ -361,18 +448,11 @@ def _resampled(count: int, *, resamples: int, seed: int):
         yield generator.integers(count, size=(rows, count))
 
 
-def _percentiles(values: NDArray[np.float64], *, level: float) -> Interval:
-    if len(values) == 0:
-        return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _both(before: ArrayLike, after: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1:
         raise ValueError(f"before and after: one number per item, got shapes {before.shape} and {after.shape}")
-    keep = ~(np.isnan(before) | np.isnan(after))
+    keep = ~(np.isnan(before) & np.isnan(after))
     return before[keep], after[keep]
 
 

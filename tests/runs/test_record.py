@@ -59,7 +59,7 @@ def test_start_finish_and_fail_follow_the_schema(tmp_path: Path) -> None:
     done = result(tmp_path)
     assert list(done) == keys and done["status"] == "finished" and done["command"] == ["lpo-train", "method=cpo"]
     assert done["samples"] == 20 and done["seconds"] == 12.346 and done["paths"] == {"export": str(tmp_path / "export")}
-    assert set(done["metrics"]["canny/f1"]) == record.METRIC_KEYS | {"p", "wins"}
+    assert set(done["metrics"]["canny/f1"]) == record.METRIC_KEYS | {"p", "items", "wins"}
     assert done["metrics"]["canny/f1"]["difference"] == pytest.approx(0.1)
     record.fail(tmp_path, "out of memory\n", seconds=13)
     assert result(tmp_path)["status"] == "failed" and result(tmp_path)["reason"] == "out of memory"

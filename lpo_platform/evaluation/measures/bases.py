@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lpo_platform.evaluation.measure import Pictures
@@ -27,3 +29,10 @@ class OfSets:
 
     def directions(self) -> dict[str, bool | None]:
         return {}
+
+
+def pictures_of(rows: int, images_per_item: int) -> NDArray[np.int64]:
+    """(K, 2 N) numbers of the rows of `before` and `after`, one after the other: column i holds those of item i before,
+    column N + i those of the same item after. Each side has the first picture of every item before the second."""
+    sides = np.arange(rows).reshape(2, images_per_item, -1)
+    return np.concatenate(list(sides), axis=1)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lpo_platform.evaluation import keypoints
 from lpo_platform.evaluation.keypoints import Area
 from lpo_platform.evaluation.measure import Pictures
-from lpo_platform.evaluation.measures.bases import OfSets
+from lpo_platform.evaluation.measures.bases import OfSets, pictures_of
 from lpo_platform.evaluation.measures.people import people_of, shows_poses
 from lpo_platform.evaluation.statistics import compare_sets
 from lpo_platform.tasks.keypoint_files import JOINTS
@@ -47,21 +47,20 @@ class CocoAp(OfSets):
         if FEATURES not in before:
             return {}
         count = len(before[FEATURES]) // self.images_per_item
-        with tqdm(total=2 * self.resamples, desc="COCO AP, intervals", delay=WAIT, leave=False) as bar:
-            sides = [self._of(side[FEATURES], bar) for side in (before, after)]
+        with tqdm(total=4 * self.resamples, desc="COCO AP, intervals", delay=WAIT, leave=False) as bar:
+            of = self._of(torch.cat([before[FEATURES], after[FEATURES]]), bar)
             return {
                 metric: compare_sets(
-                    *(lambda items, of=of, name=name: of(items)[name] for of in sides), count, higher_is_better=True,
-                    resamples=self.resamples,
+                    lambda items, name=name: of(items)[name], count, higher_is_better=True, resamples=self.resamples
                 )
                 for name, metric in METRICS.items()
-            }  # fmt: skip
+            }
 
     def _of(self, rows: Tensor, bar: tqdm) -> Callable[[NDArray[np.int64]], dict[str, float]]:
-        """All metrics of a choice of items; of the same choice computed once."""
+        """All metrics of a choice of items of both sides; of the same choice computed once."""
         found, wanted = (people_of(side) for side in rows.unflatten(1, (2, MOST, JOINTS, 3)).unbind(1))
         measured = keypoints.CocoAp(list(zip(found, wanted, strict=True)), self.area)
-        pictures, known = np.arange(len(rows)).reshape(self.images_per_item, -1), {}
+        pictures, known = pictures_of(len(rows), self.images_per_item), {}
 
         def of(items: NDArray[np.int64]) -> dict[str, float]:
             if items.tobytes() not in known:

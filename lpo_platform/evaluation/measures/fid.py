@@ -1,6 +1,5 @@
 """FID (arXiv 1706.08500) as clean-fid computes it, against pictures of the data, of a folder, or a stored reference."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.measure import Pictures
-from lpo_platform.evaluation.measures.bases import OfSets
+from lpo_platform.evaluation.measures.bases import OfSets, pictures_of
 from lpo_platform.evaluation.measures.inception import Inception
 from lpo_platform.evaluation.measures.reference import Moments, moments_of
 from lpo_platform.evaluation.statistics import Frechet, compare_sets, moments
@@ -59,23 +58,19 @@ class Fid(OfSets):
     ) -> dict[str, dict[str, Any]]:
         known = self._stored(torch.device("cpu")) if self.reference else moments(real[FEATURES].numpy())
         distance = Frechet(*known)
-        bar = tqdm(total=2 * self.resamples, desc="FID, interval", delay=WAIT, leave=False)
+        bar = tqdm(total=4 * self.resamples, desc="FID, interval", delay=WAIT, leave=False)
 
-        def of(side: dict[str, Tensor]) -> Callable[[NDArray[np.int64]], float]:
-            rows = distance.along(side[FEATURES].numpy())
-            pictures = np.arange(len(rows)).reshape(self.images_per_item, -1)
+        rows = distance.along(torch.cat([before[FEATURES], after[FEATURES]]).numpy())
+        pictures = pictures_of(len(rows), self.images_per_item)
 
-            def measured(items: NDArray[np.int64]) -> float:
-                bar.update()
-                groups = pictures[:, items] if self.per_picture else pictures[:, items].reshape(1, -1)
-                return float(np.mean([distance(rows[group]) for group in groups]))
+        def measured(items: NDArray[np.int64]) -> float:
+            bar.update()
+            groups = pictures[:, items] if self.per_picture else pictures[:, items].reshape(1, -1)
+            return float(np.mean([distance(rows[group]) for group in groups]))
 
-            return measured
-
-        count = len(before[FEATURES]) // self.images_per_item
+        count = pictures.shape[1] // 2
         with bar:
-            found = compare_sets(of(before), of(after), count, higher_is_better=False, resamples=self.resamples)
-        return {NAME: found}
+            return {NAME: compare_sets(measured, count, higher_is_better=False, resamples=self.resamples)}
 
     def _stored(self, device: torch.device) -> Moments:
         if self._moments is None:
