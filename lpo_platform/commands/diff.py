@@ -21,7 +21,7 @@ from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import ConfigError, UserError
 from lpo_platform.config.paths import run_folder
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation.statistics import change, compare, decimals, number
+from lpo_platform.evaluation.statistics import change, compare, decimals, number, verdict
 from lpo_platform.runs import record
 from lpo_platform.tracking.report.page.run import Run, mapping
 
@@ -147,7 +147,7 @@ def _metric(name: str, result: Mapping[str, Any]) -> str:
     if m := result["paired"]:
         wins = m.get("wins", [math.nan])[0]
         better = f", B better in {100 * wins:.0f} %" if math.isfinite(wins) else ""
-        lines.append(f"    B - A  {change(m)}  paired over {m['count']} items{better}")
+        lines.append(f"    B - A  {change(m)}  {verdict(m)}, paired over {m['count']} items{better}")
     return "\n".join([f"  {name}", *lines])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,11 @@ Metric = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one setting: `differences` holds trained minus base of each seed, in the order of `seeds`."""
+    """One metric of one setting: `differences` holds trained minus base of each seed, in the order of `seeds`.
+
+    items: how many held-out items the seed with the fewest has, None where a run did not say. not_finite: the sides on
+    which a seed has a number that is not finite.
+    """
 
     setting: str
     metric: str
@@ -29,6 +33,8 @@ class Row:
     ci95: tuple[float, float]
     interval: str
     higher_is_better: bool | None
+    items: int | None = None
+    not_finite: list[str] = field(default_factory=list)
 
     @property
     def difference(self) -> float:
@@ -42,20 +48,24 @@ class Row:
             "difference": self.difference,
             "ci95": list(self.ci95),
             "higher_is_better": self.higher_is_better,
+            "items": self.items,
+            "not_finite": self.not_finite,
         }
 
 
 def rows(results: Sequence[tuple[str, int | None, Mapping[str, Metric]]]) -> list[Row]:
     """(setting, seed, metrics of result.json) of every finished job -> metric by metric, setting by setting.
 
-    Both keep the order in which they first appear. A run in which a metric has no number is left out of its row.
+    Both keep the order in which they first appear. A run in which a metric has no number is left out of its row. One
+    whose number is not finite stays in it, and the row then claims nothing.
     """
     found: dict[tuple[str, str], list[tuple[int | None, Metric]]] = {}
     settings = list(dict.fromkeys(setting for setting, _, _ in results))
     names = list(dict.fromkeys(name for _, _, metrics in results for name in metrics))
     for setting, seed, metrics in results:
         for name, metric in metrics.items():
-            if all(isinstance(metric[side], int | float) for side in ("before", "after")):
+            numbers = all(isinstance(metric[side], int | float) for side in ("before", "after"))
+            if numbers or metric.get("not_finite"):
                 found.setdefault((name, setting), []).append((seed, metric))
     keys = [(name, setting) for name in names for setting in settings if (name, setting) in found]
     return [_row(setting, name, found[name, setting]) for name, setting in keys]
@@ -63,12 +73,15 @@ def rows(results: Sequence[tuple[str, int | None, Mapping[str, Metric]]]) -> lis
 
 def _row(setting: str, name: str, runs: list[tuple[int | None, Metric]]) -> Row:
     metrics = [metric for _, metric in runs]
-    before, after = ([float(m[side]) for m in metrics] for side in ("before", "after"))
+    before, after = ([math.nan if m[side] is None else float(m[side]) for m in metrics] for side in ("before", "after"))
     differences = [b - a for a, b in zip(before, after, strict=True)]
     bounds = [[math.nan if bound is None else float(bound) for bound in metric["ci95"]] for metric in metrics]
     if len(runs) == 1:
         (low, high) = bounds[0]
         interval = "paired bootstrap over the held-out items of the one run"
+    elif not np.isfinite(bounds).all():
+        low = high = math.nan
+        interval = "none where a seed has too few items or a number that is not finite"
     else:
         low, high = seed_interval(differences, [(high - low) / (2 * NORMAL) for low, high in bounds])
         interval = f"Student t over {len(runs)} seeds, widened by the error that the held-out items leave"
@@ -82,6 +95,8 @@ def _row(setting: str, name: str, runs: list[tuple[int | None, Metric]]) -> Row:
         (low, high),
         interval,
         metrics[0]["higher_is_better"],
+        min((n for m in metrics if (n := m.get("items")) is not None), default=None),
+        sorted({side for m in metrics for side in m.get("not_finite", ())}, reverse=True),
     )
 
 

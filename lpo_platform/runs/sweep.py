@@ -131,13 +131,14 @@ def objective(folder: Path, direction: str) -> float | None:
 
 
 def gain(folder: Path) -> float | None:
-    """The first metric's difference, turned so that more is better; None without a result."""
+    """The difference of the first metric with a direction, turned so that more is better; None where it has none."""
     result = files.read_json(folder / "result.json")
     if not isinstance(result, dict) or result.get("status") != "finished":
         return None
     for metric in result["metrics"].values():
-        if metric["higher_is_better"] is not None and metric["difference"] is not None:
-            return metric["difference"] if metric["higher_is_better"] else -metric["difference"]
+        if metric["higher_is_better"] is not None:
+            difference = metric["difference"]
+            return difference if metric["higher_is_better"] or difference is None else -difference
     return None
 
 

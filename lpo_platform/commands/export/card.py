@@ -14,7 +14,7 @@ import yaml
 
 from lpo_platform.commands.export.trained import Trained
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation.statistics import change, decimals, number, verdict
+from lpo_platform.evaluation.statistics import change, decimals, not_finite, number, verdict
 from lpo_platform.models.weights import ASSETS, digest, is_path, locate
 from lpo_platform.runs import record
 from lpo_platform.runs.files import fingerprint
@@ -150,6 +150,7 @@ def _results(trained: Trained) -> str:
     notes = [f"{run.result.get('samples')} held-out items, the same noise before and after."]
     if trained.weights != trained.evaluated:
         notes.append(f"Of the `{trained.evaluated}` weights; those here are the `{trained.weights}` ones.")
+    notes += [f"{line}." for line in not_finite(run.metrics)]
     notes += [f"Not as in the protocol: {_public(line)}" for line in run.result.get("deviations", [])]
     return f"{table}\n\n{' '.join(notes)}"
 

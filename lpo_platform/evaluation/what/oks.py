@@ -17,7 +17,10 @@ from lpo_platform.tasks.keypoint_files import BadKeypoints, People, fitted, read
 def report(
     items: Mapping[str, Mapping[str, float]], settings: Mapping[str, Any], left_out: Mapping[str, list[str]]
 ) -> dict[str, Any]:
-    """settings; metrics: mean, 95 % bootstrap interval and number of items; left_out by reason; and every item."""
+    """settings; metrics: mean, 95 % bootstrap interval and number of items; left_out by reason; and every item.
+
+    An item without a finite number is left out of that metric, and counted under the reason `not finite: <metric>`.
+    """
     if not items:
         reasons = "; ".join(f"{len(names)} {reason}" for reason, names in left_out.items() if names)
         raise UserError(f"nothing to measure: {reasons or 'no files'}")
@@ -25,6 +28,8 @@ def report(
     for name in next(iter(items.values())):
         values = [item[name] for item in items.values() if math.isfinite(item[name])]
         mean = sum(values) / len(values) if values else math.nan
+        if wrong := [item for item, found in items.items() if not math.isfinite(found[name])]:
+            left_out = {**left_out, f"not finite: {name}": wrong}
         metrics[name] = {"mean": mean, "ci95": list(mean_interval(values)), "count": len(values)}
     rows = [{"name": name, **item} for name, item in items.items()]
     return {"settings": dict(settings), "metrics": metrics, "left_out": dict(left_out), "items": rows}

@@ -9,11 +9,12 @@ from typing import Any
 from PIL import Image
 
 from lpo_platform.evaluation import item_table
+from lpo_platform.evaluation.statistics import verdict
 from lpo_platform.tracking.loggers.service import RunLogger
 
 SIDES = ("condition", "before", "after")
 SMALL = 96
-COLUMNS = ("metric", "before", "after", "difference", "low", "high")
+COLUMNS = ("metric", "before", "after", "difference", "low", "high", "verdict")
 
 
 def log_tables(logger: RunLogger, metrics: Mapping[str, Mapping[str, Any]], folder: Path, step: int) -> None:
@@ -21,7 +22,7 @@ def log_tables(logger: RunLogger, metrics: Mapping[str, Mapping[str, Any]], fold
     if logger.lost:
         return
     logger.log_metrics({f"eval/{name}": metric["after"] for name, metric in metrics.items()}, step)
-    rows = [[name, m["before"], m["after"], m["difference"], *m["ci95"]] for name, m in metrics.items()]
+    rows = [[name, m["before"], m["after"], m["difference"], *m["ci95"], verdict(m)] for name, m in metrics.items()]
     logger.table("eval/table", COLUMNS, rows, step)
     found = item_table.read(folder / "evaluation" / "items.parquet")
     columns = [*SIDES, *(found[0] if found else ())]

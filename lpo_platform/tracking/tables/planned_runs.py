@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.evaluation.statistics import change, decimals, number
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, change, decimals, number, verdict
 from lpo_platform.runs import resume
 from lpo_platform.tracking.tables.finished_runs import Outcome, command
 from lpo_platform.tracking.tables.table import Code, Table
@@ -98,8 +98,13 @@ def _line(row: Row, seeds: Sequence[int], root: Path) -> list[str]:
     entries = {seed: outcome.metrics[row.metric] for seed, outcome in found.items() if row.metric in outcome.metrics}
     first = next(iter(entries.values()), None)
     before = "" if first is None else number(first["before"], decimals(first))
-    cells = [change(entries[seed]) if seed in entries else "not run" * (seed in row.seeds) for seed in seeds]
+    cells = [_said(entries[seed]) if seed in entries else "not run" * (seed in row.seeds) for seed in seeds]
     return [row.title or "", before, *cells, _command(row, list(found.values()), root)]
+
+
+def _said(entry: dict[str, Any]) -> str:
+    """The difference with its interval, or why there is none."""
+    return word if (word := verdict(entry)) in (TOO_FEW, NOT_FINITE) else change(entry)
 
 
 def _command(row: Row, found: Sequence[Outcome], root: Path) -> Code:

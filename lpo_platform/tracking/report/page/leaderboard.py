@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpo_platform.evaluation.statistics import change, verdict
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, change, verdict
 from lpo_platform.runs import record
 from lpo_platform.runs.sweep import Job, Sweep, repeat
 from lpo_platform.tracking.report.page.guards import counted
@@ -26,7 +26,7 @@ def sentence(sweep: Sweep) -> str:
     left = [job for job in sweep.jobs if job.status != "finished"]
     said = [f"{len(sweep.jobs) - len(left)} of {len(sweep.jobs)} jobs finished."]
     said += [f"{job.folder.name} {job.status}: {job.reason}." for job in left]
-    main = main_rows(sweep)
+    main = [row for row in main_rows(sweep) if verdict(row.entry()) not in (TOO_FEW, NOT_FINITE)]
     if len(main) > 1 and len({row.metric for row in main}) == 1 and main[0].higher_is_better is not None:
         best = max(main, key=lambda row: row.difference if row.higher_is_better else -row.difference)
         entry = best.entry()

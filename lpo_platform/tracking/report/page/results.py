@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lpo_platform.evaluation.statistics import decimals, many, number, verdict
+from lpo_platform.evaluation.significance import MIN_ITEMS
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, decimals, many, not_finite, number, verdict
 from lpo_platform.tracking.report.page.guards import counted
 from lpo_platform.tracking.report.page.markup import absent, cell, escape, heads, note
 from lpo_platform.tracking.report.page.run import Run
@@ -35,15 +36,17 @@ def results(run: Run) -> str:
         return absent("result.json holds no metrics.")
     deviations = "".join(note(f"Not as in the protocol: {line}.") for line in run.result.get("deviations", ()))
     if all(map(_alone, run.metrics.values())):
-        return _values(run) + deviations
+        return _values(run) + "".join(note(f"{line}.") for line in not_finite(run.metrics)) + deviations
     columns = [("", "metric"), ("number", "before"), ("number", "after"), ("number", "difference")]
     head = heads(*columns, ("", "95\u00a0% interval"), ("", ""), ("", "verdict"), ("number", "win rate"))
     body = "".join(_row(name, metric) for name, metric in run.metrics.items())
     count = run.result.get("samples")
     words = f"Same held-out conditions, prompts and noise before and after{f' ({count} items)' if count else ''}. "
     words += "The interval is a paired bootstrap of the difference; \u201cunclear\u201d means that it contains 0. "
+    words += f"Fewer than {MIN_ITEMS} items have no verdict. "
     words += f"Win rate: the share of items that got better, a tie counting half. {many(run.metrics)}"
-    return f'<table class="metrics sortable">{head}<tbody>{body}</tbody></table>{note(words)}{deviations}'
+    wrong = "".join(note(f"{line}.") for line in not_finite(run.metrics))
+    return f'<table class="metrics sortable">{head}<tbody>{body}</tbody></table>{wrong}{note(words)}{deviations}'
 
 
 def _row(name: str, metric: Metric) -> str:
@@ -93,7 +96,7 @@ def numbers(metric: Metric) -> list[str]:
         cell(number(metric["difference"], digits, sign=True), metric["difference"], label="difference"),
         cell(f"[{number(low, digits, sign=True)}, {number(high, digits, sign=True)}]", low, kind="number start"),
         cell(_interval_picture(metric, word), kind="drawn"),
-        cell(f'<span class="tag {word}">{word}</span>', word, kind="said"),
+        cell(f'<span class="tag {COLOURS.get(word, word)}">{word}</span>', word, kind="said"),
     ]
 
 
@@ -117,6 +120,8 @@ def _change(name: str, metric: Metric, method: str | None) -> str:
     numbers = f"{number(metric['difference'], digits, sign=True)}, 95\u00a0% interval "
     numbers += f"{number(low, digits, sign=True)} to {number(high, digits, sign=True)}"
     before, after = number(metric["before"], digits), number(metric["after"], digits)
+    if word in COLOURS:
+        return f"{name} was {before} before and {after} after; {WHY[word]}"
     who = "The run" if method is None else method.upper() if len(method) <= 4 else f"The method {method}"
     if word == "unclear":
         return f"{who} did not clearly change {name}: {before} before, {after} after ({numbers})"
@@ -125,11 +130,18 @@ def _change(name: str, metric: Metric, method: str | None) -> str:
     return f"{who} {verb} {name}{wrong} from {before} to {after} ({numbers})"
 
 
+COLOURS = {TOO_FEW: "unclear", NOT_FINITE: "worse"}  # of verdicts that claim nothing
+WHY = {
+    TOO_FEW: f"fewer than {MIN_ITEMS} items allow no verdict",
+    NOT_FINITE: "a number that is not finite allows no verdict",
+}
 SAID = {
     "worse": "Elsewhere it cost something",
     "changed": "What should rather stay changed",
     "better": "Better as well",
     "unclear": "Not clearly changed",
+    TOO_FEW: "Too few items for a verdict",
+    NOT_FINITE: "Not finite",
 }
 
 
