@@ -1,6 +1,6 @@
 """How often a metric is called clear although nothing has changed: simulated for every kind of metric.
 
-`pytest -m slow -s -k no_effect tests` prints the table that stands in lpo_platform/evaluation/significance.py.
+`pytest -m slow -s -k no_effect tests` prints the table of lpo_platform/evaluation/significance.py.
 """
 
 from collections.abc import Callable
