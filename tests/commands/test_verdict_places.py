@@ -60,7 +60,7 @@ def of_sweep(folder: Path, kind: str) -> Path:
 def logged(folder: Path) -> str:
     class Service:
         def __init__(self) -> None:
-            self.tables: dict[str, list] = {}
+            self.lost, self.tables = False, {}
 
         def log_metrics(self, *given: object) -> None: ...
 
@@ -70,7 +70,7 @@ def logged(folder: Path) -> str:
             self.tables[name] = rows
 
     service = Service()
-    final_tables.tell(service, Run.read(folder).metrics, folder, 1)
+    final_tables.log_tables(service, Run.read(folder).metrics, folder, 1)
     return json.dumps(service.tables["eval/table"])
 
 
