@@ -49,6 +49,10 @@ class Table(Protocol):
         """Raises Unreadable."""
         ...
 
+    def place(self, row: int) -> str:
+        """The file that a row stands in, and where."""
+        ...
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -113,23 +117,24 @@ class CaptionedRows:
         if not 0 <= i < len(self):
             raise IndexError(f"there are {len(self)} rows, number {i} was asked for")
         columns, name = self._columns, f"{self._columns.split}-{self._rows[i]:07d}"
+        place = self._table.place(self._rows[i])
         try:
             cells = dict(zip(columns.cells, self._table.cells(self._rows[i], columns.cells), strict=True))
         except Unreadable as error:
-            raise Unusable(f"{name} ({error})", LOST) from error
-        shown = picture(cells[columns.image], f"{name} {columns.image}", side=self._resolution)
+            raise Unusable(f"{name} in {place} ({error})", LOST) from error
+        shown = picture(cells[columns.image], f"{name} {columns.image} in {place}", side=self._resolution)
 
         def control(column: str | None) -> Tensor | None:
             if column is None:
                 return None
-            drawing = picture(cells[column], f"{name} {column}", side=self._resolution)
+            drawing = picture(cells[column], f"{name} {column} in {place}", side=self._resolution)
             return square(drawing.image, self._resolution, self._resample)
 
         condition, labels = control(columns.condition), None
         if columns.labels is not None:
-            labels = self._labels(cells[columns.labels], f"{name} {columns.labels}", shown.size)
+            labels = self._labels(cells[columns.labels], f"{name} {columns.labels} in {place}", shown.size)
             if condition is not None:
-                check_agreement(self._task, condition, labels, name)
+                check_agreement(self._task, condition, labels, f"{name} in {place}")
         return Sample(
             id=name,
             image=square(shown.image, self._resolution, Image.Resampling.BICUBIC),
@@ -246,7 +251,7 @@ class Captioned:
         said = [texts(value) for value in values_of(captions)]
         for row, found in enumerate(said):
             if not found:
-                self._findings.skip(NO_CAPTION, f"{columns.split}-{row:07d}")
+                self._findings.skip(NO_CAPTION, f"{columns.split}-{row:07d} in {table.place(row)}")
         rows = [(row, found) for row, found in enumerate(said) if found]
         if len(rows) < 1 + alone:
             self._refuse(columns, f"{len(rows)} of its {len(said)} rows can be used")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from lpo_platform.runs.given_files import NOT_TEXT, lines_of
 
-QUOTES = "row of a CSV whose quotes do not close"
+QUOTES = "row of a CSV whose quotes do not close, or with a cell above 128 KiB"
 CELLS = "row of a CSV with more or fewer cells than its header; a text with commas needs quotes"
 
 

@@ -24,6 +24,7 @@ class LineFiles:
         self.files: list[Path] = []
         self._pictures = pictures
         self._rows: list[tuple[Path, dict[str, object]]] = []
+        self._places: list[str] = []
         for file in files:
             try:
                 found = lines_of(read_bytes(file))
@@ -45,6 +46,7 @@ class LineFiles:
                     findings.skip(INCOMPLETE, f"{where} has no {', '.join(missing)}")
                 else:
                     self._rows.append((file.parent, row))
+                    self._places.append(where)
         self.columns = set.intersection(*(set(row) for _, row in self._rows)) if self._rows else set()
 
     def __len__(self) -> int:
@@ -55,6 +57,9 @@ class LineFiles:
         named = [(folder, row[name]) for folder, row in self._rows for name in self._pictures if name in row]
         states = [_state(place(folder, str(name))) for folder, name in named]
         return [*(identity(file) for file in self.files), fingerprint(states)]
+
+    def place(self, row: int) -> str:
+        return self._places[row]
 
     def column(self, name: str) -> pa.Array:
         """The texts, or lists of texts; None for a row that has something else there."""

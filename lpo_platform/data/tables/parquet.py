@@ -72,6 +72,10 @@ class RowFiles:
     def identities(self) -> list[str]:
         return [identity(file) for file in self.files]
 
+    def place(self, row: int) -> str:
+        number = int(np.searchsorted(self._starts, row, "right")) - 1
+        return f"{self.files[number].name}, row {row - int(self._starts[number])}"
+
     def column(self, name: str, kind: pa.DataType | None = None) -> pa.ChunkedArray:
         """A whole column, for narrow ones. Raises Unreadable, also where it cannot be cast to `kind`.
 

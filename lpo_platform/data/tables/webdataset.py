@@ -67,6 +67,10 @@ class TarFiles:
     def identities(self) -> list[str]:
         return [identity(file) for file in self.files]
 
+    def place(self, row: int) -> str:
+        file, cells = self._rows[row]
+        return f"{file.name}: {shown(cells[ROW])}"
+
     def column(self, name: str) -> pa.Array:
         """The texts, or lists of texts; None for a row that has something else there."""
         return texts_of([row.get(name) for _, row in self._rows])
