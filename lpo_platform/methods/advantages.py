@@ -1,7 +1,7 @@
 """From rewards to advantages: which samples were better than expected, and by how much.
 
-Every function takes the rewards of a whole round, all processes', and computes in float64: integer rewards are not
-truncated, and equal rewards have the advantage 0 instead of the rounding error divided by a small number.
+Every function takes the rewards of a whole round, of all processes, and computes in float64. Integer rewards are not
+truncated, and equal rewards have an advantage of exactly 0 instead of a rounding error divided by a small number.
 """
 
 from collections import deque
@@ -12,17 +12,25 @@ from torch import Tensor
 
 
 def standardise(rewards: Tensor, *, eps: float = 1e-8) -> Tensor:
-    """(R - mean R) / (std R + eps) over all rewards (N,), the population's std as in DDPO: (N,) float32."""
+    """(R - mean R) / (std R + eps) over all rewards, with the population's std as in DDPO: (N,) -> (N,) float32."""
     values = rewards.double()
     return _scale(values, values.mean(), _spread(values), eps)
 
 
 def standardise_groups(rewards: Tensor, groups: Tensor, *, spread: str = "group", eps: float = 1e-4) -> Tensor:
-    """(R - mean of its group) / (std + eps), rewards (N,) of the groups named by the integers (N,): (N,) float32.
+    """(R - mean of its group) / (std + eps): rewards (N,), numbers of their groups (N,) -> (N,) float32.
 
-    A group is what was drawn for one sample id, prompt and condition. spread: whose population std divides, that of
-    the `group` (GRPO) or of the whole `batch` (Flow-GRPO). A group of one, or of equals, has the advantage 0.
-    Raises ValueError for another spread.
+    A group holds the pictures of one prompt and condition. A group of one picture, or of equal rewards, has the
+    advantage 0.
+
+    Args:
+        rewards: (N,).
+        groups: (N,) integers; equal ones name the same group.
+        spread: divides by the std of the `group` (GRPO, arXiv:2402.03300) or of the whole `batch` (arXiv:2505.05470).
+        eps: added to the std; 1e-4 as in yifan123/flow_grpo.
+
+    Raises:
+        ValueError: spread is something else.
     """
     if spread not in ("group", "batch"):
         raise ValueError(f"spread={spread!r}: there are group, batch")
@@ -40,7 +48,7 @@ def standardise_groups(rewards: Tensor, groups: Tensor, *, spread: str = "group"
 
 
 def clip(advantages: Tensor, limit: float) -> Tensor:
-    """Advantages cut to [-limit, limit]."""
+    """Clips advantages to [-limit, limit]."""
     return advantages.clamp(-limit, limit)
 
 
@@ -49,11 +57,15 @@ def _scale(values: Tensor, center: Tensor, std: Tensor, eps: float) -> Tensor:
 
 
 class Tracker:
-    """Statistics of the last `size` rewards of every key, over rounds (DDPO's per-prompt normalisation).
+    """Statistics of the last rewards of every prompt, over rounds (per-prompt tracking of kvablack/ddpo-pytorch).
 
-    A key with fewer than `minimum` rewards, this round's included, is scaled by the statistics of the round. Keys are
-    integers made of the sample id: two prompts that a tokenizer cannot tell apart, or one prompt with two conditions,
-    do not share a history. Its state belongs into checkpoints.
+    Keys are integers made of the sample id, so that two prompts that a tokenizer cannot tell apart, or one prompt with
+    two conditions, do not share a history. The state belongs into checkpoints.
+
+    Args:
+        size: rewards of a key that are kept. Published: 16 or 32.
+        minimum: with fewer rewards, this round's included, a key uses the statistics of the round. Published: 16.
+        eps: added to the std; 1e-6 as released.
     """
 
     def __init__(self, size: int = 16, minimum: int = 16, *, eps: float = 1e-6) -> None:
@@ -63,7 +75,7 @@ class Tracker:
         self.history: dict[int, deque[float]] = {}
 
     def __call__(self, rewards: Tensor, keys: Tensor) -> Tensor:
-        """Advantages (N,) float32 of rewards (N,) with the keys (N,), which enter the history first."""
+        """Adds the rewards (N,) to the histories of their keys (N,) and returns the advantages, (N,) float32."""
         values = rewards.double().cpu()
         for key, value in zip(keys.tolist(), values.tolist(), strict=True):
             self.history.setdefault(key, deque(maxlen=self.size)).append(value)
@@ -82,5 +94,5 @@ class Tracker:
 
 
 def _spread(values: Tensor) -> Tensor:
-    """Population standard deviation; exactly 0 where all values are equal."""
+    """The standard deviation of the population. It is exactly 0 where all values are equal."""
     return (values - values[0]).std(correction=0)

@@ -1,4 +1,4 @@
-"""Supervised denoising: trains a ControlNet on its condition, or (control=none) the denoiser on its captions."""
+"""Supervised denoising. It trains a ControlNet on conditions or, with control=none, the denoiser on captions."""
 
 from typing import Any, ClassVar
 
@@ -10,10 +10,14 @@ from lpo_platform.methods.method import Batch, Method
 
 
 class Control(Method):
-    """min E || output(x_t, t, y, c) - target ||^2, mean over C, H, W, with t ~ U and a fresh draw of the VAE posterior.
+    """Minimises |output(x_t, t, y, c) - target|^2 with a fresh draw of the VAE posterior and of t (arXiv:2302.05543).
 
-    It makes the tiny models, it is stage 1 of CPO, and continued for the same steps it is CPO's control experiment.
-    drop_text: probability that a sample sees the empty prompt, which is what classifier-free guidance needs.
+    It trains the tiny models, it is stage 1 of CPO, and continued for the same number of steps it is the control
+    experiment of CPO.
+
+    Args:
+        drop_text: probability that a sample sees the empty prompt. Classifier-free guidance of a denoiser that is
+            trained from scratch needs a value above 0. The released ControlNet scripts have 0.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control")
@@ -32,7 +36,7 @@ class Control(Method):
         return errors.mean(), {}
 
     def prompts(self, batch: Batch) -> Tensor:
-        """Text embeddings, some of them that of the empty prompt."""
+        """The text embeddings; a share `drop_text` of them is that of the empty prompt."""
         text = self.text(batch)
         if self.drop_text == 0:
             return text
@@ -40,7 +44,7 @@ class Control(Method):
         return torch.where(dropped.view(-1, 1, 1), self._empty_prompt(), text)
 
     def _empty_prompt(self) -> Tensor:
-        """Encoded anew only while the text encoder learns."""
+        """The embedding of the empty prompt. It is computed once unless the text encoder learns."""
         if self._empty is None or self.policy.trains_text:
             self._empty = self.policy.adapter.empty_text()
         return self._empty

@@ -1,8 +1,8 @@
 """Condition Preference Optimisation (arXiv:2511.04753): prefer the true condition of an image to a worse one.
 
-Both conditions see the same image, noise and timestep, so everything but the condition cancels in the difference of
-their denoising errors. The losing condition is what the detector finds in an image that the starting ControlNet drew
-from the winning one.
+Image, noise and timestep are the same on both sides, so everything but the condition cancels in the difference of the
+two denoising errors. The losing condition is what the detector finds in an image that the starting ControlNet drew from
+the winning one.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,20 @@ from lpo_platform.tasks.task import Task
 
 
 class CPO(Method):
-    """lambda * L_pre + L_CPO in one summed backward (two backwards lose the gradient sync under DDP).
+    """L = L_CPO + pretrain_weight * L_pre in one backward, because two backward calls lose the gradient sync under DDP.
 
-    beta, margin: of the hinge; form: soft (plain ControlNet scripts) or hard (DINO scripts); pretrain_weight: lambda;
-    share_timestep: L_pre takes the pair's (t, e) instead of its own: same expectation, 2.1 times less work. losers:
-    prepared once and cached, or drawn online, for every sample of every step anew. cache_features: the reference's
-    features of both conditions come from the cache, too; with DINO that spares the reference most of its work. A batch
-    then has the columns that columns() names.
+    Args:
+        beta: strength of the preference weight s = sigmoid(beta / 2 (d - r)). Published: 5000.
+        margin: m of the hinge, in units of the mean squared error. Published: 0.005 to 0.03, by task.
+        form: `soft` is the loss of train/reward_CPO.py (plain ControlNets), `hard` that of train/reward_CPO_DINO.py.
+        pretrain_weight: factor of the supervised loss (--grad_scale of the scripts). Published: 0.02 to 0.1.
+        share_timestep: L_pre takes t and noise of the pair instead of its own. The expectation is the same and the
+            work 1.4 times less. The release draws its own.
+        losers: `cached` draws the losing condition of every image once; `online` draws it in every step, as the DINO
+            scripts do.
+        cache_features: whether the reference's features of both conditions are cached, 5 MB per pair in bf16 at 512 px.
+            With a DINO ControlNet this saves most of the reference's work.
+        task: its detector makes losers online; not needed where they are cached.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "loser")
@@ -68,7 +75,7 @@ class CPO(Method):
         process = self.policy.adapter.process
         x, target = process.add_noise(z, e, t), process.target(z, e, t)
 
-        # one pass of the frozen encoder serves winner, loser, policy and reference, each looking at a condition once
+        # one pass of the frozen encoder serves winner, loser, policy and reference
         text = self.text(batch).repeat(len(streams), 1, 1)
         encoded, pair = self.policy.encode(x, t, text), slice(0, len(winner))
         rows, conditions = torch.arange(len(winner), device=x.device), torch.cat([winner, loser])
@@ -94,7 +101,7 @@ class CPO(Method):
 
     @torch.no_grad()
     def worse(self, batch: Batch) -> Tensor:
-        """Losing conditions (B, 3, H, W) from pictures that the starting ControlNet draws now, keyed by sample."""
+        """Draws pictures with the starting ControlNet and detects their conditions: (B, 3, H, W)."""
         adapter, condition = self.policy.adapter, Condition(self.text(batch), batch["control"])
         sampling = Sampling(adapter.num_inference_steps, adapter.guidance)
         with self.policy.reference():

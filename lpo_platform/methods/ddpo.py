@@ -1,8 +1,8 @@
 """Denoising diffusion policy optimisation (arXiv:2305.13301): policy gradients through the sampler's Gaussian steps.
 
-Several pictures of each prompt are drawn with noise at every step, and a reward says how good the finished pictures
-are. Every transition x_t -> x_{t-1} of a picture that was better than expected becomes likelier, of a worse one less
-likely. A row is one transition: the update reads rows of all samples and steps in micro-batches of any size.
+Several pictures of each prompt are drawn with noise at every step, and a reward grades the finished pictures. The
+transitions x_t -> x_{t-1} of a picture that is better than expected become likelier, those of a worse one less likely.
+A row is one transition, and the update reads rows of all samples and steps in micro-batches of any size.
 """
 
 import logging
@@ -27,13 +27,26 @@ log = logging.getLogger(__name__)
 
 
 class DDPO(Trajectories):
-    """baseline: what a reward is compared with: its `group` (same prompt and condition), the `round`, or its prompt's
-    `history`, the last `history` rewards once there are `history_minimum`; spread: whose standard deviation divides a
-    group; normalise: whether the `score` has an advantage, or each of the reward's `parts`, which are then summed with
-    their weights; advantage_clip: limit of an advantage. form, clip: PPO's ratio within 1 +- clip, or the score
-    function. fraction: of a sample's steps in each of `inner_epochs` passes; order: what an update of `batch`
-    transitions holds, whole `samples`, one step of each sample (`steps`) or `mixed`; kl: weight of the divergence from
-    the starting policy.
+    """The loss is mean[w_t (losses.ppo or losses.score_function + kl * losses.gaussian_kl)] over transitions.
+
+    The README of this folder has the published values and where they differ.
+
+    Args:
+        baseline: what a reward is compared with: `group`, the pictures of the same prompt and condition (GRPO);
+            `round`, all pictures of the round (kvablack/ddpo-pytorch without tracking); `history`, the last rewards of
+            the same prompt (with tracking).
+        spread: with baseline=group, whether the std of the `group` or of the whole `batch` divides.
+        history: rewards of a prompt that baseline=history keeps. Published: 16.
+        history_minimum: with fewer rewards of a prompt, the statistics of the round are used. Published: 16.
+        normalise: whether the total `score` gets an advantage, or each of the `parts` of a reward, which are then
+            summed with their weights.
+        advantage_clip: limit of an advantage's absolute value. Published: 5.
+        form: `ppo`, the clipped ratio, or `score`, REINFORCE, which allows one update per round only.
+        clip: PPO's ratio is clipped to 1 +- clip. It is a ratio of mean densities; published: 1e-4.
+        fraction: share of a sample's steps that each pass trains, drawn at random. Published: 1.0; pose RL: 0.5.
+        order: what an update holds: whole `samples`, one step of each sample (`steps`, as pose RL), or `mixed`.
+        kl: weight of the divergence from the starting policy (arXiv:2305.16381). Published: 0; Flow-GRPO: 0.01, 0.04.
+        inner_epochs: passes over a round's transitions. Published: 1.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -100,8 +113,10 @@ class DDPO(Trajectories):
         return [self.of_samples(batch) for batch in self.cut(transitions, torch.arange(len(order)), micro_batch)]
 
     def of_samples(self, batch: Batch) -> Batch:
-        """With the prompts whose conditions the transitions of a micro-batch share, `condition` (U,), and `row` (B,)
-        among them: known on the CPU, where no device has to be waited for."""
+        """Adds `condition` (U,), the prompts of a micro-batch, and `row` (B,), the place of each transition among them.
+
+        Both are computed on the CPU, so that nothing waits for the GPU.
+        """
         if not self.pictures or "sample" not in batch:
             return batch
         condition, row = (batch["sample"] // self.group).unique(return_inverse=True)
@@ -129,8 +144,8 @@ class DDPO(Trajectories):
         encoded = self.encode(x, t, text)
         gaussian = self.gaussian(encoded, features)
         log_prob, sampled = gaussian.log_prob(following), self.samples["log_prob"][sample, step]
-        # before the first update the policy is the one that sampled, so any difference is rounding: reported, and kept
-        # out of the ratio, where that of bf16 would exceed the clip
+        # before the first update the policy is the one that sampled, so every difference is rounding; it is reported
+        # and kept out of the ratio, because the rounding of bf16 would exceed the clip
         first = (batch["position"] < self.batch).to(log_prob.device, non_blocking=True)
         log_ratio = log_prob - torch.where(first, log_prob.detach(), sampled)
         if self.form == "score":
@@ -151,11 +166,11 @@ class DDPO(Trajectories):
         return (batch["weight"] * terms).sum(), {}
 
     def conditions(self, batch: Batch) -> Tensor | None:
-        """Features (B, ...) of the conditions of a micro-batch; None without a task."""
+        """The features (B, ...) of a micro-batch's conditions; None without a task."""
         return self.features(self.samples["control"][batch["condition"]], batch["row"]) if self.pictures else None
 
     def gaussian(self, encoded: Encoded, features: Tensor | None) -> Gaussian:
-        """Where a step from the encoded x_t leads."""
+        """The Gaussian of a step from the encoded x_t."""
         output = self.policy.decode_guided(encoded, features, guidance=self.guidance)
         process, x, t = self.policy.adapter.process, encoded.x[: len(output)], encoded.t[: len(output)]
         return process.step(output, t, process.previous(t, self.num_steps, eta=self.eta), x, eta=self.eta)

@@ -1,7 +1,7 @@
 """Diffusion-DPO (arXiv:2311.12908): from pairs of pictures of a prompt, and which of the two people preferred.
 
-Both pictures are noised to the same t with the same noise. The policy learns to denoise the preferred one better, and
-the other one worse, than its frozen reference does.
+Both pictures are noised to the same timestep with the same noise. The policy learns to denoise the preferred one
+better, and the other one worse, than its frozen reference does.
 """
 
 from typing import Any, ClassVar
@@ -16,10 +16,15 @@ from lpo_platform.rewards.reward import Reward, StepReward
 
 
 class DiffusionDPO(Method):
-    """beta: strength of the preference; drop_text: probability that a pair sees the empty prompt.
+    """The loss is losses.diffusion_dpo of the best and the worst picture of each row.
 
-    Of a row with several pictures the best and the worst are taken. Rows whose labels name no winner are left out, and
-    every other row counts once, as in the original. A reward, if there is one, measures only.
+    Rows whose labels name no winner are left out; every other row counts once, as in the released code.
+
+    Args:
+        beta: strength of the preference. Published: 5000 for models that predict the noise. For flow models, whose
+            errors are larger, values near 100 are in use.
+        drop_text: probability that a pair sees the empty prompt. Published: 0.2.
+        reward: measures the result. The loss does not use it.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "labels")
@@ -57,9 +62,9 @@ class DiffusionDPO(Method):
     def outputs(
         self, x: Tensor, t: Tensor, text: Tensor, control: Tensor | None, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of policy and reference, each looking at a condition once; they share an encoder that does not learn.
+        """The outputs of policy and reference, which share the encoder half where it does not learn.
 
-        rows (2B,): which of the B control images each of x, t and text goes with.
+        rows (2B,) names the control image, among B, of each row of x, t and text. Each image is encoded once.
         """
 
         def decode(encoded: Encoded) -> Tensor:
@@ -72,7 +77,7 @@ class DiffusionDPO(Method):
             return output, decode(self.policy.encode(x, t, text) if self.policy.trains_unet else encoded)
 
     def prompts(self, batch: Batch) -> Tensor:
-        """Text embeddings, some of them that of the empty prompt: its encoding for SDXL, too, where guidance has 0."""
+        """The text embeddings, some replaced by the encoding of "". SDXL, too, uses the encoding here and not zeros."""
         text = self.text(batch)
         if self.drop_text == 0:
             return text
@@ -96,6 +101,6 @@ class DiffusionDPO(Method):
 
 
 def winner_and_loser(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The pictures with the highest and the lowest probability of being preferred: (B, n, n) -> two of (B,)."""
+    """The numbers of the most and of the least preferred picture of each row: (B, n, n) -> (B,), (B,)."""
     preferred = labels.mean(2)
     return preferred.argmax(1), preferred.argmin(1)

@@ -1,8 +1,8 @@
 """Image-DPO for control, the baseline of CPO (arXiv:2511.04753): prefer the picture that follows its condition better.
 
-Diffusion-DPO on a ControlNet. Its pairs are the best and the worst aligned of a group of pictures that the starting
-ControlNet draws of one condition, so image, quality and content differ between winner and loser along with alignment;
-CPO compares conditions of one picture instead.
+This is Diffusion-DPO on a ControlNet. A pair is the best and the worst aligned one of a group of pictures that the
+starting ControlNet draws from one condition. Content and quality differ between them along with alignment. CPO avoids
+that: it compares two conditions of one picture.
 """
 
 from typing import Any, ClassVar
@@ -11,8 +11,12 @@ from lpo_platform.methods.diffusion_dpo import DiffusionDPO
 
 
 class DPOControl(DiffusionDPO):
-    """group: pictures drawn of each condition, 20 in the paper; gap: by how much the winner must also surpass the loser
-    in the reward, which without one is not asked. Both say how pairs are made (data/aligned_pairs.py).
+    """Diffusion-DPO on pairs that data/prepared/alignment_pairs.py draws.
+
+    Args:
+        group: pictures drawn from each condition, of which the best and the worst are kept. The paper: 20.
+        gap: the smallest difference in `reward=` by which the winner must also surpass the loser. It is not used
+            without a reward. The paper filters by ImageReward; its gap is not published.
     """
 
     needs: ClassVar[tuple[str, ...]] = (*DiffusionDPO.needs, "control")

@@ -1,4 +1,4 @@
-"""Histograms of what a round's samples were worth: kept on the device until its end, then read in one transfer."""
+"""Histograms of rewards, losses and ratios of a round. They stay on the device and are read once, at its end."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,26 @@ Noted = dict[str, list[Tensor]]
 
 @dataclass(frozen=True)
 class Histogram:
-    """values: of each bin the number of samples, or their mean, nan where there are none; edges: one more."""
+    """A histogram.
+
+    Attributes:
+        values: the number of samples in each bin, or their mean, which is nan where there are none.
+        edges: of the bins, one more than values.
+    """
 
     values: list[float]
     edges: list[float]
 
 
 def histogram(values: ArrayLike, bins: int = BINS) -> Histogram:
-    """Counts of the finite ones of (N,) values between the smallest and the largest."""
+    """Counts the finite ones of (N,) values in equal bins between the smallest and the largest."""
     values = np.asarray(values, dtype=np.float64)
     counts, edges = np.histogram(values[np.isfinite(values)], bins)
     return Histogram(counts.tolist(), edges.tolist())
 
 
 def by_timestep(t: ArrayLike, values: ArrayLike, *, last: float = 1000.0, bins: int = TIMES) -> Histogram:
-    """Means of (N,) values by timestep t (N,), in equal bins of [0, last]."""
+    """Averages (N,) values by timestep t (N,), in equal bins of [0, last]."""
     t, values = np.asarray(t, dtype=np.float64), np.asarray(values, dtype=np.float64)
     t, values = t[np.isfinite(values)], values[np.isfinite(values)]
     counts, edges = np.histogram(t, bins, (0, last))
@@ -39,14 +44,14 @@ def by_timestep(t: ArrayLike, values: ArrayLike, *, last: float = 1000.0, bins: 
 
 
 def note(noted: Noted, name: str, values: Tensor, t: Tensor | None = None) -> None:
-    """Keeps values (B,), and where they belong to timesteps t (B,) those; nan is a sample that does not count."""
+    """Keeps values (B,) and, if given, their timesteps t (B,). A value of nan is a sample that does not count."""
     values = values.flatten().float()
     rows = torch.stack([values, torch.full_like(values, torch.nan) if t is None else t.to(values)], 1)
     noted.setdefault(name, []).append(rows.detach())
 
 
 def histograms(noted: Noted) -> dict[str, Histogram]:
-    """distribution/<name> and, where there are timesteps, by_timestep/<name>, of what all processes have noted."""
+    """distribution/<name> and, where there are timesteps, by_timestep/<name>, over all processes."""
     found = {}
     for name, parts in noted.items():
         values, t = gather({name: torch.cat(parts)})[name].cpu().numpy().T

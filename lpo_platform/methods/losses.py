@@ -1,4 +1,4 @@
-"""The formulas. Pure functions of tensors: no Lightning, no configuration, no model."""
+"""The formulas of the methods, as pure functions of tensors."""
 
 import math
 
@@ -17,10 +17,10 @@ def denoising_error(output: Tensor, target: Tensor) -> Tensor:
 def preference_weight(
     winner: Tensor, loser: Tensor, reference_winner: Tensor, reference_loser: Tensor, *, beta: float
 ) -> Tensor:
-    """s = stopgrad sigmoid(beta/2 (d - r)), the DPO weight of CPO's hinge; all (B,), result in (0, 1).
+    """The weight s = stopgrad sigmoid(beta / 2 (d - r)) of CPO's hinge: four of (B,) -> (B,) in (0, 1).
 
-    d = winner - loser under the policy, r the same under the reference. s is 0.5 while they agree and grows where the
-    policy tells winner from loser less well than the reference does.
+    d = winner - loser under the policy, and r is the same under the reference. s is 0.5 while they agree. It is larger
+    where the policy separates winner and loser less well than the reference does.
     """
     with torch.no_grad():
         return torch.sigmoid(0.5 * beta * ((winner - loser) - (reference_winner - reference_loser)))
@@ -37,13 +37,13 @@ def cpo(
     margin: float,
     form: str = "hard",
 ) -> Tensor:
-    """Condition preference optimisation (arXiv:2511.04753, as released): a scalar.
+    """The loss of condition preference optimisation, a scalar (arXiv:2511.04753 as released, train/reward_CPO*.py).
 
-    The first four are per-sample denoising errors (B,), means over C, H, W, of the same noised image under the winning
-    and the losing condition. The margin is inside the hinge and on the policy's own difference d:
+    The first four arguments are denoising errors (B,), means over C, H, W, of the same noised image under the winning
+    and the losing condition. The margin m is inside the hinge and applies to the policy's own difference d:
         hard:  s max(0, d + m)
         soft:  0.9 s max(0, d + m) + 0.1 (1 - s) max(0, -d + m)
-    Samples at t = 0 are masked out; the loss is 0 if every t is 0.
+    Samples at t = 0 are left out of the mean, and the loss is 0 if every t is 0.
     Raises ValueError for an unknown form.
     """
     if form not in FORMS:
@@ -57,10 +57,10 @@ def cpo(
 
 
 def pair_preference(scores: Tensor, labels: Tensor) -> Tensor:
-    """KL from the labels to softmax(s_i, s_j), the mean over the pairs i < j of each row: (B, n), (B, n, n) -> (B,).
+    """KL divergence from the labels to softmax(s_i, s_j), the mean over pairs i < j: (B, n), (B, n, n) -> (B,).
 
-    labels[b, i, j] in [0, 1] is the probability that i is preferred to j; 0 and 1 give PickScore's cross entropy, 0.5 a
-    tie, whose loss is 0 at equal scores. n = 2 for Pick-a-Pic.
+    labels[b, i, j] in [0, 1] is the probability that i is preferred to j. Labels 0 and 1 give the cross entropy of
+    PickScore (arXiv:2305.01569). A label of 0.5 is a tie, whose loss is 0 at equal scores. Pick-a-Pic has n = 2.
     """
     first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
     gap, y = (scores[:, first] - scores[:, second]).float(), labels[:, first, second].float()
@@ -71,9 +71,9 @@ def pair_preference(scores: Tensor, labels: Tensor) -> Tensor:
 def lpo(log_ratio_winner: Tensor, log_ratio_loser: Tensor, *, beta: float, clip: float) -> Tensor:
     """-log sigmoid(beta (log r_w - log r_l)) with r = clamp(exp(log ratio), 1 - clip, 1 + clip): (B,), (B,) -> (B,).
 
-    A log ratio is log p(x'|x_t) under the policy less that under the reference, the mean over C, H, W. A sample whose
-    ratio has left the band has no gradient (arXiv:2502.01051 as released). The original takes the
-    logarithm of the sigmoid, which is NaN below -88; this does not.
+    A log ratio is log p(x' | x_t) under the policy less that under the reference, the mean over C, H, W. A sample whose
+    ratio has left the band has no gradient (arXiv:2502.01051 as released, lpo/train_scripts/train_lpo.py). The release
+    takes the logarithm of a sigmoid, which is NaN below -88; logsigmoid is not.
     """
     low, high = math.log1p(-clip), math.log1p(clip)
     return -F.logsigmoid(beta * (log_ratio_winner.clamp(low, high) - log_ratio_loser.clamp(low, high)))
@@ -82,9 +82,10 @@ def lpo(log_ratio_winner: Tensor, log_ratio_loser: Tensor, *, beta: float, clip:
 def diffusion_dpo(
     winner: Tensor, loser: Tensor, reference_winner: Tensor, reference_loser: Tensor, *, beta: float
 ) -> Tensor:
-    """-log sigmoid(-beta/2 (d - r)), d = winner - loser, r the same under the reference (arXiv:2311.12908): (B,).
+    """-log sigmoid(-beta / 2 (d - r)) with d = winner - loser and r the same under the reference: (B,).
 
-    The four are denoising errors (B,), means over C, H, W, of two pictures at the same noise and timestep.
+    This is eq. 14 of arXiv:2311.12908. The arguments are denoising errors (B,), means over C, H, W, of two pictures at
+    the same noise and timestep.
     """
     return -F.logsigmoid(-0.5 * beta * ((winner - loser) - (reference_winner - reference_loser)))
 
@@ -92,24 +93,24 @@ def diffusion_dpo(
 def ppo(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
     """max(-A r, -A clamp(r, 1 - clip, 1 + clip)) with r = exp(log ratio): (B,), (B,) -> (B,).
 
-    A log ratio is log p(x'|x_t) under the policy less that under the one that sampled, the mean over C, H, W: clip
-    1e-4 allows 1e-4 C H W nats (arXiv:2305.13301 as released). No gradient where A > 0 and
-    r > 1 + clip, or A < 0 and r < 1 - clip; elsewhere -A r.
+    A log ratio is log p(x' | x_t) under the policy less that under the policy that sampled, the mean over C, H, W, as
+    in kvablack/ddpo-pytorch; a clip of 1e-4 allows 1e-4 C H W nats. There is no gradient where A > 0 and r > 1 + clip,
+    or A < 0 and r < 1 - clip.
     """
     ratio = log_ratio.exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
 def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """-A log p(x'|x_t), the REINFORCE form: (B,), (B,) -> (B,). Right for the one update after sampling only."""
+    """-A log p(x' | x_t), REINFORCE: (B,), (B,) -> (B,). It is valid for the first update after sampling only."""
     return -advantage * log_prob
 
 
 def kl_estimate(form: str, log_ratio: Tensor) -> Tensor:
-    """A sample's estimate of KL(q || p) from log p(x) - log q(x), x drawn from q: (B,) -> (B,).
+    """One-sample estimates of KL(q || p) from log r = log p(x) - log q(x), where x is drawn from q: (B,) -> (B,).
 
-    k1 = -log r has no bias and any sign, k2 = (log r)^2 / 2 is DDPO's approx_kl, k3 = r - 1 - log r has no bias and is
-    never negative. Raises ValueError for another form.
+    k1 = -log r is unbiased. k2 = (log r)^2 / 2 is DDPO's approx_kl. k3 = r - 1 - log r is unbiased and never negative.
+    Raises ValueError for another form.
     """
     if form == "k1":
         return -log_ratio
@@ -121,10 +122,10 @@ def kl_estimate(form: str, log_ratio: Tensor) -> Tensor:
 
 
 def gaussian_kl(mean: Tensor, reference: Tensor, std: Tensor) -> Tensor:
-    """KL of two Gaussians of equal std, |m - m_ref|^2 / (2 std^2) (DPOK), the mean over C, H, W: (B, ...) -> (B,)."""
+    """KL of two Gaussians with the same std, |m - m_ref|^2 / (2 std^2), the mean over C, H, W: (B, ...) -> (B,)."""
     return (0.5 * ((mean - reference) / std).square()).flatten(1).mean(1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values (B,) where mask (B,) holds; exactly 0 where it holds nowhere, without a host sync."""
+    """Mean of values (B,) where mask (B,) is true. It is 0 where the mask is false everywhere, and never waits."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)

@@ -1,9 +1,10 @@
 """Latent Preference Optimisation (arXiv:2502.01051): step-level preferences between noisy latents.
 
-At every step of a trajectory K candidates are drawn from the policy's own Gaussian, a reward for noisy latents names
-the best and the worst, and where the two differ enough the policy learns to make the better one likelier. With which
-candidate the trajectory goes on is drawn at random, so sampling never waits for the reward: it comes afterwards, in
-large batches. Winner and loser follow from the same x_t: one forward of the policy and one of the reference serve both.
+At every step of a trajectory the policy draws K candidates from its own Gaussian. A reward of noisy latents names the
+best and the worst, and where they differ enough the policy learns to make the better one likelier. The candidate with
+which the trajectory goes on is drawn at random, so that sampling never waits for the reward, which is computed
+afterwards in large batches. Winner and loser leave the same x_t, so that one forward of the policy and one of the
+reference serve both.
 """
 
 import copy
@@ -28,9 +29,21 @@ from lpo_platform.rewards.reward import StepReward
 
 
 class LPO(Online):
-    """candidates: K; num_steps, eta, guidance: of sampling, guidance also inside the loss; threshold: [low, high] of
-    p_w - p_l, rising with threshold_rule; beta, clip: of the loss. refresh_reward: rounds between two trainings of the
-    reward model on the policy's own pictures (rewards/refresh.py says how), null for a fixed one.
+    """The loss is losses.lpo of the pairs that preferences.select finds valid.
+
+    Args:
+        reward: of noisy latents.
+        candidates: K, drawn at every step. Published: 4.
+        num_steps: steps of the sampler. Published: 20.
+        eta: noise of the sampler; it must be above 0. Published: 1.
+        guidance: classifier-free guidance of sampling and of the loss; 1 is none. Published: 5.0.
+        threshold: [low, high] of the smallest accepted p_w - p_l. Published: [0.35, 0.5]; SDXL: [0.45, 0.6].
+        threshold_rule: what the threshold rises with (preferences.thresholds). Published: sigma.
+        beta: strength of the preference, on the mean log-ratio. Published: 500.
+        clip: a ratio outside 1 +- clip has no gradient. Published: 0.1.
+        refresh_reward: rounds between two trainings of the reward model on the policy's own pictures; null for a fixed
+            reward model, as published.
+        refresh: how the reward model is trained then (reward_refresh.py).
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -54,7 +67,7 @@ class LPO(Online):
         super().__init__(**shared)
         self.refresh_reward, self.refresh = refresh_reward, refresh
         if refresh_reward is not None:
-            reward = copy.copy(reward)  # the one that evaluations read stays as it was
+            reward = copy.copy(reward)  # evaluations read the original, which stays as it was
             reward.model = copy.deepcopy(reward.model)
         self.reward, self.candidates, self.num_steps = reward, candidates, num_steps
         self.eta, self.guidance, self.beta, self.clip = eta, guidance, beta, clip
@@ -102,7 +115,7 @@ class LPO(Online):
         }
 
     def explore(self, text: Tensor, positions: range) -> tuple[Tensor, Tensor, Tensor]:
-        """One trajectory per prompt: t (T,), x_t (T, B, C, h, w) and candidates (T, K, B, C, h, w)."""
+        """Samples one trajectory per prompt: t (T,), x_t (T, B, C, h, w) and candidates (T, K, B, C, h, w)."""
         keys, shape = list(positions), (self.candidates, *self.policy.adapter.latent_shape)
 
         def draw(index: int) -> Tensor:
@@ -128,7 +141,7 @@ class LPO(Online):
         return times, torch.stack([s.x for s in steps]), torch.stack([s.candidates for s in steps])
 
     def score(self, captions: list[str], t: Tensor, candidates: Tensor) -> Tensor:
-        """Rewards of all candidates, (T, K, B); each prompt is encoded once."""
+        """The rewards of all candidates, (T, K, B). Each prompt is encoded once."""
         if self.reward.timestep == "next":
             t = self.policy.adapter.process.previous(t, self.num_steps, eta=self.eta)
         shape = candidates.shape[:3]
@@ -150,14 +163,14 @@ class LPO(Online):
         return self.of_pairs(batch, winner, loser)
 
     def gaussian(self, batch: Batch) -> Gaussian:
-        """Where a step from x_t leads; winner and loser were both drawn there."""
+        """The Gaussian of a step from x_t, from which winner and loser were drawn."""
         process, t = self.policy.adapter.process, batch["t"]
         output = self.predict(batch["x"], t, batch["text"])
         previous = process.previous(t, self.num_steps, eta=self.eta)
         return process.step(output, t, previous, batch["x"], eta=self.eta)
 
     def of_pairs(self, batch: Batch, winner: Tensor, loser: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of pairs whose log-ratios are winner and loser, (B,) each."""
+        """The loss of pairs with these log-ratios, (B,) each."""
         pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
         counts, t = batch["weight"] > 0, batch["t"]
         self.note("loss", torch.where(counts, pairs, torch.nan), t)

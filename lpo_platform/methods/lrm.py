@@ -1,4 +1,4 @@
-"""Latent Reward Model training (arXiv:2502.01051): which of several noisy latents of a prompt do people prefer?"""
+"""Training of a latent reward model (arXiv:2502.01051): which of several noisy latents of a prompt do people prefer?"""
 
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +13,13 @@ from lpo_platform.models.latent_reward import LatentReward
 
 
 class LRM(Method):
-    """The pictures of a row are noised to the same t, drawn from the sampler's `num_steps` timesteps, and scored.
+    """The loss is losses.pair_preference of the scores of a row's pictures, which are noised to the same timestep.
 
-    noise: independent for each picture (LRM) or shared within a row (SPO's step-aware model). Rows count with their
-    weights, normalised over the step's whole batch.
+    Rows count with their weights, normalised over the whole batch of a step.
+
+    Args:
+        num_steps: the timestep is one of the sampler's so many, drawn at random. Published: 20 of DDIM, 1 to 951.
+        noise: `independent` for each picture, as LRM was trained, or `shared` within a row, as SPO's step-aware model.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("moments", "tokens", "labels")
@@ -46,7 +49,7 @@ class LRM(Method):
         return (batch["weight"] * rows).sum(), self._report(scores.detach(), batch["labels"])
 
     def _draw(self, batch: Batch, stream: str, count: int) -> Tensor:
-        """Normal noise for `count` pictures of every row, (B count, C, h, w)."""
+        """Standard normal noise for `count` pictures of every row: (B count, C, h, w)."""
         shape = (count, *self.policy.adapter.latent_shape)
         drawn = noise.normal(self._keys(batch), shape, seed=self.seed, stream=stream)
         return upload(drawn.flatten(0, 1), self.device)
@@ -59,9 +62,9 @@ class LRM(Method):
 
 
 def pair_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Share of a row's pairs that are ordered as labelled: (B, n), (B, n, n) -> (B,).
+    """The share of a row's pairs that are ordered as labelled: (B, n), (B, n, n) -> (B,).
 
-    A tied label counts a half whatever the scores say, and so does a tied score (PickScore's accuracy).
+    A tied label counts a half whatever the scores are, and so does a tied score, as in PickScore's accuracy.
     """
     first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
     says = torch.sign(scores[:, first] - scores[:, second])

@@ -1,4 +1,4 @@
-"""What every method shares: policy, optimiser, keyed randomness, checkpoints of what learns and nothing else."""
+"""What all methods share: the policy, the optimiser, keyed random numbers, and checkpoints that hold what learns."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -21,9 +21,16 @@ Batch = dict[str, Tensor]
 
 
 class Method(L.LightningModule):
-    """A method says which columns of a sample it needs and what its loss is; the rest is here.
+    """Base of all methods. A method names the columns of a sample that it needs and computes a loss; the rest is here.
 
-    A batch holds `position` (B,), the sample's number in the run, and the columns named in `needs`.
+    A batch holds `position` (B,), the number of each sample in the run, and the columns named in `needs`.
+
+    Args:
+        policy: the model with what learns, what is frozen, and the reference.
+        optim: the optimiser and its learning-rate schedule.
+        seed: of every random number of the run.
+        steps: optimiser steps of the run. For online methods it is the number of rounds.
+        batch: samples of one optimiser step, over all processes and micro-batches.
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -33,7 +40,7 @@ class Method(L.LightningModule):
 
     @classmethod
     def columns(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """`needs` under these settings of the method."""
+        """The columns that the method needs under these settings."""
         return cls.needs
 
     def __init__(self, *, policy: Policy, optim: Optim, seed: int, steps: int, batch: int) -> None:
@@ -44,7 +51,7 @@ class Method(L.LightningModule):
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to descend and what to log beside it (scalars, without a gradient)."""
+        """Computes the loss, a scalar, and the numbers to log beside it, which carry no gradient."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, report = self.loss(batch)
@@ -53,7 +60,7 @@ class Method(L.LightningModule):
         return loss
 
     def note(self, name: str, values: Tensor, t: Tensor | None = None) -> None:
-        """Keeps values (B,), at timesteps t (B,) where they have such, for the histograms of this round."""
+        """Keeps values (B,), with their timesteps t (B,) if there are any, for the histograms of this round."""
         note(self.noted, name, values, t)
 
     def on_train_epoch_end(self) -> None:
@@ -67,7 +74,7 @@ class Method(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.schedule_interval}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips here, after 16-mixed has unscaled, and logs the norm before clipping."""
+        """Clips the gradients after 16-mixed has unscaled them, and logs their norm before clipping."""
         self._unscale(optimizer)
         weights = list(self.policy.trainable().values())
         if self.optim.clip is None:
@@ -78,8 +85,10 @@ class Method(L.LightningModule):
         self.log_dict({"train/grad_norm": whole(norm), "train/lr": rate})
 
     def _unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lightning leaves the gradients of a fused optimiser scaled, as that divides them in its step: clipped now,
-        they would be clipped 65536 times too short. The scaler remembers what it has divided.
+        """Divides the gradients by the loss scale where Lightning has not done so.
+
+        Lightning leaves the gradients of a fused optimiser scaled, because that optimiser divides them in its step.
+        Clipping them before would make them 65536 times too short. The scaler remembers that it has divided.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -89,41 +98,41 @@ class Method(L.LightningModule):
         keep = {f"policy.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
 
-    # What the losses are made of.
+    # What the losses of the methods read.
 
     def latents(self, batch: Batch) -> Tensor:
-        """One draw of each image's VAE posterior, (B, C, h, w)."""
+        """Draws once from the VAE posterior of each image: (B, C, h, w)."""
         return self.policy.adapter.sample_latents(batch["moments"], self.normal(batch, "vae"))
 
     def text(self, batch: Batch) -> Tensor:
-        """Text embeddings: cached, unless the text encoder learns."""
+        """The text embeddings. They are cached unless the text encoder learns."""
         return self.policy.adapter.embed(batch["tokens"]) if self.policy.trains_text else batch["text"]
 
     def normal(self, batch: Batch, stream: str) -> Tensor:
-        """Standard normal noise in the shape of latents, one stream per purpose."""
+        """Standard normal noise in the shape of latents. Each purpose has a stream of its own."""
         drawn = noise.normal(self._keys(batch), self.policy.adapter.latent_shape, seed=self.seed, stream=stream)
         return upload(drawn, self.device)
 
     def times(self, batch: Batch, stream: str) -> Tensor:
-        """The times to train at, as the process draws them, (B,)."""
+        """The timesteps to train at, as the process draws them: (B,)."""
         return upload(self.drawn_times(batch, stream), self.device)
 
     def drawn_times(self, batch: Batch, stream: str) -> Tensor:
-        """times() on the CPU, where they are drawn: a choice by timestep then waits for no GPU."""
+        """The same as times(), on the CPU, where a choice by timestep does not wait for the GPU."""
         process = self.policy.adapter.process
         return process.training_times(self._keys(batch), seed=self.seed, stream=f"{stream}/t")
 
     def uniform(self, batch: Batch, stream: str) -> Tensor:
-        """u ~ U[0, 1), (B,)."""
+        """Uniform numbers in [0, 1): (B,)."""
         return upload(noise.uniform(self._keys(batch), seed=self.seed, stream=stream), self.device)
 
     def _keys(self, batch: Batch) -> list[int]:
         return batch["position"].tolist()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Positions stay on the CPU, where noise is keyed: reading them there stalls no GPU queue.
+        """Moves a batch to the device, except for the positions, which key the noise on the CPU.
 
-        Control images travel as uint8 and become [0, 1] on the device.
+        Control images are moved as uint8 and become numbers in [0, 1] on the device.
         """
         moved = {k: v if k == "position" else v.to(device, non_blocking=True) for k, v in batch.items()}
         return {k: from_uint8(v) if v.dtype == torch.uint8 else v for k, v in moved.items()}

@@ -1,4 +1,4 @@
-"""What online methods share: an epoch is a round, whose samples come from the policy as it is at its start."""
+"""What online methods share: an epoch is a round, whose samples the policy draws at its start."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,15 +17,21 @@ from lpo_platform.models.shared_encoder import Encoded
 
 
 class Online(Method):
-    """`rounds` rounds of `prompts` prompts each, numbered over the whole run: their number keys their noise.
+    """Base of methods that draw their own samples. Prompts are numbered over the whole run; the number keys the noise.
 
-    guidance: classifier-free guidance of every prediction, 1 for none. sample_batch: prompts that a process rolls out
-    at once, null for all of its own.
+    Args:
+        rounds: of the run. A round draws samples and then updates on them.
+        prompts: of each round, over all processes.
+        sample_batch: prompts that a process samples at once; null for all of its own. It limits memory and changes no
+            number.
+
+    Attributes:
+        guidance: classifier-free guidance of every prediction; 1 is none.
     """
 
     guidance: float
     pictures = False
-    """Whether the items of a round are samples with their pictures; else they are captions."""
+    """Whether the items of a round are samples with their pictures. Otherwise they are captions."""
     schedule_interval = "epoch"  # how many steps a round will have is not known in advance
 
     def __init__(self, *, rounds: int, prompts: int, sample_batch: int | None = None, **shared: Any) -> None:
@@ -34,25 +40,32 @@ class Online(Method):
         self._empty: Tensor | None = None
         self._nothing = False
         self.round: dict[str, Tensor] = {}
-        """What the last round has to report; logged when training on it begins."""
+        """What the last round reports. It is logged when training on it begins."""
 
     @abstractmethod
     def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
-        """Samples for some of this process's prompts: columns with a first axis, `prompt` and `step` (B,) among them.
+        """Draws samples for some of this process's prompts.
 
-        What it reports about them, means over these prompts, it leaves in `self.round`.
+        Returns columns with a common first axis, `prompt` and `step` (B,) among them. Means over these prompts, for the
+        report, are left in `self.round`.
         """
 
     def begin(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Callable[[], Rows]:
-        """Starts collect() and returns its end: what can wait meanwhile goes on while the next prompts are sampled."""
+        """Starts collect() and returns the function that ends it, so that a part may overlap with the next prompts."""
         rows = self.collect(items, positions)
         return lambda: rows
 
     @torch.no_grad()
     def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
-        """Round `number` from its prompts (all processes', read as needed) to this process's micro-batches.
+        """Samples round `number` and returns this process's micro-batches.
 
-        UserError if there are fewer prompts than processes.
+        Args:
+            number: of the round.
+            items: the prompts of all processes. Each process reads its own.
+            micro_batch: rows of one forward.
+
+        Raises:
+            UserError: there are fewer prompts than processes.
         """
         if self.prompts < world()[1]:
             raise UserError(
@@ -74,18 +87,17 @@ class Online(Method):
         return self.deal(number, rows, micro_batch)
 
     def deal(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
-        """The rows of all processes in one shuffled order, cut: the same steps whatever the number of processes."""
+        """Shuffles the rows of all processes and cuts them into batches, the same for any number of processes."""
         canonical = torch.argsort(rows["prompt"] * 2**20 + rows["step"]).cpu()
         shuffled = noise.permutation(len(canonical), seed=self.seed, stream=f"deal/{number}")
         return self.cut(rows, canonical[shuffled], micro_batch)
 
     def cut(self, rows: Rows, order: Tensor, micro_batch: int) -> list[Batch]:
-        """The rows (N,) in this order, cut into steps of `batch`, and of each step this process's share in
-        micro-batches.
+        """Cuts the rows, in this order, into steps of `batch`, and this process's share of each into micro-batches.
 
-        `weight` makes the sum of weight x loss the mean over the samples of a step once DDP has averaged it over
-        processes and accumulation over micro-batches. The last step may be smaller; rows that only even out the
-        processes have weight 0. A round without a sample is one batch without a weight.
+        With `weight`, the sum of weight x loss is the mean over the samples of a step, once DDP has averaged it over
+        processes and accumulation over micro-batches. The last step may be smaller. Rows that only even out the
+        processes have weight 0. A round without samples is one batch without a weight.
         """
         total = len(order)
         if total == 0:
@@ -110,7 +122,7 @@ class Online(Method):
         self.log_dict(self.round)
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
-        """A round without a sample changes nothing; several processes agree on that with gradients of 0, unused."""
+        """Trains on a micro-batch. Without samples nothing changes; several processes then exchange gradients of 0."""
         self._nothing = "weight" not in batch
         if not self._nothing:
             return super().training_step(batch, index)
@@ -128,14 +140,14 @@ class Online(Method):
         return adapter.embed(adapter.tokenize(captions))
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, features: Tensor | None = None) -> Tensor:
-        """The guided output; features are those of the conditions, where there are any."""
+        """The guided output. features are those of the conditions, if there are any."""
         return self.policy.decode_guided(self.encode(x, t, text), features, guidance=self.guidance)
 
     def encode(self, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
         return self.policy.encode_guided(x, t, text, guidance=self.guidance, empty=self.empty())
 
     def empty(self) -> Tensor | None:
-        """What guidance leads away from; None without guidance. Encoded anew only while the text encoder learns."""
+        """The unconditional text, None without guidance. It is encoded once unless the text encoder learns."""
         if self.guidance != 1.0 and (self._empty is None or self.policy.trains_text):
             self._empty = self.policy.adapter.empty_text()
         return self._empty

@@ -15,11 +15,14 @@ from lpo_platform.config.errors import UserError
 
 
 class Optim:
-    """The rate rises over warmup_steps, then stays or falls to 0 over the run.
+    """Base of the optimisers: the learning rate rises over the warm-up, then stays or falls to 0 over the run.
 
-    clip is the gradient's global norm limit, null for none. Warm-up counts optimiser steps (the original CPO scripts
-    count differently: methods/README.md). warmup: linear, or with the logarithm of the step as DeepSpeed's
-    WarmupDecayLR does by default, whose first step has a rate of 0 (LRM and SPO).
+    Args:
+        warmup_steps: optimiser steps of the warm-up. (The scripts of CPO count otherwise; see the README.)
+        warmup: `linear`, or `log`, with the logarithm of the step, as DeepSpeed's WarmupDecayLR does, whose first step
+            has a rate of 0. LRM and SPO were trained with it.
+        schedule: after the warm-up: `constant`, or to 0 at the end of the run along a `linear` or a `cosine` curve.
+        clip: limit of the gradient's global norm; null for none.
     """
 
     def __init__(self, *, warmup_steps: int, warmup: str, schedule: str, clip: float | None) -> None:
@@ -34,7 +37,7 @@ class Optim:
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, steps))
 
     def factor(self, step: int, steps: int) -> float:
-        """What multiplies lr at `step` of `steps`."""
+        """The factor of the learning rate at `step` of `steps`."""
         if step < self.warmup_steps:
             return self._rise(step)
         done = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))
@@ -47,7 +50,15 @@ class Optim:
 
 
 class AdamW(Optim):
-    """torch's AdamW, fused on a GPU."""
+    """torch's AdamW (arXiv:1711.05101), fused on a GPU.
+
+    Args:
+        lr: learning rate after the warm-up.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled from the gradient. Published: 0.01 (CPO), 1e-4 (LPO, SPO, DDPO), 0.3 (LRM).
+        warmup_steps, warmup, schedule, clip: see Optim.
+    """
 
     def __init__(
         self,
@@ -69,9 +80,12 @@ class AdamW(Optim):
 
 
 class AdamW8bit(AdamW):
-    """AdamW with its two moments in 8 bits a number (arXiv:2110.02861): 2 bytes a weight instead of 8. For GPUs.
+    """AdamW with its moments in 8 bits each (arXiv:2110.02861), 2 bytes per weight instead of 8. It needs a GPU.
 
-    UserError where bitsandbytes is not installed.
+    The settings are those of AdamW. Pose RL was trained with it.
+
+    Raises:
+        UserError: bitsandbytes (extra `8bit`) is not installed.
     """
 
     def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
@@ -88,8 +102,14 @@ class AdamW8bit(AdamW):
 class Adafactor(Optim):
     """Adafactor (arXiv:1804.04235) as Diffusion-DPO trains SDXL with it: a third of AdamW's memory.
 
-    The rate is lr itself (no relative steps, no scaling by the weights; torch's own knows no other way), there is no
-    first moment, and an update is limited to a root mean square of 1, so that the gradient needs no clipping.
+    The rate is lr itself: steps are neither relative nor scaled by the weights, for which torch's own class has no
+    switch. There is no first moment, and an update is limited to a root mean square of 1.
+
+    Args:
+        lr: learning rate after the warm-up.
+        weight_decay: decoupled from the gradient.
+        warmup_steps, warmup, schedule: see Optim.
+        clip: null by default, since updates are limited already.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Work beside the caller's: the rewards of some pictures while the next ones are sampled."""
+"""Computes the rewards of some pictures while the next ones are sampled."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,12 +8,16 @@ import torch
 from lpo_platform.hardware.distributed import Rows
 
 
-class Aside:
-    """Calls of one thread, in their order, on a CUDA stream of its own; what they find and raise comes with the join.
+class Overlap:
+    """Runs calls one after another in a second thread, on a CUDA stream of its own.
 
-    devices: the types of device on which that happens; elsewhere a call is made at once. Not on a CPU, whose cores both
-    would share. Grad, inference and autocast mode are the caller's, which are those of a thread. The first call is made
-    at once everywhere: what is loaded or moved to the device when it is first needed is then there for both threads.
+    Results and exceptions are handed over when the caller joins. Gradient, inference and autocast modes belong to a
+    thread, so the caller's are set in the second one. The first call runs at once on every device, so that what is
+    loaded when it is first needed is there for both threads.
+
+    Args:
+        devices: types of device on which calls overlap. On others, such as the CPU, whose cores both threads would
+            share, a call runs at once.
     """
 
     def __init__(self, devices: tuple[str, ...] = ("cuda",)) -> None:
@@ -23,16 +27,16 @@ class Aside:
         self._last: Future[Rows] | None = None
 
     def __call__(self, work: Callable[[], Rows], device: torch.device) -> Callable[[], Rows]:
-        """Starts `work` on what has been queued on the device so far; returns the join.
+        """Starts `work` after what has been queued on the device so far, and returns the function that joins it.
 
-        Raises what the call before raised, if that is known by now.
+        Raises the exception of the call before, if that has already failed.
         """
         if device.type not in self.devices or not self._warm:
             found, self._warm = work(), True
             return lambda: found
         if self._last is not None and self._last.done():
             self._last.result()
-        self._pool = self._pool or ThreadPoolExecutor(1, "aside")
+        self._pool = self._pool or ThreadPoolExecutor(1, "overlap")
         mode = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type)
         ready = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -50,7 +54,7 @@ class Aside:
         return lambda: _owned(future.result())
 
     def _streamed(self, work: Callable[[], Rows], device: torch.device, ready: torch.cuda.Event) -> Rows:
-        """Ends with the work on the device, so that until then its inputs are held by `work`."""
+        """Returns when the device has finished; until then `work` holds its inputs."""
         self._stream = self._stream or torch.cuda.Stream(device)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
@@ -60,7 +64,7 @@ class Aside:
 
 
 def _owned(rows: Rows) -> Rows:
-    """Their memory is not given to the other stream while the caller's still reads it."""
+    """Keeps the memory of the rows from the other stream while the caller's stream still reads it."""
     for column in rows.values():
         if column.is_cuda:
             column.record_stream(torch.cuda.current_stream(column.device))

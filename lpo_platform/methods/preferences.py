@@ -1,4 +1,4 @@
-"""Which of K candidates is preferred, and by how much it has to be (arXiv:2502.01051). Pure functions."""
+"""Which of K candidates is preferred, and by how much it must be (arXiv:2502.01051), as pure functions."""
 
 from typing import Literal, get_args
 
@@ -9,10 +9,10 @@ Rule = Literal["constant", "linear", "sigma", "variance"]
 
 
 def thresholds(rule: Rule, low: float, high: float, t: Tensor, sigma: Tensor) -> Tensor:
-    """The preference gap that each sampling step asks for, in [low, high]: (T,) for its timesteps and std (T,).
+    """The smallest p_w - p_l that each sampling step accepts: timesteps (T,) and their std (T,) -> (T,).
 
-    It rises with the step's noise: th = low + (high - low) (v - min v) / (max v - min v), with v = sigma (LPO's),
-    sigma^2 or t. `constant` is high. Raises ValueError for an unknown rule.
+    It rises with the step's noise: th = low + (high - low) (v - min v) / (max v - min v), with v = sigma (the release),
+    sigma^2 (`variance`) or t (`linear`). `constant` is high everywhere. Raises ValueError for an unknown rule.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"threshold rule {rule!r}: there are {', '.join(get_args(Rule))}")
@@ -23,10 +23,10 @@ def thresholds(rule: Rule, low: float, high: float, t: Tensor, sigma: Tensor) ->
 
 
 def select(scores: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Winner, loser and validity of each prompt: scores (K, ...), threshold broadcast to (...) -> three of (...).
+    """Selects a pair among K candidates: scores (K, ...) and thresholds -> winner, loser and validity, (...) each.
 
-    Winner and loser have the largest and the smallest of K scores. The pair is valid where
-    softmax(s_w, s_l) = (p_w, p_l) has p_w - p_l = tanh((s_w - s_l) / 2) > threshold.
+    Winner and loser have the largest and the smallest score. With (p_w, p_l) = softmax(s_w, s_l), the pair is valid
+    where p_w - p_l = tanh((s_w - s_l) / 2) > threshold.
     """
     best, winner = scores.float().max(0)
     worst, loser = scores.float().min(0)

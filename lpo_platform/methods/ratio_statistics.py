@@ -1,4 +1,4 @@
-"""What the updates of a round did to the policy's log-ratios, by step; summed on the device and read once a round."""
+"""Statistics of the policy's log-ratios in a round, by step. They are summed on the device and read once per round."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,12 @@ MEANS = ("ratio", "change", "kl_k1", "kl_k2", "kl_k3", "clipped_high", "clipped_
 
 
 class Ratios:
-    """t: (T,) the timesteps of the trained steps, for names; clip: of the ratio, which is counted as clipped beyond."""
+    """Sums of ratios, divergences and clipped shares.
+
+    Args:
+        t: (T,), the timesteps of the trained steps; they name the columns.
+        clip: a ratio outside 1 +- clip is counted as clipped.
+    """
 
     def __init__(self, t: Tensor, clip: float) -> None:
         self.t, self.clip = t, clip
@@ -20,9 +25,14 @@ class Ratios:
 
     @torch.no_grad()
     def add(self, step: Tensor, log_ratio: Tensor, drift: Tensor, advantage: Tensor, counts: Tensor) -> None:
-        """Rows (B,) of a micro-batch; counts: whether a row is one of this update or only evens out the processes.
+        """Adds the rows (B,) of a micro-batch.
 
-        drift: log-probability before the first update less that found while sampling, which only rounding explains.
+        Args:
+            step: the number of the row's step.
+            log_ratio: log-probability under the policy less that under the policy that sampled.
+            drift: log-probability before the first update less that computed while sampling. It is rounding.
+            advantage: of the row's sample.
+            counts: false for rows that only even out the processes.
         """
         ratio = log_ratio.exp()
         high, low = ratio > 1 + self.clip, ratio < 1 - self.clip
@@ -34,8 +44,8 @@ class Ratios:
         self.largest = torch.maximum(self.largest, largest.amax(1))
 
     def report(self) -> dict[str, float]:
-        """Means over the round of all processes, the largest ratio, and by timestep how far ratios are from 1 and how
-        many clipped.
+        """Means over the round and all processes, the largest ratio, and by timestep the mean of |ratio - 1| and the
+        clipped share.
         """
         t, table = self.t.tolist(), total(self.sums).cpu()
         largest = total(self.largest, ReduceOp.MAX).tolist()

@@ -1,7 +1,7 @@
-"""Keeps a latent reward model honest: teaches it, between rounds, on what the policy draws by now.
+"""Trains a latent reward model, between rounds, on what the policy draws by now.
 
-A policy that climbs a fixed reward model leaves the pictures that the model knows; where it then is, the model
-extrapolates, and the policy follows it: objects grow, and the true score does not.
+A policy that climbs a fixed reward model leaves the pictures that the model knows. There the model extrapolates, and
+the policy follows its errors: in the toy world objects grow, and the true score does not.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,15 @@ from lpo_platform.rewards.reward import Reward
 
 
 class Refresh:
-    """labeller: makes the reward of pictures that says which of the policy's pictures is better.
+    """Draws pictures with the policy, labels them, and trains the reward model on them. It is ours, not published.
 
-    num_images: of each prompt of the round; steps, batch (prompts) and lr: of the reward model's training, by AdamW;
-    temperature: as in data/generated_pairs.py.
+    Args:
+        labeller: makes the reward of pictures that says which of the policy's pictures is better.
+        num_images: pictures drawn for each prompt of the round.
+        steps: optimiser steps of the training, by AdamW.
+        batch: prompts of one step.
+        lr: learning rate.
+        temperature: the difference of the labeller's scores that is preferred with probability 0.73.
     """
 
     def __init__(
@@ -41,13 +46,13 @@ class Refresh:
 
     @property
     def labeller(self) -> Reward:
-        """Loaded when it is first needed: a run without a refresh never pays for it."""
+        """The labeller. It is loaded when it is first needed."""
         if self._labeller is None:
             self._labeller = self.make_labeller()
         return self._labeller
 
     def __call__(self, reward: LRM, policy: Policy, captions: list[str], sampling: Sampling, *, key: str) -> dict:
-        """Trains `reward.model` in place; the same on every process. `key` is the round's, for its noise."""
+        """Trains `reward.model` in place, the same on every process. `key` is of this round and keys its noise."""
         adapter, model = policy.adapter, reward.model
         keys = [f"{key}/{i}" for i in range(len(captions))]
         images, scores = generate(

@@ -1,4 +1,4 @@
-"""Prompts for online methods: an epoch is a round, made by the policy when the Trainer asks for its batches."""
+"""Prompts for online methods. An epoch is a round, which the policy samples when the Trainer asks for its batches."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Rollouts(L.LightningDataModule):
-    """Round r takes prompts r P ... (r + 1) P - 1 of an endless shuffled reading of the source."""
+    """Round r takes the prompts r P to (r + 1) P - 1 of an endless shuffled reading of the source."""
 
     def __init__(self, prompts: Source, method: Online, *, micro_batch: int, seed: int) -> None:
         super().__init__()
@@ -26,8 +26,11 @@ class Rollouts(L.LightningDataModule):
         self._played: tuple[int, list[Batch]] | None = None
 
     def train_dataloader(self) -> DataLoader:
-        """Lightning asks twice where a run resumes, the first time with the current_epoch of the round before, and once
-        where it has finished already; a round is played when it is due, and once."""
+        """The micro-batches of the round that is due. A round is sampled once, however often Lightning asks.
+
+        Lightning asks twice where a run resumes, the first time with the current_epoch of the round before, and once
+        where the run has finished already.
+        """
         number = self.trainer.fit_loop.epoch_progress.current.processed
         if number >= self.method.steps:
             return DataLoader([])
@@ -41,7 +44,7 @@ class Rollouts(L.LightningDataModule):
         return [self.prompts.caption(item) for item in self.numbers(number)]
 
     def numbers(self, number: int) -> list[int]:
-        """Which items of the source round `number` takes."""
+        """The items of the source that round `number` takes."""
         total, found = len(self.prompts), []
         for position in range(number * self.method.prompts, (number + 1) * self.method.prompts):
             reading, place = divmod(position, total)

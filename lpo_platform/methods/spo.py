@@ -1,8 +1,8 @@
 """Step-by-step preference optimisation (arXiv:2406.04314): preferences between what K branches will look like.
 
-From x_t the policy draws K candidates, as in LPO, but a reward of pictures judges them, so every candidate is denoised
-further, and what is judged is the picture of the clean latent predicted from it. That prediction serves twice: the
-trajectory goes on from a random branch with the very output that its picture was made of.
+From x_t the policy draws K candidates, as in LPO. The reward is one of pictures, so every candidate is denoised
+further, and the picture of the clean latent predicted from it is graded. The trajectory goes on from a random branch
+with the same prediction, so that every point is denoised once.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from lpo_platform.rewards.reward import PredictionReward, Reward, predicted
 
 @dataclass(frozen=True)
 class Move:
-    """The step of K branches from x_t to `following`, both (K, B, C, h, w); `index` numbers it in the trajectory."""
+    """Step number `index` of K branches, from x to `following`, (K, B, C, h, w) each."""
 
     index: int
     x: Tensor
@@ -33,9 +33,13 @@ class Move:
 
 @dataclass(frozen=True)
 class Fork:
-    """K branches that leave one point: their moves, and where they lead, (K, B, C, h, w).
+    """K branches that leave one point.
 
-    clean: latents predicted at t from the branches' ends; at the end of the trajectory the ends themselves, with t = 0.
+    Attributes:
+        moves: the steps of the branches.
+        clean: (K, B, C, h, w), the clean latents predicted at t from the ends of the branches. After the last step of
+            the trajectory they are the ends themselves, and t is 0.
+        t: the timestep of the prediction.
     """
 
     moves: list[Move]
@@ -44,10 +48,18 @@ class Fork:
 
 
 class SPO(LPO):
-    """candidates: K; skip_steps: sampling steps before the first pair; inner_steps: further steps that each branch
-    takes singly before it is judged, which become pairs too; threshold: what p_w - p_l has to exceed.
+    """LPO with a reward of pictures. The settings that are not listed are those of LPO.
 
-    decode_batch: pictures decoded and judged at once. The rest is as in LPO.
+    Args:
+        reward: of pictures, or of predicted pictures (`spm`).
+        candidates: K, the branches of a fork. Published: 4; SDXL: 2.
+        num_steps: steps of the sampler. Published: 20.
+        skip_steps: steps before the first fork. Published: 4.
+        inner_steps: further steps that each branch takes before it is graded; they become pairs, too. Published: 0;
+            SDXL: 3.
+        threshold: p_w - p_l must exceed it. Published: 0.3; SDXL: 0.4.
+        beta: strength of the preference, on the mean log-ratio. Published: 10.
+        decode_batch: pictures decoded and graded at once. It limits memory and changes no number.
     """
 
     def __init__(
@@ -97,7 +109,7 @@ class SPO(LPO):
         }
 
     def pairs(self, move: Move, prompt: Tensor, best: Tensor, worst: Tensor) -> Rows:
-        """One step of the best and of the worst branch. `x_loser` stands beside x where inner steps set them apart."""
+        """One step of the best and the worst branch. With inner steps `x_loser` is where the worst one started."""
         index = torch.full_like(prompt, move.index)
         rows = {
             "prompt": prompt,
@@ -110,7 +122,7 @@ class SPO(LPO):
         return rows | ({"x_loser": move.x[worst, prompt]} if self.inner_steps else {})
 
     def explore(self, text: Tensor, positions: range) -> list[Fork]:
-        """The forks of one trajectory per prompt; every point is denoised once."""
+        """Samples one trajectory per prompt and returns its forks. Every point is denoised once."""
         process, many = self.policy.adapter.process, text.repeat(self.candidates, 1, 1)
         times, prompts = process.times(self.num_steps), torch.arange(len(text), device=text.device)
         forks, x = [], self.keyed(positions, "rollout")
@@ -141,19 +153,19 @@ class SPO(LPO):
         return forks
 
     def step(self, output: Tensor, index: int, x: Tensor) -> Gaussian:
-        """Where step `index` leads from x (N, C, h, w)."""
+        """The Gaussian of step `index` from x (N, C, h, w)."""
         process = self.policy.adapter.process
         t = process.times(self.num_steps)[index].expand(len(x))
         return process.step(output, t, process.previous(t, self.num_steps, eta=self.eta), x, eta=self.eta)
 
     def draw(self, positions: range, index: int, count: int) -> Tensor:
-        """Standard normal noise for `count` points after a step, (count, B, C, h, w)."""
+        """Standard normal noise for `count` points after a step: (count, B, C, h, w)."""
         shape = (count, *self.policy.adapter.latent_shape)
         drawn = noise.normal(list(positions), shape, seed=self.seed, stream=f"candidates/{index}")
         return upload(drawn, self.device).transpose(0, 1)
 
     def score(self, captions: list[str], t: Tensor, clean: Tensor) -> Tensor:
-        """Rewards of the pictures of clean latents (F, K, B, C, h, w) predicted at t (F,): (F, K, B)."""
+        """The rewards of the pictures of clean latents (F, K, B, C, h, w) that were predicted at t (F,): (F, K, B)."""
         shape, found = clean.shape[:3], []
         latents, t = clean.flatten(0, 2), t[:, None, None].expand(shape).flatten()
         prompts = captions * (shape[0] * shape[1])
@@ -167,7 +179,7 @@ class SPO(LPO):
         return torch.full(t.shape, self.threshold[0], device=t.device)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """LPO's; winner and loser of an inner step come from two points, which take a forward each."""
+        """LPO's loss. Winner and loser of an inner step leave two points, which need a forward each."""
         if not self.inner_steps:
             return super().loss(batch)
         first = (batch["step"] - self.skip_steps) % (1 + self.inner_steps) == 0
@@ -182,8 +194,10 @@ class SPO(LPO):
         return self.of_pairs(batch, winner, loser)
 
     def gaussians(self, batch: Batch, apart: Tensor) -> tuple[Gaussian, Gaussian]:
-        """Where the steps from x and from x_loser lead, in one forward; apart: the rows where the two differ, which are
-        not those of a fork's first step."""
+        """The Gaussians of the steps from x and from x_loser, in one forward.
+
+        apart: the numbers of the rows where x and x_loser differ; in the first step of a fork they do not.
+        """
         count = len(batch["t"])
         rows = torch.arange(count, device=apart.device)
         points = {name: torch.cat([batch[name], batch[name][apart]]) for name in ("t", "text")}

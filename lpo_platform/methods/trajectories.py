@@ -1,4 +1,4 @@
-"""What policy gradients learn from: pictures with the trajectories that led to them, and their rewards."""
+"""Samples for policy gradients: pictures, the trajectories that led to them, and their rewards."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,20 +16,31 @@ from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
 from lpo_platform.hardware.distributed import Rows
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
-from lpo_platform.methods.overlap import Aside
+from lpo_platform.methods.overlap import Overlap
 from lpo_platform.rewards.reward import Asked, Reward, StepReward, checked, name_of, parts, reward_of
 from lpo_platform.tasks.task import Task
 
 
 class Trajectories(Online):
-    """group: pictures of each prompt; num_steps, eta, guidance: of sampling; window: the steps that are kept, first and
-    last + 1, null for all; slide: rounds after which the window moves on by a step, from the last place back to the
-    first, null if it stays; noisy: whether all steps draw noise or those of the window, as in MixGRPO
-    (arXiv:2507.21802); weighting: of the kept steps in the update; overlap: whether on a GPU the rewards of
-    `sample_batch` prompts are computed while the next ones are sampled. With a task every prompt comes with the
-    condition that its picture in the data shows.
+    """Base of methods that learn from whole trajectories. With a task, every prompt comes with its picture's condition.
 
-    t, weights (K,): of the K steps kept in this round.
+    Args:
+        reward: grades the finished pictures, or the finished latents.
+        task: None for prompts alone. With a task, the condition that a picture of the data shows steers the sampling.
+        group: pictures drawn for each prompt and condition.
+        num_steps: steps of the sampler. Published: 50 (DDPO), 10 (Flow-GRPO).
+        eta: noise of the sampler; 1 is ancestral sampling. For flow models it is the a of Flow-GRPO, 0.7 there.
+        guidance: classifier-free guidance of sampling and of the update; 1 is none. Published: 5.0.
+        window: [first, last + 1] of the steps that are trained; null for all.
+        slide: rounds after which the window moves on by one step; it returns to the first place after the last. Null
+            keeps it in place.
+        noisy: whether `all` steps draw noise or those of the `window` only, as in MixGRPO (arXiv:2507.21802).
+        weighting: of the trained steps in the update; diffusion/weighting.py defines the choices.
+        overlap: on a GPU, computes the rewards of `sample_batch` prompts while the next prompts are sampled. false
+            needs less memory.
+
+    Attributes:
+        t, weights: (K,), timesteps and weights of the K steps that this round trains.
     """
 
     def __init__(
@@ -53,7 +64,7 @@ class Trajectories(Online):
         self.group, self.num_steps, self.eta, self.guidance = group, num_steps, eta, guidance
         self.weighting = weighting
         # a reward of latents shares the model's tokenizer, which serves one thread at a time
-        self.aside = Aside(("cuda",) if overlap and not isinstance(reward, StepReward) else ())
+        self.overlapped = Overlap(("cuda",) if overlap and not isinstance(reward, StepReward) else ())
         first, last = window or (0, num_steps)
         if not 0 <= first < last <= num_steps:
             raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {num_steps}")
@@ -71,7 +82,7 @@ class Trajectories(Online):
             )
 
     def place(self, number: int) -> None:
-        """Puts the window where it is in round `number`."""
+        """Moves the window to its place in round `number`."""
         process, kept = self.policy.adapter.process, self.first
         if self.slide is not None:
             start = (kept.start + number // self.slide) % (self.num_steps - len(kept) + 1)
@@ -85,13 +96,15 @@ class Trajectories(Online):
         return super().play(number, items, micro_batch)
 
     def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
-        """A row is a prompt: text (P, L, D) or tokens, control images, `key` of prompt and condition; and of its G
-        pictures latents (P, G, K + 1, C, h, w), log_prob (P, G, K), float32, and reward/score, reward/<part> (P, G).
+        """Draws G pictures for each of P prompts.
+
+        The rows hold text (P, L, D) or tokens, control images and `key`, of prompt and condition; latents
+        (P, G, K + 1, C, h, w) and log_prob (P, G, K) in float32; and reward/score and reward/<part>, (P, G) each.
         """
         return self.begin(items, positions)()
 
     def begin(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Callable[[], Rows]:
-        """collect(), whose rewards may come later."""
+        """Starts collect(). The rewards may still be computed when it returns."""
         captions = [item.caption for item in items] if self.pictures else list(items)
         ids = [(item.caption, item.id) if self.pictures else (item,) for item in items]
         tokens = self.policy.adapter.tokenize(captions)
@@ -119,7 +132,7 @@ class Trajectories(Online):
             )
         )
         kept, finished = trajectory[self.window], trajectory[-1].following
-        judged = self.aside(lambda: self.judge(finished, captions, asked), finished.device)
+        rewarded = self.overlapped(lambda: self.score(finished, captions, asked), finished.device)
         pictures = {
             "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
             "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
@@ -127,21 +140,21 @@ class Trajectories(Online):
         self.round = {}
 
         def end() -> Rows:
-            columns = pictures | {f"reward/{part}": of for part, of in judged().items()}
+            columns = pictures | {f"reward/{part}": of for part, of in rewarded().items()}
             return rows | {name: column.unflatten(0, (-1, self.group)) for name, column in columns.items()}
 
         return end
 
     def embedded(self, text: Tensor) -> Tensor:
-        """Rows of a round's text, which are tokens while the text encoder learns."""
+        """Embeds rows of a round's text if they are tokens, which they are while the text encoder learns."""
         return self.policy.adapter.embed(text) if self.policy.trains_text else text
 
     def features(self, control: Tensor | None, row: Tensor) -> Tensor | None:
-        """Of control images (U, ...), each looked at once, those of `row` (N,); None without a task."""
+        """Encodes control images (U, ...) once each and returns those of `row` (N,); None without a task."""
         return None if control is None else self.policy.features(from_uint8(control))[row]
 
-    def judge(self, latents: Tensor, captions: list[str], asked: Asked | None) -> dict[str, Tensor]:
-        """The reward of finished latents (P G, C, h, w) of P captions: `score` and its named parts, (P G,) each."""
+    def score(self, latents: Tensor, captions: list[str], asked: Asked | None) -> dict[str, Tensor]:
+        """Grades finished latents (P G, C, h, w) of P captions: `score` and its named parts, (P G,) each."""
         captions = [caption for caption in captions for _ in range(self.group)]
         if isinstance(self.reward, StepReward):
             return {"score": checked(name_of(self.reward), reward_of(self.reward, latents, captions), len(latents))}

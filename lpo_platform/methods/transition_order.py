@@ -1,4 +1,4 @@
-"""In which order the transitions of a round are trained. Pure functions."""
+"""The order in which the transitions of a round are trained, as a pure function."""
 
 from typing import Literal
 
@@ -10,11 +10,15 @@ Order = Literal["samples", "steps", "mixed"]
 
 
 def arrange(samples: int, steps: int, trained: int, order: Order, *, seed: int, stream: str) -> Tensor:
-    """One pass over the transitions of `samples` trajectories, numbered sample x steps + step: (samples x trained,).
+    """One pass over the transitions of all trajectories: (samples x trained,) numbers, sample x steps + step.
 
-    Of each sample `trained` of its steps, drawn without replacement (kvablack/ddpo-pytorch), in a random order.
-    `samples` keeps those of a sample together; `steps` takes one step of every sample, then another one of every
-    sample, as pose-RL's code does in effect (2.5); `mixed` shuffles all.
+    Args:
+        samples: number of trajectories.
+        steps: transitions of each trajectory.
+        trained: of them, drawn for each trajectory without replacement, in a random order (kvablack/ddpo-pytorch).
+        order: `samples` keeps the transitions of a trajectory together. `steps` takes one transition of every
+            trajectory, then another one of every trajectory, as IITP-CARTE-LGE/cnrl2 does in effect. `mixed` shuffles.
+        seed, stream: key of the random numbers.
     """
     drawn = noise.normal(range(samples), (steps,), seed=seed, stream=f"{stream}/steps").argsort(1)[:, :trained]
     chosen = noise.permutation(samples, seed=seed, stream=f"{stream}/samples")

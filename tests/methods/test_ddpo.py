@@ -31,7 +31,7 @@ from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.weighting import step_weights, steps
 from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.optim import AdamW
-from lpo_platform.methods.overlap import Aside
+from lpo_platform.methods.overlap import Overlap
 from lpo_platform.methods.ratio_statistics import Ratios
 from lpo_platform.methods.rollouts import Items, Rollouts
 from lpo_platform.methods.transition_order import arrange
@@ -178,7 +178,7 @@ def test_rewards_beside_the_sampling_are_those_in_line() -> None:
 
     def played(reward: object, devices: tuple[str, ...]) -> DDPO:
         step = method(Control(), reward=reward, sample_batch=1, prompts=4)
-        step.aside, state = Aside(devices), torch.get_rng_state()
+        step.overlapped, state = Overlap(devices), torch.get_rng_state()
         play(step, numbers=(0, 1, 2, 3))
         assert torch.equal(torch.get_rng_state(), state)
         return step
@@ -193,8 +193,8 @@ def test_rewards_beside_the_sampling_are_those_in_line() -> None:
 
 def test_where_rewards_may_go_beside() -> None:
     """On a GPU; a reward of latents reads the model's own tokenizer, which serves one thread at a time."""
-    assert method().aside.devices == ("cuda",)
-    assert method(overlap=False).aside.devices == method(reward=toy_lpo.Brightness()).aside.devices == ()
+    assert method().overlapped.devices == ("cuda",)
+    assert method(overlap=False).overlapped.devices == method(reward=toy_lpo.Brightness()).overlapped.devices == ()
 
 
 # Advantages.

@@ -234,7 +234,7 @@ def _rollout(job: Job) -> float:
             times = method.policy.adapter.process.times(method.num_steps)
             candidates = _meta(method.num_steps, method.candidates, 1, *job.policy.adapter.latent_shape)
             return start + method.num_steps * step + flops(lambda: method.score([""], times, candidates))
-        judged = method.group * flops(lambda: method.judge(_meta(1, *job.policy.adapter.latent_shape), [""], None))
+        judged = method.group * flops(lambda: method.score(_meta(1, *job.policy.adapter.latent_shape), [""], None))
         return start + method.group * method.num_steps * step + judged
 
 
