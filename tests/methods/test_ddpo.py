@@ -184,7 +184,7 @@ def test_rewards_beside_the_sampling_are_those_in_line() -> None:
         return step
 
     inline, beside = played(Red(), ()), played(Watched(), ("cpu",))
-    assert ["aside" in name for name in Watched.threads] == [False, True, True, True]
+    assert ["overlap" in name for name in Watched.threads] == [False, True, True, True]
     assert inline.samples.keys() == beside.samples.keys()
     assert all(torch.equal(beside.samples[name], column) for name, column in inline.samples.items())
     with pytest.raises(UserError, match="reward late: returned NaN or infinity for 3 of 3"):
