@@ -271,6 +271,12 @@ def _size_problems(composed: Composed) -> list[str]:
             value = _mapping(composed.values.get(group)).get(key)
             if type(value) is int and value < 1:
                 problems.append(f"{group}.{key}={value}{composed.where(f'{group}.{key}')}: must be at least 1")
+    for group in ("model", "method", "metrics", "what"):
+        for key in ("guidance", "guidance_base"):
+            value = _mapping(composed.values.get(group)).get(key)
+            if type(value) in (int, float) and not value >= 0:
+                where = composed.where(f"{group}.{key}")
+                problems.append(f"{group}.{key}={value}{where}: must be at least 0; 0 to 1 are no guidance")
     rate = _mapping(composed.values.get("optim")).get("lr")
     if type(rate) in (int, float) and not rate > 0:
         problems.append(f"optim.lr={rate}{composed.where('optim.lr')}: must be above 0, or nothing is learned")

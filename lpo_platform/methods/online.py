@@ -13,6 +13,7 @@ from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import Rows, gather, mean, share, world
 from lpo_platform.hardware.sharding import whole
 from lpo_platform.methods.method import Batch, Method
+from lpo_platform.models.policy import guides
 from lpo_platform.models.shared_encoder import Encoded
 
 
@@ -148,7 +149,7 @@ class Online(Method):
 
     def empty(self) -> Tensor | None:
         """The unconditional text, None without guidance. It is encoded once unless the text encoder learns."""
-        if self.guidance != 1.0 and (self._empty is None or self.policy.trains_text):
+        if guides(self.guidance) and (self._empty is None or self.policy.trains_text):
             self._empty = self.policy.adapter.empty_text()
         return self._empty
 

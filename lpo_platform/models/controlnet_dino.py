@@ -1,5 +1,6 @@
 """A ControlNet that also looks at its condition through DINOv2 (ZonglinL/CPO, controlnets/controlnet.py)."""
 
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,38 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 NEAREST = frozenset({"canny", "seg_ade20k", "seg_coco"})
 
-# names in the published checkpoints, which are those of transformers 4 -> names in transformers 5
+# names in the published checkpoints, which transformers has up to 5.17 -> its names today
 PUBLISHED = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
     "attention.attention.value": "attention.v_proj",
     "attention.output.dense": "attention.o_proj",
+    "mlp.weights_out": "mlp.down_proj",
 }
+FUSED, HALVES = "mlp.weights_in", ("mlp.gate_proj", "mlp.up_proj")  # giant has both in one layer there
+
+
+def as_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of either spelling, as the published checkpoints spell it."""
+    old = {new: name for name, new in PUBLISHED.items()}
+    renamed = {_renamed(name, old): value for name, value in state.items()}
+    gates = [name for name in renamed if HALVES[0] in name]
+    for gate in gates:
+        halves = [renamed.pop(gate), renamed.pop(gate.replace(*HALVES))]
+        renamed[gate.replace(HALVES[0], FUSED)] = torch.cat(halves)
+    return renamed
+
+
+def spelled(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """A state dict of either spelling, as the installed transformers spells it, of whose module `own` are the names."""
+    state = as_published(state)
+    if not any("attention.q_proj" in name for name in own):
+        return state
+    renamed = {_renamed(name, PUBLISHED): value for name, value in state.items()}
+    for name in [name for name in renamed if FUSED in name]:
+        halves = renamed.pop(name).chunk(2)
+        renamed |= {name.replace(FUSED, half): value for half, value in zip(HALVES, halves, strict=True)}
+    return renamed
 
 
 def resize_of(task: str) -> str:
@@ -103,8 +129,7 @@ class ControlNetDinoModel(ControlNetModel):
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         super().save_pretrained(save_directory, **options)
         file = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
-        names = {new: old for old, new in PUBLISHED.items()}
-        save_file({_renamed(name, names): value for name, value in load_file(file).items()}, file, {"format": "pt"})
+        save_file(as_published(load_file(file)), file, {"format": "pt"})
 
     def _add_dino(self, embedding: nn.Module, inputs: tuple[Tensor], features: Tensor) -> Tensor:
         return self.dino(inputs[0], features, self.config.resize or "nearest")
@@ -112,8 +137,9 @@ class ControlNetDinoModel(ControlNetModel):
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
         """Diffusers' place for names that have changed."""
         super()._fix_state_dict_keys_on_load(state_dict)
-        for name in list(state_dict):
-            state_dict[_renamed(name, PUBLISHED)] = state_dict.pop(name)
+        renamed = spelled(state_dict, self.state_dict())
+        state_dict.clear()
+        state_dict.update(renamed)
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:

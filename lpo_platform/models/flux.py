@@ -76,6 +76,10 @@ class Flux(StableDiffusion):
         self.clip = self._load_model(CLIPTextModel, "text_encoder", fields.CLIP_TEXT)
         self.tokenizer = self._load_tokenizer(CLIPTokenizer, "tokenizer", self.clip)
 
+    @property
+    def _encoders(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.clip, "text_encoder_2": self.text_encoder}
+
     def _check_fit(self) -> None:
         config, latents = self.unet.config, self.vae.config.latent_channels
         self._fits("in_channels", config.in_channels, 4 * latents, "2 x 2 of the autoencoder's latents have")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.shared_encoder import descend, embed_time, precision
-from lpo_platform.models.stable_diffusion_xl import encode_text, unpack
+from lpo_platform.models.stable_diffusion_xl import at_place, encode_text, unpack
 
 UP = ("up_blocks.", "conv_norm_out.", "conv_out.")
 Text = dict[str, Tensor]
@@ -86,11 +86,13 @@ class LatentReward(nn.Module):
     def encode(self, tokens: Tensor) -> Text:
         """What the score needs to know of B prompts: context (B, L, D) of the image tower and target (B, d)."""
         tokens = upload(tokens, self.visual_projection.weight.device)
+        end = self.empty_tokens[..., 1:2]  # an empty prompt is its start and its end
+        place = (tokens == end.to(tokens.device)).int().argmax(-1)
         if len(self.text_encoders) == 2:
-            context = encode_text(*self.text_encoders, tokens)
+            context = encode_text(*self.text_encoders, tokens, place[:, 1])
             return {"context": context, "target": unpack(context, self.text_encoders[1].config.projection_dim)[1]}
-        output = self.text_encoders[0](_padded_with_end(tokens))
-        return {"context": output.last_hidden_state, "target": output.pooler_output}
+        states = self.text_encoders[0](_padded_with_end(tokens, place)).last_hidden_state
+        return {"context": states, "target": at_place(states, place)}
 
     def empty(self) -> Tensor:
         """The context of the empty prompt, (1, L, D)."""
@@ -132,11 +134,12 @@ class LatentReward(nn.Module):
         return empty + self.guidance * (prompted - empty)
 
 
-def _padded_with_end(tokens: Tensor) -> Tensor:
+def _padded_with_end(tokens: Tensor, place: Tensor) -> Tensor:
     """Everything after the end token becomes the end token, as SD-1.5's tokenizer pads: (B, L) -> (B, L).
 
-    SD-2.1's tokenizer pads otherwise, and LRM-1.5 serves it, too. The end token has the highest id.
+    SD-2.1's tokenizer pads otherwise, and LRM-1.5 serves it, too. place: where the end tokens are, (B,). Words
+    that were added to a tokenizer have higher ids than the end token.
     """
-    end = tokens.max(1, keepdim=True)
-    after = torch.arange(tokens.shape[1], device=tokens.device) > end.indices
-    return torch.where(after, end.values, tokens)
+    place = place.unsqueeze(1)
+    after = torch.arange(tokens.shape[1], device=tokens.device) > place
+    return torch.where(after, tokens.gather(1, place), tokens)

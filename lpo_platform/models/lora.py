@@ -4,7 +4,8 @@ Written: pytorch_lora_weights.safetensors with `unet.<module>.lora.down.weight` 
 W + up @ down. No alpha is stored, every reader takes it as r; alpha / r is multiplied into `up`.
 
 Read as well: `unet.<module>.lora_A.weight` with the settings in the header (what diffusers writes today), the same
-without `unet.`, the older `.to_q_lora.down.weight`, any of them with `.alpha`, and LPO's checkpoint `unet_lora.pt`.
+without `unet.`, the older `.to_q_lora.down.weight`, any of them with `.alpha`, LPO's checkpoint `unet_lora.pt`,
+and the files of the Kohya trainers (Civitai, ComfyUI), which adapt text encoders, too.
 """
 
 import json
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from diffusers.utils import convert_unet_state_dict_to_peft
+from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,6 +28,8 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.models.hub import OutOfReach, hub_file
 from lpo_platform.models.weights import is_path, locate, split
 
+KOHYA = r"lora_(unet|te\d?|transformer)_"  # how layers' names begin in the files of the Kohya trainers
+OTHER = ("dora_scale", "lora_mid.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 FILES = ("pytorch_lora_weights.safetensors", "unet_lora.pt")
 SETTINGS = "lora_adapter_metadata"  # diffusers' key in the header of a safetensors file
 
@@ -93,6 +97,12 @@ def write(factors: Factors, folder: Path, part: str = "unet") -> None:
 
 def read(place: str, *, setting: str, part: str = "unet") -> Factors:
     """From "<file, folder or hub id>[::<file or subfolder>]"; UserError, which names `setting`, where that fails."""
+    state, settings = _read_file(place, setting)
+    return parse(state, settings, setting=f"{setting}={place}", part=part)
+
+
+def _read_file(place: str, setting: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, and the settings in its header."""
     path = _find(place, setting)
     settings: dict[str, Any] = {}
     try:
@@ -113,7 +123,48 @@ def read(place: str, *, setting: str, part: str = "unet") -> Factors:
         raise UserError(f"{setting}={place}: {path.name} is not a readable file of weights: {_first(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise UserError(f"{setting}={place}: {path.name} is not a state dict")
-    return parse(state, settings, setting=f"{setting}={place}", part=part)
+    return state, settings
+
+
+def read_all(place: str, model: nn.Module, *, setting: str, part: str = "unet") -> dict[str, Factors]:
+    """As read, for each part of a pipeline that the file adapts: the denoiser `part`, and text encoders in files of the
+    Kohya trainers, which name all layers by underscores. `model` is the denoiser, on which those names depend."""
+    state, settings = _read_file(place, setting)
+    if not any(re.match(KOHYA, name) for name in state):
+        return {part: parse(state, settings, setting=f"{setting}={place}", part=part)}
+    found = from_kohya(state, model, setting=f"{setting}={place}", part=part)
+    return {name: _factors(own, {}, setting=f"{setting}={place}") for name, own in found.items()}
+
+
+def from_kohya(
+    state: Mapping[str, Tensor], model: nn.Module, *, setting: str, part: str
+) -> dict[str, dict[str, Tensor]]:
+    """PEFT's names for a Kohya or Civitai file, by part, with alpha / r multiplied into `up`.
+
+    diffusers' converters do the work. UserError for what is not W + up @ down.
+    """
+    if other := next((name for name in state if name.endswith(OTHER)), None):
+        raise UserError(
+            f"{setting}: {other} belongs to DoRA, LoHa, LoKr or a LoRA of three factors; merge it elsewhere"
+        )
+    options = {"unet_config": model.config} if part == "unet" else {"return_alphas": True}
+    loader = StableDiffusionXLLoraLoaderMixin if part == "unet" else FluxLoraLoaderMixin
+    try:
+        converted, alphas = loader.lora_state_dict(dict(state), **options)
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise UserError(f"{setting}: not a LoRA that diffusers can convert: {_first(error)}") from error
+    for name, alpha in (alphas or {}).items():
+        down = name.removesuffix(".alpha")
+        up = down.replace("down.weight", "up.weight")
+        converted[up] = converted[up] * (float(alpha) / len(converted[down]))
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, weight in converted.items():
+        own, _, rest = name.partition(".")
+        parts.setdefault(own, {})[rest] = weight
+    return {
+        own: (convert_unet_state_dict_to_peft if own in ("unet", "transformer") else convert_state_dict_to_peft)(names)
+        for own, names in parts.items()
+    }
 
 
 def parse(state: Mapping[str, Tensor], settings: Mapping[str, Any], *, setting: str, part: str = "unet") -> Factors:
@@ -127,8 +178,13 @@ def parse(state: Mapping[str, Tensor], settings: Mapping[str, Any], *, setting: 
     if foreign:
         raise UserError(f"{setting}: holds adapters of {', '.join(foreign)}; only those of the {part} can be merged")
     plain = {name.removeprefix("base_model.model.").removeprefix(f"{part}."): w for name, w in state.items()}
+    return _factors(convert_unet_state_dict_to_peft(plain), settings, setting=setting, part=part)
+
+
+def _factors(state: Mapping[str, Tensor], settings: Mapping[str, Any], *, setting: str, part: str = "unet") -> Factors:
+    """Of a state dict in PEFT's names."""
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, weight in convert_unet_state_dict_to_peft(plain).items():
+    for name, weight in state.items():
         found = re.fullmatch(r"(.+)\.(lora_A|lora_B|alpha)(?:\.default)?(?:\.weight)?", name)
         if found is None:
             raise UserError(f"{setting}: {name} is no part of a LoRA in diffusers' or PEFT's layout")

@@ -12,6 +12,12 @@ from lpo_platform.models.shared_encoder import Encoded, decode, encode, features
 from lpo_platform.models.tuning import Lora, Tune, adapters_off
 
 
+def guides(guidance: float) -> bool:
+    """Whether classifier-free guidance of this strength is any: 0 to 1 are none, as in diffusers' pipelines, where the
+    cards of distilled models ask for 0."""
+    return guidance > 1.0
+
+
 class Policy(nn.Module):
     """A denoiser with an optional control branch. `learning` holds the modules that train; others are unregistered."""
 
@@ -107,13 +113,13 @@ class Policy(nn.Module):
         self, x: Tensor, t: Tensor, text: Tensor, *, guidance: float, empty: Tensor | None = None
     ) -> Encoded:
         """The first half of predict: with guidance of 2 B rows, without and with text."""
-        if guidance == 1.0:
+        if not guides(guidance):
             return self.encode(x, t, text)
         return self.encode(x, t, torch.cat([empty.expand_as(text), text]))
 
     def decode_guided(self, encoded: Encoded, features: Tensor | None = None, *, guidance: float) -> Tensor:
         """The second half of predict, (B, C, h, w) in float32; features have B rows."""
-        if guidance == 1.0:
+        if not guides(guidance):
             return self.decode(encoded, features)
         features = None if features is None else features.repeat(2, 1, 1, 1)
         free, conditional = self.decode(encoded, features).chunk(2)

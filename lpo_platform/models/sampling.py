@@ -16,14 +16,14 @@ from lpo_platform.diffusion.process import Process
 from lpo_platform.diffusion.rollout import Predict, rollout
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models.adapter import Condition
-from lpo_platform.models.policy import Policy
+from lpo_platform.models.policy import Policy, guides
 
 Sampler = Literal["ddim", "unipc"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: steps, classifier-free guidance (1 = none) and eta (0 = deterministic)."""
+    """How pictures are drawn: steps, classifier-free guidance (0 to 1: none) and eta (0 = deterministic)."""
 
     num_steps: int
     guidance: float = 1.0
@@ -38,7 +38,7 @@ def sample_latents(
     """Latents (B, C, h, w) for B ids and their conditions; each id has its own noise."""
     adapter = policy.adapter
     draw = partial(noise.normal, ids, adapter.latent_shape, seed=seed)
-    empty = adapter.empty_text() if sampling.guidance != 1.0 else None
+    empty = adapter.empty_text() if guides(sampling.guidance) else None
     features = policy.features(condition.control)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import fields
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
-from lpo_platform.models.lora import merge, read
+from lpo_platform.models.lora import merge, read_all
 from lpo_platform.models.weights import digest, load, load_model, locate, split
 
 INDEX_FILE = "model_index.json"
@@ -66,12 +66,11 @@ class StableDiffusion:
         self.variant, self.revision = variant, revision
         self._read_index()
         self._load_denoiser()
-        if lora:
-            factors = read(lora, setting="model.lora", part=self.folders["unet"])
-            merge(self.unet, factors, setting=f"model.lora={lora}")
         self.vae = self._load_model(AutoencoderKL, "vae", fields.VAE)
         self._load_text()
         self._check_fit()
+        if lora:
+            self._merge(lora)
         self._finish()
         self._load_process()
 
@@ -180,6 +179,22 @@ class StableDiffusion:
                 f"model={self.name}: {setting}={weights}: {part}: {name}={found}, and {who} {wanted}: "
                 "the parts belong to different models"
             )
+
+    def _merge(self, lora: str) -> None:
+        """Adds the adapters of a LoRA file to the parts that it names."""
+        denoiser = self.folders["unet"]
+        for part, factors in read_all(lora, self.unet, setting="model.lora", part=denoiser).items():
+            module = self.unet if part == denoiser else self._encoders.get(part)
+            if module is None:
+                raise UserError(f"model.lora={lora}: adapts a {part}, which model={self.name} does not have")
+            if part != denoiser and not hasattr(module, "text_model"):  # transformers has taken this level away
+                factors = {name.removeprefix("text_model."): pair for name, pair in factors.items()}
+            merge(module, factors, setting=f"model.lora={lora}")
+
+    @property
+    def _encoders(self) -> dict[str, nn.Module]:
+        """The text encoders by their folders."""
+        return {"text_encoder": self.text_encoder}
 
     def _finish(self) -> None:
         """Freezes the parts and works out the shape of latents."""

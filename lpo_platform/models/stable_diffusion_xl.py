@@ -46,6 +46,10 @@ class StableDiffusionXL(StableDiffusion):
     def _check_scheduler(self, config: Mapping[str, Any]) -> None:
         """SDXL's stock pipelines take the scheduler as it is."""
 
+    @property
+    def _encoders(self) -> dict[str, nn.Module]:
+        return super()._encoders | {"text_encoder_2": self.text_encoder_2}
+
     def _check_added(self) -> None:
         """UserError for a UNet that is not told the pooled text and the picture's size."""
         config = self.unet.config
@@ -84,12 +88,19 @@ class StableDiffusionXL(StableDiffusion):
         return torch.zeros(shape, dtype=self.text_encoder.dtype, device=self.device)
 
 
-def encode_text(first: nn.Module, second: nn.Module, tokens: Tensor) -> Tensor:
+def encode_text(first: nn.Module, second: nn.Module, tokens: Tensor, place: Tensor | None = None) -> Tensor:
     """Token ids (B, 2, L) -> packed text (B, L + 1, D1 + D2).
 
     The sequence is the state before each encoder's last layer, without the final norm; the pooled vector is the second
-    encoder's projection of its end token, from the last layer.
+    encoder's projection of its end token, from the last layer. place: where that token is, (B,); None leaves it to the
+    encoder, which under SDXL's configuration takes the highest id for the end.
     """
     one = first(tokens[:, 0], output_hidden_states=True)
     two = second(tokens[:, 1], output_hidden_states=True)
-    return pack(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds)
+    pooled = two.text_embeds if place is None else second.text_projection(at_place(two.last_hidden_state, place))
+    return pack(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), pooled)
+
+
+def at_place(states: Tensor, place: Tensor) -> Tensor:
+    """The states (B, L, D) at one place of each row, (B, D)."""
+    return states[torch.arange(len(states), device=states.device), place]

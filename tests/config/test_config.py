@@ -300,6 +300,13 @@ def test_of_nothing_nothing_is_learned():
     ]
 
 
+def test_guidance_below_nothing_is_refused_wherever_it_is_asked_for():
+    wrong = ["model.guidance=-2", "method.guidance=-0.5", "metrics.guidance=-1", "metrics.guidance_base=-1"]
+    line = ["method=lpo", "metrics=lpo", *wrong]
+    assert diagnose("train", line) == [f"{key}: must be at least 0; 0 to 1 are no guidance" for key in wrong]
+    assert diagnose("train", ["model.guidance=0", "metrics.guidance=0.5"]) == []
+
+
 @pytest.mark.parametrize("method", shipped("method"))
 def test_every_method_has_one_debug_option_which_the_others_name(method):
     line = {name: diagnose("train", [f"method={method}", f"debug={name}"]) for name in shipped("debug")}

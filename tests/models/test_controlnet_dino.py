@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys import policy as toy_policy
 from toys import size as toy_size
@@ -25,7 +25,7 @@ from lpo_platform.methods.cpo import CPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.control import ControlNet, ControlNetDino
-from lpo_platform.models.controlnet_dino import ControlNetDinoModel, config_of, resize_of
+from lpo_platform.models.controlnet_dino import ControlNetDinoModel, as_published, config_of, resize_of, spelled
 from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.random_weights import SD15, RandomStableDiffusion
@@ -404,3 +404,29 @@ def test_losers_drawn_online_are_those_prepared(started: tuple) -> None:
 def test_features_of_online_losers_cannot_be_cached() -> None:
     with pytest.raises(UserError, match=r"use method\.losers=cached"):
         CPO.columns({"losers": "online", "cache_features": True})
+
+
+@pytest.mark.parametrize("swiglu", [False, True], ids=["mlp", "swiglu"])
+def test_both_spellings_of_dinos_layers_are_read_and_the_published_one_is_written(swiglu: bool) -> None:
+    """transformers has renamed the layers after 5.17, and made two of one in the largest size."""
+    config = config_of("tiny")
+    config.use_swiglu_ffn = swiglu
+    state = Dinov2Model(config).state_dict()
+    old = as_published(state)
+    assert any("attention.attention.query" in name for name in old) and not any("q_proj" in name for name in old)
+    assert sum("mlp.weights_in.weight" in name for name in old) == (config.num_hidden_layers if swiglu else 0)
+    for given in (state, old):
+        for own in (state, old):
+            found = spelled(given, own)
+            assert found.keys() == own.keys()
+            assert all(torch.equal(value, own[name]) for name, value in found.items())
+
+
+def test_a_file_in_todays_spelling_is_read(tmp_path: Path, tiny: StableDiffusion) -> None:
+    control = ControlNetDino().load(tiny, "canny")
+    control.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file(spelled(load_file(file), ["attention.q_proj"]), file, {"format": "pt"})
+    assert any("q_proj" in name for name in load_file(file))
+    found = ControlNetDinoModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in control.state_dict().items())

@@ -279,6 +279,28 @@ def test_tokens_are_padded_as_sd_15_pads_them(adapters: dict[str, StableDiffusio
         torch.testing.assert_close(model.encode(ours)["context"], adapter.embed(ours))
 
 
+@pytest.mark.parametrize("name", ["sd21", "sdxl"])
+@torch.no_grad()
+def test_an_added_word_is_not_taken_for_the_end(name: str, adapters: dict[str, StableDiffusion]) -> None:
+    """Its id is above that of the end token: what follows it must still be read."""
+    model = LatentReward.start(adapters[name]).eval()
+    words, options = toy.tokenizer(), {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    words.add_tokens(["<sks>"])
+    for encoder in model.text_encoders:
+        encoder.resize_token_embeddings(len(words))
+        encoder.config.eos_token_id = 2  # as in the published folders, where encoders then take the highest id
+    ids = words(["a <sks> circle", "a <sks> square on blue", "<sks>"], **options).input_ids
+    assert (ids.argmax(1) < (ids == words.eos_token_id).int().argmax(1)).all()
+    tokens = ids if name == "sd21" else torch.stack([ids, ids], 1)
+    text = model.encode(tokens)
+    for part in text.values():
+        assert (part[0] - part[1]).abs().max() > 1e-3
+    states = model.text_encoders[-1](ids, output_hidden_states=True).last_hidden_state
+    ends = states[torch.arange(3), (ids == words.eos_token_id).int().argmax(1)]
+    expected = ends if name == "sd21" else model.text_encoders[-1].text_projection(ends)
+    torch.testing.assert_close(text["target"], expected)
+
+
 def test_the_head_stays_in_float32_under_autocast(adapter: StableDiffusion) -> None:
     model = LatentReward.start(adapter).eval()
     x, t = latents(adapter)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import stable_diffusion as toy
 
+from lpo_platform.commands.export import keys
 from lpo_platform.config.errors import UserError
 from lpo_platform.models import lora
 from lpo_platform.models.adapter import Condition
@@ -243,7 +244,7 @@ def test_what_is_no_lora_of_this_unet_is_one_line(folder: Path, folder_xl: Path,
         ("bad.pt", "not a readable file of weights"),
         ("bad.safetensors", "not a readable file of weights"),
         ("text.safetensors", "adapters of text_encoder"),
-        ("kohya.safetensors", "adapters of lora_unet"),
+        ("kohya.safetensors", "not a LoRA that diffusers can convert: .*lora_unet_down_blocks_0"),
         ("half.safetensors", "no whole LoRA"),
         ("dora.safetensors", "a DoRA"),
         ("xl/lora", "made for another UNet"),
@@ -260,3 +261,54 @@ def test_what_is_no_lora_of_this_unet_is_one_line(folder: Path, folder_xl: Path,
 def test_a_hub_id_that_cannot_be_reached_says_so(folder: Path) -> None:
     with pytest.raises(UserError, match=rf"^model\.lora=nobody/nothing: no such folder, and {FILE} cannot be fetched"):
         StableDiffusion(weights=str(folder), lora="nobody/nothing", **toy.SETTINGS)
+
+
+def kohya_file(made: Policy, file: Path, encoders: dict[str, str]) -> Path:
+    """What the Kohya trainers write: the denoiser's adapters, and some of each text encoder with alpha 1 of rank 2."""
+    torch.manual_seed(3)
+    state = keys.kohya(lora.extract(made.adapter.unet))
+    for prefix, name in encoders.items():
+        encoder = getattr(made.adapter, name)
+        width, inner = encoder.config.hidden_size, encoder.config.intermediate_size
+        for layer, rows in {"self_attn_q_proj": width, "self_attn_out_proj": width, "mlp_fc1": inner}.items():
+            key = f"{prefix}_text_model_encoder_layers_1_{layer}"
+            state |= {f"{key}.lora_down.weight": torch.randn(2, width), f"{key}.lora_up.weight": torch.randn(rows, 2)}
+            state[f"{key}.alpha"] = torch.tensor(1.0)
+    save_file(state, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "pipeline", "encoders"),
+    [
+        (StableDiffusion, StableDiffusionPipeline, {"lora_te": "text_encoder"}),
+        (StableDiffusionXL, StableDiffusionXLPipeline, {"lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}),
+    ],
+    ids=["sd", "sdxl"],
+)
+@torch.no_grad()
+def test_a_kohya_file_is_read_as_the_stock_pipeline_reads_it(
+    kind: type, pipeline: type, encoders: dict[str, str], folder: Path, folder_xl: Path, tmp_path: Path
+) -> None:
+    """Denoiser and text encoders, alpha included, whichever pipeline it is of."""
+    source = folder if kind is StableDiffusion else folder_xl
+    file = kohya_file(policy(source, kind=kind), tmp_path / "kohya.safetensors", encoders)
+    stock = pipeline.from_pretrained(source)
+    stock.load_lora_weights(file)
+    stock.fuse_lora()
+    stock.unload_lora_weights()
+    found, base = kind(weights=str(source), lora=str(file), **toy.SETTINGS), kind(weights=str(source), **toy.SETTINGS)
+    for name in ("unet", *encoders.values()):
+        ours, theirs, plain = (getattr(side, name).state_dict() for side in (found, stock, base))
+        assert sum(not torch.equal(value, plain[key]) for key, value in ours.items()) >= 3
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_more_than_two_factors_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    state = load_file(kohya_file(policy(folder), tmp_path / "plain.safetensors", {}))
+    first = next(iter(state)).partition(".")[0]
+    for name in ("dora_scale", "hada_w1_a", "lora_mid.weight"):
+        save_file(state | {f"{first}.{name}": torch.ones(1)}, tmp_path / "more.safetensors")
+        with pytest.raises(UserError, match=rf"{first}\.{name} belongs to DoRA, LoHa"):
+            StableDiffusion(weights=str(folder), lora=str(tmp_path / "more.safetensors"), **toy.SETTINGS)

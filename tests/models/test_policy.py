@@ -58,6 +58,16 @@ def test_guidance_is_the_two_passes_of_the_formula() -> None:
     torch.testing.assert_close(guided, free + 7.5 * (conditional - free), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_guidance_of_at_most_one_is_none(guidance: float) -> None:
+    """As in diffusers' pipelines: the cards of distilled models ask for 0."""
+    policy = control_policy()
+    x, t, text, image = toy_size.inputs()
+    with torch.no_grad():
+        plain = policy.predict(x, t, Condition(text, image))
+        assert torch.equal(policy.predict(x, t, Condition(text, image), guidance=guidance), plain)
+
+
 @pytest.mark.parametrize("form", ["soft", "hard"])
 def test_cpo_step_equals_the_plain_schedule(form: str) -> None:
     """In loss and in every gradient, after the policy has moved away from the reference."""

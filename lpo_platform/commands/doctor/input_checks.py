@@ -13,6 +13,7 @@ from lpo_platform.data.truth import truth_of
 from lpo_platform.diffusion import noise
 from lpo_platform.evaluation.evaluator import Drawing, Evaluator
 from lpo_platform.models.adapter import Condition
+from lpo_platform.models.policy import guides
 from lpo_platform.models.sampling import sample_latents
 
 
@@ -43,7 +44,7 @@ class Look:
                 model = policy.learning["reward"]
                 return model(x, t, model.encode(tokens), model.empty())
             text = Condition(adapter.embed(tokens), control)
-            empty = adapter.empty_text() if guidance != 1.0 else None
+            empty = adapter.empty_text() if guides(guidance) else None
             if not reference:
                 return policy.predict(x, t, text, guidance=guidance, empty=empty)
             with policy.reference():
@@ -94,11 +95,11 @@ def guidance(look: Look) -> Iterator[Finding]:
     """Of the method's own sampling and of other pictures'."""
     policy, method = look.job.policy, look.job.cfg.method
     asked = {"model.guidance": policy.adapter.guidance, "method.guidance": method.get("guidance", 1.0)}
-    wanted = {key: value for key, value in asked.items() if value != 1.0}
+    wanted = {key: value for key, value in asked.items() if guides(value)}
     if "reward" in policy.learning:
         yield skipped("guidance", "what learns draws no pictures")
     elif not wanted:
-        yield skipped("guidance", "there is none: model.guidance and method.guidance are 1")
+        yield skipped("guidance", "there is none: model.guidance and method.guidance are at most 1")
     else:
         caption, control = look.samples[0].caption, look.control
         plain = look.output(caption, control)

@@ -27,7 +27,7 @@ from lpo_platform.models.adapter import Condition
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.flux import Flux
 from lpo_platform.models.flux_transformer import patches
-from lpo_platform.models.policy import Policy
+from lpo_platform.models.policy import Policy, guides
 from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
@@ -85,7 +85,7 @@ def draw_stock(pipeline: DiffusionPipeline, adapter: StableDiffusion, scene: Sce
     if isinstance(adapter, Flux):
         given |= {"guidance_scale": adapter.distilled_guidance, "max_sequence_length": adapter.max_tokens}
         given |= {"latents": patches(start)}
-        if adapter.guidance != 1.0:
+        if guides(adapter.guidance):
             given |= {"true_cfg_scale": adapter.guidance, "negative_prompt": [""] * len(scene.prompts)}
     else:
         given |= {"guidance_scale": adapter.guidance}

@@ -32,7 +32,7 @@ from lpo_platform.methods.online import Online
 from lpo_platform.methods.ratio_statistics import Ratios
 from lpo_platform.methods.spo import SPO
 from lpo_platform.methods.trajectories import Trajectories
-from lpo_platform.models.policy import Policy
+from lpo_platform.models.policy import Policy, guides
 from lpo_platform.models.sampling import Sampling
 
 VALID = LPOIteration.options["valid"]  # share of the steps of a trajectory that give LPO a pair
@@ -243,7 +243,7 @@ def _prediction(job: Job, guidance: float) -> tuple[float, float]:
     policy, columns = job.policy, job.columns(1)
     text, x, t = columns["text"](), _meta(1, *policy.adapter.latent_shape), _meta(1)
     control = columns["control"]() if job.cfg.get("task") else None
-    empty = policy.adapter.empty_text() if guidance != 1.0 else None
+    empty = policy.adapter.empty_text() if guides(guidance) else None
 
     def step() -> None:
         encoded = policy.encode_guided(x, t, text, guidance=guidance, empty=empty)
