@@ -27,7 +27,7 @@ from lpo_platform.data.picture_files import (
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import Sample
 from lpo_platform.runs.files import fingerprint
-from lpo_platform.runs.given_files import PICTURES
+from lpo_platform.runs.given_files import BAD_NAME, PICTURES, is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,11 @@ def _files(folder: Path, findings: Findings) -> Iterator[str]:
         folders[:] = [name for name in real if real[name] not in entered]
         entered.update(real.values())
         below = Path(here).relative_to(folder)
-        yield from ((below / name).as_posix() for name in files)
+        for name in files:
+            if is_unicode(path := (below / name).as_posix()):
+                yield path
+            else:
+                findings.skip(BAD_NAME, path)
 
 
 def _note_other_files(files: list[str], pictures: list[str], findings: Findings) -> None:

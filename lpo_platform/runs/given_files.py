@@ -25,6 +25,7 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 K = TypeVar("K")
+BAD_NAME = "file whose name is not Unicode"
 NOT_TEXT = "text that is not UTF-8, nor UTF-16 or UTF-32 with a byte order mark"
 
 
@@ -80,13 +81,8 @@ def clean(value: object) -> str:
 
     It is empty where the value is no text, or holds what no text holds: half of a surrogate pair, a zero byte.
     """
-    if not isinstance(value, str) or "\0" in value:
-        return ""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return ""
-    return " ".join(value.split())
+    usable = isinstance(value, str) and "\0" not in value and is_unicode(value)
+    return " ".join(value.split()) if usable else ""
 
 
 def shown(name: str) -> str:
@@ -105,6 +101,11 @@ def place(folder: str | Path, name: str) -> Path:
     spellings += [unicodedata.normalize(form, spellings[1]) for form in ("NFC", "NFD")]
     places = [Path(folder) / spelling for spelling in spellings]
     return next((path for path in places if _exists(path)), places[1])
+
+
+def is_unicode(name: str) -> bool:
+    """Whether the name of a file can be written down; other bytes are half surrogate pairs in Python."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
@@ -129,8 +130,8 @@ def by_name(paths: Mapping[K, str]) -> tuple[dict[str, K], list[K]]:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Every regular file in a folder and in the folders in it, as paths with `/`, in order."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    """Everything but folders in a folder and in the folders in it, as paths with `/`, in order."""
+    found = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [path.relative_to(folder).as_posix() for path in found]
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
+from lpo_platform.runs.given_files import is_unicode
 
 SUFFIXES = (".parquet", ".arrow")
 BATCH = 16  # rows decoded at a time
@@ -213,7 +214,7 @@ def texts_of(values: Sequence[object]) -> pa.Array:
 
 def _is_text(value: object) -> bool:
     texts = value if isinstance(value, list) else [value]
-    return all(isinstance(text, str) and not any("\ud800" <= letter <= "\udfff" for letter in text) for text in texts)
+    return all(isinstance(text, str) and is_unicode(text) for text in texts)
 
 
 def values_of(column: pa.Array | pa.ChunkedArray) -> list[object]:

@@ -14,7 +14,17 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.data.picture_files import BadPicture, decode, resize
 from lpo_platform.evaluation.what.oks import report
 from lpo_platform.rewards.clip import Clip
-from lpo_platform.runs.given_files import PICTURES, by_name, files_below, read_bytes, shown, text_of, without_suffix
+from lpo_platform.runs.given_files import (
+    BAD_NAME,
+    PICTURES,
+    by_name,
+    files_below,
+    is_unicode,
+    read_bytes,
+    shown,
+    text_of,
+    without_suffix,
+)
 from lpo_platform.runs.record import write_json
 
 SMALLEST = 35  # px
@@ -23,16 +33,18 @@ TEXTS = (".txt", ".caption")
 NO_TEXT = "no readable text"
 
 
-def pictures_in(path: str) -> tuple[dict[str, Path], list[str]]:
-    """(the pictures of a folder by name, as given_files has it; files that share a name, which are left out)."""
+def pictures_in(path: str) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """(the pictures of a folder by name, as given_files has it; files that are left out by reason)."""
     return _named(path, PICTURES)
 
 
-def _named(path: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
+def _named(path: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], dict[str, list[str]]]:
     folder = Path(path).expanduser()
     files = [name for name in files_below(folder) if name.lower().endswith(suffixes)]
-    found, several = by_name({name: without_suffix(name, suffixes) for name in files})
-    return {name: folder / file for name, file in found.items()}, several
+    named, several = by_name({name: without_suffix(name, suffixes) for name in files if is_unicode(name)})
+    left_out = {SEVERAL: several, BAD_NAME: [shown(name) for name in files if not is_unicode(name)]}
+    found = {name: folder / file for name, file in named.items()}
+    return found, {reason: names for reason, names in left_out.items() if names}
 
 
 def pairs_of(
@@ -42,12 +54,13 @@ def pairs_of(
 
     one, other: what the report calls the folders.
     """
-    (found, twice), (further, again) = pictures_in(first), pictures_in(second)
+    (found, bad), (further, worse) = pictures_in(first), pictures_in(second)
     left_out = {
         f"missing in {other}": sorted(set(found) - set(further)),
         f"missing in {one}": sorted(set(further) - set(found)),
     }
-    left_out |= {f"{SEVERAL} in {word}": names for word, names in ((one, twice), (other, again)) if names}
+    for word, reasons in ((one, bad), (other, worse)):
+        left_out |= {f"{reason} in {word}": names for reason, names in reasons.items()}
     return {name: (found[name], further[name]) for name in found if name in further}, left_out
 
 
@@ -80,14 +93,14 @@ class ClipScore:
         self.images, self.texts, self.weights = images, texts, weights
 
     def __call__(self, folder: Path, device: torch.device) -> dict[str, Any]:
-        (pictures, several), (texts, broken) = pictures_in(self.images), self._texts()
+        (pictures, bad), (texts, broken) = pictures_in(self.images), self._texts()
         clip = Clip(self.weights).to(device)
         left_out = {
             "missing in texts": sorted(set(pictures) - set(texts)) if isinstance(texts, dict) else [],
             "missing in images": sorted(set(texts) - set(pictures)) if isinstance(texts, dict) else [],
         }
-        left_out |= {f"{SEVERAL} in images": several} if several else {}
-        left_out |= {reason: names for reason, names in broken.items() if names}
+        left_out |= {f"{reason} in images": names for reason, names in bad.items()}
+        left_out |= {f"{reason} in texts": names for reason, names in broken.items()}
         said = texts if isinstance(texts, dict) else dict.fromkeys(pictures, texts)
         longest = clip.model.config.text_config.max_position_embeddings
 
@@ -111,14 +124,13 @@ class ClipScore:
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise UserError(f"what.texts={self.texts}: {NO_TEXT} ({reason}); what works: .txt in UTF-8") from error
-        files, several = _named(self.texts, TEXTS)
+        files, broken = _named(self.texts, TEXTS)
         texts: dict[str, str] = {}
-        broken: dict[str, list[str]] = {f"{SEVERAL} in texts": several, NO_TEXT: []}
         for name, file in files.items():
             try:
                 texts[name] = text_of(read_bytes(file)).strip()
             except (OSError, ValueError):
-                broken[NO_TEXT].append(name)
+                broken.setdefault(NO_TEXT, []).append(name)
         return texts, broken
 
 
