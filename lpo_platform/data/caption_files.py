@@ -16,6 +16,7 @@ from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.parquet import values_of
 from lpo_platform.runs.csv_rows import Bad, table
 from lpo_platform.runs.given_files import (
+    BAD_CHARACTERS,
     NOT_TEXT,
     PICTURES,
     clean,
@@ -37,7 +38,6 @@ BAD_LINE = "caption line that is not JSON with a file name and a text"
 BAD_TEXT = "caption file that is not readable UTF-8"
 BAD_JSON = "JSON file beside a picture without a text, caption or prompt"
 BAD_TABLE = "caption table that cannot be read"
-BAD_CHARACTERS = "caption with half of a surrogate pair or a zero byte"
 ANOTHER = "further caption for a picture that has one, the first is used"
 SHARED = "caption file that pictures of one name share"
 NO_SUCH_FILE = "caption for a picture that is not there"

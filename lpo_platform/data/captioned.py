@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
-from lpo_platform.data.source import Sample
+from lpo_platform.data.source import ENOUGH, Sample, too_few
 from lpo_platform.data.tables.decode import Unusable, check_agreement, label_map, people, picture, square, texts
 from lpo_platform.data.tables.hub import local_folder
 from lpo_platform.data.tables.json_lines import LineFiles
@@ -217,8 +217,9 @@ class Captioned:
             rows = self._open(replace(train, **test).of(task), alone=False)
             self.test = self._split(*rows, range(len(rows[1])))
         counts = f"{path}: {len(self.train)} pictures to train on, {len(self.test)} held out"
-        line = " | ".join(filter(None, [counts, self._findings.line()]))
-        log.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", line)
+        works = f"more captions, and data.num_test={ENOUGH} or more" if test is None else "a larger data.test"
+        found = list(filter(None, [too_few(len(self.test), works), self._findings.line()]))
+        log.log(logging.WARNING if found else logging.INFO, "%s", " | ".join([counts, *found]))
 
     def report(self) -> dict[str, object]:
         """Counts, `skipped` and `noted` by reason with up to 3 examples."""

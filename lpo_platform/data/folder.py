@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from lpo_platform.data.picture_files import (
     resize,
 )
 from lpo_platform.data.reading_report import Findings
-from lpo_platform.data.source import Sample
+from lpo_platform.data.source import ENOUGH, Sample, too_few
 from lpo_platform.runs.files import fingerprint
 from lpo_platform.runs.given_files import BAD_NAME, PICTURES, is_unicode
 
@@ -84,6 +85,7 @@ class Folder:
     `<name>.txt`, `.caption` or `.json` (`sidecar`), and the file name (`filename`); another word takes that one
     only (see `data/captions.py`). `crop`: `squash` makes a square of
     the whole picture, as CPO does (arXiv:2511.04753); `center` cuts the largest central square.
+    judged: whether to say that the held-out pictures are too few for an evaluation.
     Raises UserError where nothing can be used or nothing could be held out.
     """
 
@@ -97,6 +99,7 @@ class Folder:
         cache_folder: str | Path | None = "outputs/cache/folder",
         *,
         resolution: int,
+        judged: bool = True,
     ) -> None:
         _check_options(captions, test_fraction, crop)
         self.path = _existing_folder(path)
@@ -115,7 +118,8 @@ class Folder:
         self._check_enough(test, captions, found)
         self.train = Pictures(train, crop=crop, resolution=resolution)
         self.test = Pictures(test, crop=crop, resolution=resolution)
-        logger.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", self._line())
+        few = too_few(len(test), _more(len({picture.look.content for picture in pictures}))) if judged else ""
+        logger.log(logging.WARNING if self._findings.line() or few else logging.INFO, "%s", self._line(few))
 
     def report(self) -> dict[str, object]:
         """Counts, origins of the captions, `skipped` and `noted` by reason with up to 3 examples."""
@@ -128,10 +132,10 @@ class Folder:
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
         return {}
 
-    def _line(self) -> str:
+    def _line(self, few: str) -> str:
         row = self._report
         counts = f"{row['pictures']} pictures, {row['train']} to train on, {row['test']} held out"
-        return " | ".join(filter(None, [f"{self.path}: {counts}", self._findings.line()]))
+        return " | ".join(filter(None, [f"{self.path}: {counts}", few, self._findings.line()]))
 
     def _check_enough(self, test: list[Picture], captions: str, found: Captions) -> None:
         if test and (captions == "auto" or captions in found.origins):
@@ -163,6 +167,13 @@ def split(pictures: list[Picture], test_fraction: float, seed: int) -> tuple[lis
     num_test = max(0, min(max(1, round(test_fraction * len(order))), len(order) - 1))
     test = [picture for key in order[:num_test] for picture in groups[key]]
     return [picture for key in order[num_test:] for picture in groups[key]], test
+
+
+def _more(contents: int) -> str:
+    """How to hold out enough of so many different pictures."""
+    if contents < 2 * ENOUGH:
+        return f"{2 * ENOUGH} different pictures and data.test_fraction=0.5"
+    return f"data.test_fraction={math.ceil(100 * ENOUGH / contents) / 100:g}"
 
 
 def _files(folder: Path, findings: Findings) -> Iterator[str]:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
-from lpo_platform.data.source import Sample
+from lpo_platform.data.source import ENOUGH, Sample, too_few
 from lpo_platform.data.tables.parquet import values_of
 from lpo_platform.runs.csv_rows import Bad, table
 from lpo_platform.runs.files import fingerprint
-from lpo_platform.runs.given_files import NOT_TEXT, clean, json_of, lines_of, read_bytes, text_of
+from lpo_platform.runs.given_files import BAD_CHARACTERS, NOT_TEXT, clean, json_of, lines_of, read_bytes, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,10 @@ class Prompts:
             )
         self.train = _split("train", kept)
         self.test = _split("test", held_out)
-        logger.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", self._line())
+        works = f"more prompts, and data.num_test={ENOUGH} or more"
+        found = list(filter(None, [too_few(len(self.test), works), self._findings.line()]))
+        counts = f"{self.path}: {len(self.train)} prompts to train on, {len(self.test)} held out"
+        logger.log(logging.WARNING if found else logging.INFO, "%s", " | ".join([counts, *found]))
 
     def report(self) -> dict[str, object]:
         """Counts, and `skipped` by reason with up to 3 examples."""
@@ -112,10 +115,6 @@ class Prompts:
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
         return {}
-
-    def _line(self) -> str:
-        counts = f"{self.path}: {len(self.train)} prompts to train on, {len(self.test)} held out"
-        return " | ".join(filter(None, [counts, self._findings.line()]))
 
 
 def read_texts(setting: str, path: str | Path, column: str | None, findings: Findings) -> list[str]:
@@ -134,7 +133,7 @@ def read_texts(setting: str, path: str | Path, column: str | None, findings: Fin
             if said:
                 prompts.append(said)
             else:
-                findings.skip(entry if isinstance(entry, Bad) else NO_TEXT, f"{file.name}:{position}")
+                findings.skip(_problem(entry), f"{file.name}:{position}")
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{where}: cannot be read ({reason}); what works: {WORKS[file.suffix.lower()]}") from error
@@ -142,6 +141,13 @@ def read_texts(setting: str, path: str | Path, column: str | None, findings: Fin
         details = f" [{findings.line()}]" if findings.line() else ""
         raise UserError(f"{where}: no prompts{details}; what works: {WORKS[file.suffix.lower()]}")
     return prompts
+
+
+def _problem(entry: object) -> str:
+    """Why an entry gives no prompt."""
+    if isinstance(entry, Bad):
+        return entry
+    return BAD_CHARACTERS if isinstance(entry, str) and entry.strip() else NO_TEXT
 
 
 def _key(text: str) -> str:

@@ -14,6 +14,8 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.decode import Unusable
 
+ENOUGH = 6  # held-out items from which on evaluation/significance.py gives a verdict
+
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +52,13 @@ class Source(Protocol):
     def caption(self, i: int) -> str:
         """The caption of item i, without its picture."""
         ...
+
+
+def too_few(held_out: int, works: str) -> str:
+    """What to say of a split from which no evaluation can claim anything; empty where it is large enough."""
+    if held_out >= ENOUGH:
+        return ""
+    return f"{held_out} held out are too few for a verdict, which takes {ENOUGH}; what works: {works}"
 
 
 def first(source: Source, count: int) -> list[Sample]:

@@ -25,6 +25,7 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 K = TypeVar("K")
+BAD_CHARACTERS = "text with half of a surrogate pair or a zero byte"
 BAD_NAME = "file whose name is not Unicode"
 NOT_TEXT = "text that is not UTF-8, nor UTF-16 or UTF-32 with a byte order mark"
 

@@ -299,12 +299,12 @@ def test_what_cannot_be_used_is_counted_with_its_name_and_not_fatal(
 
 
 def test_a_clean_folder_gives_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fill(tmp_path, 3)
+    fill(tmp_path, 12)
     with caplog.at_level(logging.INFO):
-        open_folder(tmp_path)
+        open_folder(tmp_path, test_fraction=0.5)
     (record,) = caplog.records
     assert record.levelno == logging.INFO
-    assert record.message == f"{tmp_path}: 3 pictures, 2 to train on, 1 held out"
+    assert record.message == f"{tmp_path}: 12 pictures, 6 to train on, 6 held out"
 
 
 def test_reasons_carry_a_count_and_three_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

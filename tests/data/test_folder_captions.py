@@ -11,6 +11,8 @@ from toys.rows import scene
 
 from lpo_platform.data import caption_files
 from lpo_platform.data.folder import Folder
+from lpo_platform.data.source import ENOUGH
+from lpo_platform.evaluation.significance import MIN_ITEMS
 from lpo_platform.runs.csv_rows import CELLS, QUOTES
 from lpo_platform.runs.given_files import BAD_NAME, NOT_TEXT
 
@@ -146,3 +148,22 @@ def test_a_file_whose_name_is_not_unicode_is_left_out(tmp_path: Path, caplog: py
     folder = opened(tmp_path)
     assert set(captions(folder)) == {"0.png", "2.png"} and skipped(folder) == {BAD_NAME: ["caf\\udce9.png"]}
     caplog.text.encode()
+
+
+@pytest.mark.parametrize(
+    ("number", "fraction", "hint"),
+    [
+        (12, 0.1, "1 held out are too few for a verdict, which takes 6; what works: data.test_fraction=0.5"),
+        (60, 0.05, "3 held out are too few for a verdict, which takes 6; what works: data.test_fraction=0.1"),
+        (4, 0.5, "2 held out are too few for a verdict, which takes 6; what works: 12 different pictures and"),
+        (12, 0.5, None),
+    ],
+)
+def test_too_few_held_out_pictures_are_said_with_what_holds_out_enough(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int, fraction: float, hint: str | None
+) -> None:
+    folder_of(tmp_path, tuple(f"a thing {chr(97 + i % 26)}{'x' * (i // 26)}.png" for i in range(number)))
+    opened(tmp_path, test_fraction=fraction)
+    assert hint in caplog.text if hint else not caplog.text
+    if hint and number >= 12:
+        assert len(opened(tmp_path, test_fraction=float(hint.rpartition("=")[2])).test) == ENOUGH == MIN_ITEMS

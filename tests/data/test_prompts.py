@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from lpo_platform.config.errors import UserError
 from lpo_platform.data import prompts as prompting
 from lpo_platform.data.prompts import Prompts
+from lpo_platform.runs.csv_rows import CELLS, QUOTES
+from lpo_platform.runs.given_files import BAD_CHARACTERS, NOT_TEXT
 
 TEXTS = ["a cat", 'a sign with "u good?", in neon', "ein Übergang", "犬", "a cat", "two dogs"]
 
@@ -137,6 +139,53 @@ def test_what_is_no_prompt_is_counted_and_named(tmp_path: Path, caplog: pytest.L
     }
     (record,) = caplog.records
     assert record.levelname == "WARNING" and "4 entry without a prompt" in record.message
+
+
+def bytes_file(*lines: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(b"\n".join(lines))
+
+
+def broken_parquet(path: Path) -> None:
+    given = pa.array([b"a", b"caf\xe9", b"b"])
+    pq.write_table(pa.table({"prompt": pa.StringArray.from_buffers(3, *given.buffers()[1:3])}), path)
+
+
+LATIN = "café".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "reason", "where"),
+    [
+        ("p.jsonl", bytes_file(b'"a"', b'{"prompt":"\\ud83d lone"}', b'"b"'), BAD_CHARACTERS, "2"),
+        ("p.jsonl", bytes_file(b'"a"', b'"\\u0000"', b'"b"'), BAD_CHARACTERS, "2"),
+        ("p.jsonl", bytes_file(b'"a"', b'"' + LATIN + b'"', b'"b"'), NOT_TEXT, "2"),
+        ("p.jsonl", bytes_file(b'"a"', b'{"text": "x", "text": "y"}', b'"b"'), prompting.BAD_LINE, "2"),
+        ("p.jsonl", bytes_file(b'"a"', b"[" * 100_000, b'"b"'), prompting.BAD_LINE, "2"),
+        ("p.txt", bytes_file(b"a", LATIN, b"b"), NOT_TEXT, "2"),
+        ("p.txt", bytes_file(b"a", b"x\0y", b"b"), NOT_TEXT, "2"),
+        ("p.csv", bytes_file(b"caption", b"a", b"a cat, sitting on a mat", b"b"), CELLS, "3"),
+        ("p.csv", bytes_file(b"caption", b"a", LATIN, b"b"), NOT_TEXT, "3"),
+        ("p.csv", bytes_file(b"caption", b"a", b'"open', b"b"), QUOTES, "3"),
+        ("p.csv", bytes_file(b"id,caption", b"1,a", b"2", b"3,b"), CELLS, "3"),
+        ("p.parquet", broken_parquet, prompting.NO_TEXT, "1"),
+        ("p.parquet", parquet_file(prompt=["a", "x\0y", "b"]), BAD_CHARACTERS, "1"),
+        ("p.json", text_file('["a", "\\ud83d lone", "b"]'), BAD_CHARACTERS, "1"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_costs_itself(
+    tmp_path: Path, name: str, save: Callable[[Path], None], reason: str, where: str
+) -> None:
+    save(tmp_path / name)
+    prompts = open_prompts(tmp_path / name)
+    assert everything(prompts) == ["a", "b"]
+    assert prompts.report()["skipped"] == {reason: {"count": 1, "examples": [f"{name}:{where}"]}}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(("name", "text"), [("p.csv", CSV), ("p.txt", "\n".join(TEXTS)), ("p.json", json.dumps(TEXTS))])
+def test_files_that_name_their_encoding_are_read(tmp_path: Path, encoding: str, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert set(everything(open_prompts(tmp_path / name))) == set(TEXTS)
 
 
 def test_the_fingerprint_depends_on_the_prompts_only(tmp_path: Path) -> None:

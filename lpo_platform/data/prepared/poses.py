@@ -51,7 +51,7 @@ def extract(pictures: str, out: Path, task: Pose, device: torch.device) -> Findi
 
     Several processes share the pictures. Raises UserError where `out` holds the poses of another detector.
     """
-    data = Folder(pictures, test_fraction=TEST_FRACTION, cache_folder=None, resolution=task.resolution)
+    data = Folder(pictures, test_fraction=TEST_FRACTION, cache_folder=None, resolution=task.resolution, judged=False)
     splits = {"train": data.train.pictures, "test": data.test.pictures}
     _claim(out, task)
     files = [picture for split in splits.values() for picture in split]
