@@ -1,4 +1,4 @@
-"""The README's commands: each passes the check of its command; the first five take a newcomer to a leaderboard."""
+"""The commands of every README: each passes its check; the five of the first take a newcomer to a leaderboard."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from lpo_platform.config.diagnose import diagnose
 
 REPO = Path(__file__).resolve().parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
+TEXTS = [README, *(path.read_text(encoding="utf-8") for path in sorted(REPO.glob("lpo_platform/**/README.md")))]
 PRIMARIES = {
     "lpo-train": "train", "lpo-doctor": "train", "lpo-plan": "train",
     "lpo-eval": "eval", "lpo-prepare": "prepare", "lpo-score": "score",
@@ -21,8 +22,10 @@ RUN = "outputs/cpo-tiny-canny/latest"
 
 def commands() -> list[str]:
     """Lines of code blocks, and what stands as code in tables, that start with one of our commands."""
-    blocks = "".join(re.findall(r"^```\n(.*?)^```", README, flags=re.M | re.S)).splitlines()
-    cells = [code for line in README.splitlines() if line.startswith("|") for code in re.findall(r"`([^`]+)`", line)]
+    blocks = [line for text in TEXTS for block in re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
+              for line in block.splitlines()]  # fmt: skip
+    rows = [line for text in TEXTS for line in text.splitlines() if line.startswith("|")]
+    cells = [code for line in rows for code in re.findall(r"`([^`]+)`", line)]
     found = [line.partition("  #")[0].strip() for line in [*blocks, *cells]]
     return list(dict.fromkeys(line for line in found if line.split()[:1] and line.split()[0] in PRIMARIES))
 
@@ -40,9 +43,10 @@ def words_of(line: str) -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_a_command_passes_its_check(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("pictures", "photos", "poses", "a", "b", f"{RUN}/.hydra"):
+    for folder in ("pictures", "photos", "poses", "a", "b", "out", "texts", f"{RUN}/.hydra"):
         Path(folder).mkdir(parents=True)
-    for file in ("file", "rows.csv", "scores.csv", "evaluation_metadata.jsonl", "4k_training_prompts.json"):
+    files = ("rows.csv", "scores.csv", "evaluation_metadata.jsonl", "color_val.txt", "4k_training_prompts.json")
+    for file in ("file", *files):
         Path(file).touch()
     Path(RUN, "resolved.yaml").touch()
     flags = {"-m", "--help", "--cfg", "job"}
@@ -56,10 +60,16 @@ def test_a_command_passes_its_check(line: str, tmp_path: Path, monkeypatch: pyte
     assert diagnose(primary, plan, multirun="-m" in words, values=values) == []
 
 
+def test_the_first_page_fits_five_minutes_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 180
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets and [target for target in targets if not (REPO / target).exists()] == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_five_commands_lead_from_a_clone_to_a_leaderboard(tmp_path: Path) -> None:
-    (block,) = re.findall(r"in five commands.*?^```\n(.*?)^```", README, flags=re.M | re.S)
+    (block,) = re.findall(r"^## Five commands\n\n```\n(.*?)^```", README, flags=re.M | re.S)
     lines = block.splitlines()
     assert len(lines) == 5
     subprocess.run(["git", "clone", "--quiet", REPO, tmp_path / "clone"], check=True)

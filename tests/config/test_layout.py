@@ -1,0 +1,62 @@
+"""The layout: every room of the package imports only from those below it, and nothing runs in circles."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import lpo_platform
+
+PACKAGE = Path(lpo_platform.__file__).parent
+FROM_BELOW = (
+    "config", "diffusion", "runs", "hardware", "models", "tasks", "rewards", "data", "methods", "evaluation",
+    "tracking", "commands", "api",
+)  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    parts = ("lpo_platform", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of the package that a file imports, anywhere in it but for the sake of types."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(inner) for node in typing for part in node.body for inner in ast.walk(part)}
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in skipped:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import) and id(node) not in skipped:
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name in MODULES and MODULES[name].name != "__init__.py"} - {name_of(path)}
+
+
+EDGES = {name: imported(path) for name, path in MODULES.items() if path.name != "__init__.py"}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+def test_the_rooms_are_those_of_the_readme() -> None:
+    assert {room(name) for name in EDGES} <= set(FROM_BELOW)
+    places = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_") and path.name != "py.typed"}
+    assert len(places - {"conf"}) <= 14
+
+
+def test_nothing_is_imported_from_above() -> None:
+    rank = {name: number for number, name in enumerate(FROM_BELOW)}
+    above = [f"{a} imports {b}" for a, found in EDGES.items() for b in sorted(found) if rank[room(b)] > rank[room(a)]]
+    assert above == []
+
+
+def test_no_circle() -> None:
+    try:
+        order = list(TopologicalSorter(EDGES).static_order())
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+    assert len(order) == len(EDGES) > 200
