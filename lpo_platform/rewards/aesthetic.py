@@ -1,4 +1,4 @@
-"""The LAION aesthetic predictor: how much people like a picture, whatever its caption says."""
+"""The LAION aesthetic predictor: how much people like a picture. It does not read the caption."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -30,10 +30,13 @@ class Predictor(nn.Module):
 
 
 class Aesthetic(Pretrained):
-    """A rating on the scale of its training data, 1 to 10; about 4 to 7 for most pictures. Prompts are not read.
+    """A rating on the scale of its training data, 1 to 10; most pictures get 4 to 7.
 
-    weights: the file sac+logos+ava1-l14-linearMSE, .pth or .safetensors. clip: folder or hub id of CLIP ViT-L/14.
-    batch: pictures in one forward. dtype is that of CLIP; the predictor computes in float32.
+    Args:
+        weights: the file sac+logos+ava1-l14-linearMSE, as .pth or .safetensors.
+        clip: folder or hub id of CLIP ViT-L/14.
+        batch: pictures of one forward.
+        dtype: of CLIP. The predictor computes in float32.
     """
 
     name: ClassVar[str] = "aesthetic"

@@ -1,4 +1,4 @@
-"""BERTScore recall, arXiv 1904.09675: how much of a reference text a candidate says, token by token."""
+"""BERTScore recall (arXiv:1904.09675): how much of a reference text a candidate says, token by token."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,14 @@ from lpo_platform.models.weights import load, whole
 
 
 class TokenEmbeddings(nn.Module):
-    """T texts -> (T, L, d + 1) float32: unit vectors of their tokens by an encoder's layer, 0 for padding, and in the
-    last column whether a token counts: the tokens that mark start and end do not, as in the published code.
+    """T texts -> (T, L, d + 1) float32: a unit vector for each token, 0 for padding.
 
-    weights: folder or hub id of an encoder of transformers with layers in `encoder.layer` (BERT, RoBERTa, DeBERTa).
+    The last column says whether a token counts. Those that mark start and end do not, as in Tiiiger/bert_score.
+
+    Args:
+        weights: folder or hub id of an encoder of transformers with layers in `encoder.layer` (BERT, RoBERTa, DeBERTa).
+        layer: whose output is taken, from 1.
+        setting: the name of `weights` in messages.
     """
 
     def __init__(self, weights: str, layer: int, *, setting: str = "encoder") -> None:
@@ -36,8 +40,11 @@ class TokenEmbeddings(nn.Module):
 
 
 def recall(candidate: Tensor, reference: Tensor) -> Tensor:
-    """Embeddings (B, L, d + 1) and (B, K, d + 1) -> (B,): the mean over the reference's tokens that count of the
-    greatest cosine with any token of the candidate; 0 where either has no token that counts."""
+    """Recall of the reference: embeddings (B, L, d + 1) and (B, K, d + 1) -> (B,).
+
+    It is the mean, over the counting tokens of the reference, of the largest cosine with any token of the candidate. It
+    is 0 where either text has no counting token.
+    """
     closest = (reference[..., :-1] @ candidate[..., :-1].mT).amax(2)
     counts = reference[..., -1] * candidate[..., -1].amax(1, keepdim=True)
     return (closest * counts).sum(1) / counts.sum(1).clamp_min(1)

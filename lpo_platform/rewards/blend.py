@@ -9,10 +9,12 @@ from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
 
 
 class Blend:
-    """The weighted sum of picture rewards, each a named part as it is, without its weight.
+    """The weighted sum of rewards of pictures. Each is reported as a part, without its weight.
 
-    weights: of parts, 1 for one that is not named. Parts of different scales: method.normalise=parts of DDPO gives each
-    an advantage of its own before they are weighted.
+    Args:
+        rewards: by name.
+        weights: by the same names; 1 for those that are not named. Where the parts have different scales,
+            method.normalise=parts of DDPO gives each an advantage of its own before they are weighted.
     """
 
     name: ClassVar[str] = "blend"

@@ -1,4 +1,4 @@
-"""CLIP score: the cosine between picture and caption (arXiv 2104.08718 without its factor and its clipping at 0)."""
+"""CLIP score: the cosine between picture and caption (arXiv:2104.08718, without its factor and its clipping at 0)."""
 
 from typing import ClassVar
 
@@ -14,10 +14,15 @@ VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class Clip(Pretrained):
-    """Cosine of the projected embeddings, in [-1, 1]; about 0.1 to 0.4 for pictures of their captions.
+    """The cosine of the projected embeddings, in [-1, 1]; about 0.1 to 0.4 for pictures of their captions.
 
-    weights, processor: a folder in the layout of transformers, or a hub id; processor null is that of the weights.
-    batch: pictures in one forward. Captions are cut at the 77 tokens that CLIP reads.
+    Captions are cut at the 77 tokens that CLIP reads.
+
+    Args:
+        weights: folder or hub id of a CLIP of transformers.
+        processor: the same for its processor; null takes that of the weights.
+        batch: pictures of one forward.
+        dtype: of the model.
     """
 
     name: ClassVar[str] = "clip"
@@ -39,7 +44,7 @@ class Clip(Pretrained):
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """The projected embeddings of pictures alone: (B, 3, H, W) in [0, 1] -> (B, D)."""
+        """The projected embeddings of pictures: (B, 3, H, W) in [0, 1] -> (B, D)."""
         with torch.autocast(self.device.type, enabled=False):
             parts = images.to(self.device).split(self.batch)
             return torch.cat([self._seen(eight_bit(part, self.name)) for part in parts])

@@ -1,4 +1,4 @@
-"""How small a picture's JPEG file is (arXiv 2305.13301): rewards that need no model, with optima known by eye."""
+"""The size of a picture's JPEG file (arXiv:2305.13301): rewards that need no model."""
 
 from io import BytesIO
 from typing import ClassVar
@@ -14,7 +14,11 @@ from lpo_platform.rewards.reward import Asked
 
 
 class Compressibility:
-    """Minus the size of the JPEG file in kB of 1000 bytes, (B,). quality: of the JPEG, 1 to 95."""
+    """Minus the size of the JPEG file in kB of 1000 bytes, (B,).
+
+    Args:
+        quality: of the JPEG, 1 to 95. Published: 95.
+    """
 
     name: ClassVar[str] = "compressibility"
     sign: ClassVar[int] = -1

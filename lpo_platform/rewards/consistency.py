@@ -10,9 +10,15 @@ from lpo_platform.tasks.task import Task
 
 
 class Consistency(OfCondition):
-    """score: one of the task's, as in its reports, with the sign that makes higher better; null is minus its distance.
+    """A score of the task, with the sign that makes higher better.
 
-    A score may be undefined for some pictures (an AP of nobody), which is an error here; no distance is.
+    A score may be undefined for some pictures, such as the AP of a picture without people. That is an error here. The
+    distance is always defined.
+
+    Args:
+        score: name of one of the task's scores; null is minus its distance.
+        batch: pictures of one forward of the detector.
+        task: the run's.
     """
 
     name: ClassVar[str] = "consistency"

@@ -1,4 +1,4 @@
-"""Human Preference Score v2 and v2.1, arXiv 2306.09341: a CLIP-H that learned which pictures people prefer."""
+"""Human Preference Score v2 and v2.1 (arXiv:2306.09341): a CLIP-H that learned which pictures people prefer."""
 
 from typing import ClassVar
 
@@ -14,10 +14,12 @@ from lpo_platform.tasks.detector import UNREADABLE, read_weights, weight_file
 
 
 class Hps(Pretrained):
-    """Cosine of picture and prompt, about 0.2 to 0.35.
+    """The cosine of picture and prompt, about 0.2 to 0.35.
 
-    weights: "<file>" or "<hub id>::<file>", HPS_v2_compressed.pt is v2 and HPS_v2.1_compressed.pt v2.1. architecture:
-    as open_clip names it. batch: pictures in one forward.
+    Args:
+        weights: <file> or <hub id>::<file>. HPS_v2_compressed.pt is v2, HPS_v2.1_compressed.pt is v2.1.
+        architecture: the name of the model in open_clip.
+        batch: pictures of one forward.
     """
 
     name: ClassVar[str] = "hps"

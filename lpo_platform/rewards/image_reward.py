@@ -1,4 +1,4 @@
-"""ImageReward, arXiv 2304.05977: a BLIP that reads the prompt with the picture before its eyes, and a linear head."""
+"""ImageReward (arXiv:2304.05977): a BLIP that reads picture and prompt together, and a linear head."""
 
 import re
 from typing import ClassVar
@@ -19,7 +19,7 @@ from lpo_platform.rewards.aesthetic import Predictor
 from lpo_platform.rewards.pretrained import Pretrained
 from lpo_platform.tasks.detector import UNREADABLE, read_weights, weight_file
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's numbers over its training data
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output over its training data
 TOKENS = 35  # of a prompt that are read
 HEAD = 64  # channels of an attention head, in every BLIP
 
@@ -40,9 +40,12 @@ UNUSED = re.compile(r"^blip\.(vision_proj|text_proj|itm_head|temp)\b|position_id
 
 
 class ImageReward(Pretrained):
-    """About -2 to 2, mean 0 and deviation 1 over ImageReward's own pictures.
+    """About -2 to 2. Over ImageReward's own pictures the mean is 0 and the standard deviation 1.
 
-    weights: ImageReward.pt, as "<file>" or "<hub id>::<file>". tokenizer: folder or hub id of BERT's.
+    Args:
+        weights: ImageReward.pt, as <file> or <hub id>::<file>.
+        tokenizer: folder or hub id of BERT's tokenizer.
+        batch: pictures of one forward.
     """
 
     name: ClassVar[str] = "image_reward"
@@ -87,7 +90,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def towers(state: dict[str, Tensor]) -> tuple[BlipVisionModel, BlipTextModel, Predictor]:
-    """The networks that the renamed weights are of, with random ones; KeyError where an expected name is missing."""
+    """Builds networks of the shapes of the renamed weights. Raises KeyError where an expected name is missing."""
     patches, positions = (
         state["vision.embeddings.patch_embedding.weight"],
         state["vision.embeddings.position_embedding"],

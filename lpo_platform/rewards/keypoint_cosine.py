@@ -1,6 +1,7 @@
 """The keypoint reward of pose RL as its authors computed it (IITP-CARTE-LGE/cnrl2), kept for reproduction.
 
-It hardly sees a pose: a person at half the size scores 1, arms up instead of down 0.975. `oks` sees both.
+It hardly measures a pose: a person at half the size scores 1, and arms up instead of down score 0.975. `oks` measures
+both.
 """
 
 from typing import ClassVar
@@ -17,10 +18,13 @@ FRAME = 1024  # pixels: the side of the pictures on which the original measured
 
 
 class KeypointCosine(OfCondition):
-    """Cosine between the coordinates of OpenPose's 18 joints, in [-1, 1]; 0 unless both pictures show one person.
+    """The cosine between the coordinates of OpenPose's 18 joints, in [-1, 1]. It is 0 unless both show one person.
 
-    With task.whole_body the mean over body, hands and face, as far as either picture shows them.
-    half: rounds it to half precision as the original does.
+    With task.whole_body it is the mean over body, hands and face, as far as either picture shows them.
+
+    Args:
+        half: rounds the cosine to half precision, as the released code does.
+        shared: batch and task, see OfCondition.
     """
 
     name: ClassVar[str] = "keypoint_cosine"
@@ -42,23 +46,23 @@ class KeypointCosine(OfCondition):
 
 
 def described(person: Tensor, scale: float) -> list[Tensor | None]:
-    """The parts of (17 or 133, 3) for similarity(): the body, then hands and face, None for what is not seen."""
+    """The parts of (17 or 133, 3) for similarity(): the body, then hands and face. None is a part that is not seen."""
     parts = (person[where] for where in OF_WHOLE.values())
     places = (torch.where(part[:, 2:] > 0, part[:, :2] * scale, -1.0) if part[:, 2].any() else None for part in parts)
     return [body(person, scale), *places]
 
 
 def body(person: Tensor, scale: float) -> Tensor:
-    """(17, 3) of COCO -> (18, 2) in OpenPose's order, whole pixels, -1, -1 for a joint that is not seen."""
+    """(17, 3) of COCO -> (18, 2) in OpenPose's order, in whole pixels. A joint that is not seen is (-1, -1)."""
     neck = torch.cat([person[list(SHOULDERS), :2].mean(0), person[list(SHOULDERS), 2:].amin(0)])
     joints = torch.stack([neck if number is None else person[number] for number in COCO_OF])
     return torch.where(joints[:, 2:] > 0, (joints[:, :2] * scale).trunc(), -1.0)
 
 
 def similarity(found: list[Tensor | None], wanted: list[Tensor | None], *, half: bool = False) -> Tensor:
-    """The mean cosine over parts (body, hands, face) of (K, 2) coordinates, None for a part that was not detected.
+    """The mean cosine over parts (body, hands, face) of (K, 2) coordinates. None is a part that was not detected.
 
-    A part that neither has is left out; one that only one has is compared with -1, -1, ... for the other.
+    A part that neither picture shows is left out. Where one picture shows it, the other one counts as all -1.
     """
     cosines = []
     for p, q in zip(found, wanted, strict=True):

@@ -1,4 +1,4 @@
-"""A Latent Reward Model as a reward of noisy latents."""
+"""A latent reward model (arXiv:2502.01051) as a reward of noisy latents."""
 
 from typing import Literal
 
@@ -11,10 +11,14 @@ from lpo_platform.models.reward_folder import load_reward
 
 
 class LRM:
-    """weights: auto (the model's own), a folder or a hub id, with ::<subfolder>.
+    """exp(logit_scale) times the cosine of latent and prompt; differences are log-odds of being preferred.
 
-    timestep: with which t candidates for x_{t-1} are scored; the published runs give the current t, the paper's text
-    the level they are at, `next`. batch: latents scored at once.
+    Args:
+        adapter: the run's model, whose latents are scored.
+        weights: `auto` takes the model's own; else a folder or a hub id, with ::<subfolder> if needed.
+        timestep: the t with which candidates for x_{t-1} are scored: the `current` one, as in the released runs, or
+            that of their own level, `next`, as the paper writes.
+        batch: latents scored at once. It limits memory and changes no number.
     """
 
     def __init__(

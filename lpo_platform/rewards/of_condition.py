@@ -1,4 +1,4 @@
-"""What the rewards have in common that ask whether a picture shows the condition it was drawn from."""
+"""What rewards share that ask whether a picture shows the condition that it was drawn from."""
 
 from typing import ClassVar
 
@@ -11,9 +11,11 @@ from lpo_platform.tasks.task import Task
 
 
 class OfCondition:
-    """A `Reward`: subclasses name themselves and write `compare`; the task's own detector looks at the pictures.
+    """A `Reward` by the task's own detector. Subclasses set `name` and write `compare`.
 
-    batch: pictures looked at in one forward.
+    Args:
+        batch: pictures of one forward of the detector.
+        task: the run's.
     """
 
     name: ClassVar[str]
@@ -24,16 +26,16 @@ class OfCondition:
         self.task, self.batch = task, batch
 
     def reference(self, asked: Asked) -> Tensor:
-        """What pictures are compared with, of the P conditions once each: (P, ...)."""
+        """What pictures are compared with, once for each of the P conditions: (P, ...)."""
         return asked.maps
 
     def compare(self, maps: Tensor, reference: Tensor) -> Tensor:
-        """The maps of what b pictures show, and the reference of each -> (b,)."""
+        """Compares the maps of b pictures with the reference of each: (b,)."""
         raise NotImplementedError
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B,) float32. UserError where the pictures were drawn from prompts alone."""
+        """(B, 3, H, W) in [0, 1] -> (B,) float32. Raises UserError where pictures were drawn from prompts alone."""
         if condition is None:
             raise UserError(f"reward {self.name}: these pictures were drawn from no condition; it needs a task")
         scores = [torch.zeros(0, device=images.device)]

@@ -11,10 +11,13 @@ from lpo_platform.tasks.oks import oks
 
 
 class Oks(OfCondition):
-    """(B,) in [0, 1]: the mean OKS over the people asked for, 0 for one who is missing and for one too many.
+    """The mean OKS over the people asked for, in [0, 1]. A missing person and one too many count 0.
 
     COCO's OKS (cocoapi, pycocotools/cocoeval.py) with the box around the visible joints for the area. Everybody found
-    stands for one person at most, the closest pairs first. Where nobody was asked for, 1 if nobody is there.
+    stands for one person at most, the closest pairs first. Where nobody was asked for, it is 1 if nobody is found.
+
+    Args:
+        batch, task: see OfCondition.
     """
 
     name: ClassVar[str] = "oks"

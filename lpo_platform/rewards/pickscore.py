@@ -1,4 +1,4 @@
-"""PickScore, arXiv 2305.01569: a CLIP-H that learned which of two pictures people picked."""
+"""PickScore (arXiv:2305.01569): a CLIP-H that learned which of two pictures people picked."""
 
 from typing import ClassVar
 
@@ -9,9 +9,12 @@ from lpo_platform.rewards.clip import VIT_H, Clip
 
 
 class PickScore(Clip):
-    """exp(logit_scale) * cosine, about 15 to 25; differences are log-odds of being picked. Arguments as for `Clip`.
+    """exp(logit_scale) times the cosine, about 15 to 25; differences are log-odds of being picked.
 
-    The published weights come without a processor; theirs is that of CLIP-H.
+    Args:
+        weights: folder or hub id.
+        processor: the same. The published weights come without one and use that of CLIP-H.
+        batch, dtype: see Clip.
     """
 
     name: ClassVar[str] = "pickscore"

@@ -1,4 +1,4 @@
-"""What the rewards that a published model computes have in common: frozen, batched, on 8-bit pictures."""
+"""What the rewards by a published model share: they are frozen, batched, and read 8-bit pictures."""
 
 from typing import ClassVar
 
@@ -10,7 +10,11 @@ from lpo_platform.rewards.reward import Asked, checked
 
 
 class Pretrained(nn.Module):
-    """A `Reward`: subclasses name themselves and write `score`. Never in training mode, so dropout stays inert."""
+    """A `Reward` by a network. Subclasses set `name` and write `score`. It never enters training mode.
+
+    Args:
+        batch: pictures of one forward.
+    """
 
     name: ClassVar[str]
 
@@ -21,16 +25,15 @@ class Pretrained(nn.Module):
         self.batch = batch
 
     def encode(self, prompts: list[str]) -> Tensor:
-        """What is the same for all pictures of a prompt: (P, ...); nothing, unless a reward has such a thing."""
+        """What is the same for all pictures of a prompt, (P, ...). By default it is empty."""
         return torch.zeros(len(prompts), 0, device=self.device)
 
     def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
-        """(b, 3, H, W) uint8 on this reward's device, b prompts and what encode() made of them -> (b,); b is at most
-        `batch`."""
+        """Grades (b, 3, H, W) uint8 on this reward's device, with b <= `batch` prompts and their encode(): (b,)."""
         raise NotImplementedError
 
     def encoded(self, prompts: list[str]) -> Tensor:
-        """encode() of every different prompt once: (B, ...)."""
+        """encode() of B prompts, each different one computed once: (B, ...)."""
         place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         return self.encode(list(place))[[place[prompt] for prompt in prompts]]
 
@@ -63,7 +66,7 @@ class Pretrained(nn.Module):
 
 
 def eight_bit(images: Tensor, name: str) -> Tensor:
-    """[0, 1] -> uint8, rounded: what the published models saw were picture files.
+    """[0, 1] -> uint8, rounded, because the published models were trained on picture files.
 
     Raises UserError where a number is not finite, which uint8 would hide.
     """

@@ -1,6 +1,6 @@
-"""Preferences that mean nothing: the control experiment of methods that learn from preferences between latents.
+"""Random scores: the control experiment of methods that learn from preferences between latents.
 
-What it leaves unchanged in a policy is what the method's updates do by themselves.
+What a training with them changes is what the updates of the method do by themselves.
 """
 
 from typing import Literal
@@ -12,7 +12,11 @@ from lpo_platform.diffusion import noise
 
 
 class RandomPreference:
-    """Normal scores of standard deviation `scale`, whatever the latents: a function of the prompts and their order."""
+    """Normal scores that do not depend on the latents. They are a function of the prompts and their order.
+
+    Args:
+        scale: standard deviation. The default is about that of an LRM's scores of the candidates of one step.
+    """
 
     timestep: Literal["current", "next"] = "current"
 

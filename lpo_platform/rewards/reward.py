@@ -1,4 +1,4 @@
-"""The contracts of a reward: of finished pictures, of predicted ones, and of noisy latents in mid-trajectory."""
+"""The contracts of a reward: of finished pictures, of predicted pictures, and of noisy latents."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from lpo_platform.config.errors import UserError
 
 @dataclass(frozen=True)
 class Asked:
-    """The conditions that B pictures were drawn from, each once, so that what is computed of one is computed once.
+    """The P conditions that B pictures were drawn from, each of them once.
 
-    maps: (P, ...) of the task; control: (P, 3, H, W) in [0, 1], as the control branch saw them; row: (B,), which of the
-    P a picture belongs to.
+    Attributes:
+        maps: (P, ...), of the task.
+        control: (P, 3, H, W) in [0, 1], as the control branch saw them.
+        row: (B,), the number of each picture's condition.
     """
 
     maps: Tensor
@@ -24,10 +26,11 @@ class Asked:
 
 
 class Reward(Protocol):
-    """How good pictures (B, 3, H, W) in [0, 1] are for their prompts: (B,), higher is better.
+    """Grades pictures (B, 3, H, W) in [0, 1] for their prompts: (B,), higher is better.
 
-    condition: what they were drawn from beside the prompt, None without a control branch. A reward of several named
-    parts returns {name: (B,)} instead; it is worth their sum, each times its `part_weights[name]`, 1 unless given.
+    condition is what the pictures were drawn from beside the prompt, None without a control branch. A reward of several
+    parts returns {name: (B,)} instead. Its total is the sum of the parts, each times its `part_weights[name]`, 1 unless
+    given.
     """
 
     def __call__(
@@ -44,10 +47,10 @@ class PredictionReward(Protocol):
 
 @runtime_checkable
 class StepReward(Protocol):
-    """How good noisy latents (N, C, h, w) at timesteps t (N,) are for prompts: (N,), higher is better.
+    """Grades noisy latents (N, C, h, w) at timesteps t (N,) for prompts: (N,), higher is better.
 
-    encode() is called once for the B prompts of a rollout; prompt (N,) says to which of them each latent belongs.
-    timestep: whether candidates for the next level are scored at the t of the current one or of their own.
+    encode() is called once for the B prompts of a rollout; prompt (N,) is the number of each latent's prompt. timestep
+    says whether candidates for the next level are scored with the t of the current level or of their own.
     """
 
     timestep: Literal["current", "next"]
@@ -62,10 +65,11 @@ def name_of(reward: Reward | StepReward) -> str:
 
 
 def checked(name: str, values: object, batch: int) -> Tensor:
-    """What the reward `name` returned for `batch` samples, as (batch,) float32 without a gradient.
+    """Checks what the reward `name` returned for `batch` samples and returns it as (batch,) float32, detached.
 
-    Raises UserError with that name where it is no tensor of shape (batch,) or holds NaN or an infinity: an update on
-    such a number ruins the model, and silently.
+    Raises:
+        UserError: it is no tensor of shape (batch,), or holds a number that is not finite, on which an update would
+            ruin the model without a sign.
     """
     if not isinstance(values, Tensor):
         raise UserError(f"reward {name}: returned a {type(values).__name__}, expected a tensor of shape ({batch},)")
@@ -81,7 +85,7 @@ def checked(name: str, values: object, batch: int) -> Tensor:
 
 
 def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
-    """What a reward says of pictures: `score`, the number to raise, and its named parts if it has any; each (B,)."""
+    """Calls a reward of pictures: `score`, the number to raise, and its named parts if it has any, (B,) each."""
     name, said = name_of(reward), reward(images, prompts, condition)
     if not isinstance(said, dict):
         return {"score": checked(name, said, len(images))}
@@ -91,18 +95,18 @@ def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Asked |
 
 
 def weights_of(reward: Reward, named: Iterable[str]) -> dict[str, float]:
-    """What each named part counts; 1 where the reward does not say."""
+    """The weight of each named part; 1 where the reward gives none."""
     return {part: getattr(reward, "part_weights", {}).get(part, 1.0) for part in named}
 
 
 def predicted(reward: Reward | PredictionReward, images: Tensor, prompts: list[str], t: Tensor) -> Tensor:
-    """What a reward says of pictures predicted at timesteps t (B,): (B,); one of finished pictures ignores t."""
+    """Grades pictures that were predicted at timesteps t (B,): (B,). A reward of finished pictures ignores t."""
     if isinstance(reward, PredictionReward):
         return checked(name_of(reward), reward.at(images, prompts, t), len(images))
     return parts(reward, images, prompts)["score"]
 
 
 def reward_of(reward: StepReward, latents: Tensor, captions: list[str]) -> Tensor:
-    """What a reward of noisy latents says of finished ones, at t = 1: (B,)."""
+    """Grades finished latents by a reward of noisy latents, at t = 1: (B,)."""
     rows = torch.arange(len(latents), device=latents.device)
     return reward(latents, torch.ones_like(rows), reward.encode(captions), rows)

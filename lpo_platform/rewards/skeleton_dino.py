@@ -18,9 +18,13 @@ LEAST, SPAN = 0.9, 0.1  # two skeletons of any kind look alike to DINO: the cosi
 
 
 class SkeletonDino(OfCondition):
-    """Cosine s between the mean tokens of two skeleton images, as (s - 0.9) / 0.1; scaled=false is s itself.
+    """The cosine s between the mean tokens of two skeleton images, as (s - 0.9) / 0.1; -1 where nobody is found.
 
-    weights: folder or hub id of a DINOv2 of transformers.
+    Args:
+        weights: folder or hub id of a DINOv2 of transformers.
+        scaled: false returns s itself, as the released code did before 2024-09-10.
+        dtype: of the network.
+        shared: batch and task, see OfCondition.
     """
 
     name: ClassVar[str] = "skeleton_dino"

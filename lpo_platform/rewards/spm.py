@@ -1,7 +1,7 @@
-"""SPO's step-aware preference model (arXiv 2406.04314): a PickScore that knows how far its picture is denoised.
+"""SPO's step-aware preference model (arXiv:2406.04314): a PickScore that also reads the timestep.
 
 Pictures in the middle of a trajectory are predictions of x_0. Every layer of the vision transformer, and the pooled
-token, is shifted and scaled by an embedding of the timestep (adaLN); at its start it is PickScore at any t.
+token, is shifted and scaled by an embedding of the timestep (adaLN). Before training it equals PickScore at any t.
 """
 
 from collections.abc import Iterator
@@ -27,11 +27,13 @@ NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class SPM(PickScore):
-    """exp(logit_scale) * cosine of pictures predicted at t; differences are log-odds of being preferred.
+    """exp(logit_scale) times the cosine of pictures predicted at t; differences are log-odds of being preferred.
 
-    weights: the published .bin (or .safetensors, or a folder of one), null for an untrained one, which is PickScore.
-    pickscore: where the shape of the model comes from, and the weights that it starts at; processor, batch and dtype as
-    for `PickScore`.
+    Args:
+        weights: the published .bin, or a .safetensors, or a folder with one of them; null for an untrained model, which
+            is PickScore.
+        pickscore: folder or hub id of the PickScore that gives the shape of the model and its first weights.
+        processor, batch, dtype: see PickScore.
     """
 
     name: ClassVar[str] = "spm"
@@ -50,7 +52,7 @@ class SPM(PickScore):
             read(self.model, weights)
 
     def forward(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
-        """Finished pictures: t = 0."""
+        """Grades finished pictures, t = 0."""
         return self.at(images, prompts, torch.zeros(len(images), device=images.device))
 
     @torch.no_grad()
@@ -67,7 +69,7 @@ class SPM(PickScore):
         return checked(self.name, torch.cat(scores), len(images)).to(images.device)
 
     def _resized(self, images: Tensor) -> Tensor:
-        """What the model was trained on: bicubic without antialiasing, not rounded to 8 bits."""
+        """Resizes as in training: bicubic without antialiasing, not rounded to 8 bits."""
         processor = self.processor.image_processor
         side = processor.crop_size.height
         height, width = (int(size * side / min(images.shape[-2:]) + 0.5) for size in images.shape[-2:])
@@ -77,7 +79,7 @@ class SPM(PickScore):
 
 
 def condition(model: CLIPModel) -> None:
-    """Adds what makes a CLIP time-conditioned, under the names of the published files, with no effect yet."""
+    """Adds the layers that read the timestep, under the published names. They have no effect yet."""
     vision = model.vision_model
     width, layers = model.config.vision_config.hidden_size, vision.encoder.layers
     model.t_embedder = nn.Module()

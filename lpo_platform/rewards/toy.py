@@ -1,7 +1,7 @@
 """How well toy pictures show what their captions say, by a network of its own: the labeller of the embedded world.
 
-It has the judge's form, but another architecture, other scenes and another seed, so that what learns from its labels
-is still measured by somebody else.
+Architecture, training scenes and seed differ from the judge's, so that a model which learns from these labels is
+measured by another network.
 """
 
 from pathlib import Path
@@ -15,7 +15,11 @@ FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "labeller"
 
 
 class ToyAttributes:
-    """Share of the captioned attributes that a picture shows, (B,) in [0, 1]; larger objects do not score higher."""
+    """The share of the captioned attributes that a picture shows, (B,) in [0, 1].
+
+    Args:
+        weights: folder of the network; null for the embedded one.
+    """
 
     def __init__(self, weights: str | None = None) -> None:
         self.judge = Judge.load(Path(weights) if weights else FOLDER)

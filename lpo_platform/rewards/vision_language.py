@@ -1,4 +1,4 @@
-"""What the rewards have in common that ask a vision-language model about a picture."""
+"""What rewards share that ask a vision-language model about a picture."""
 
 from typing import ClassVar
 
@@ -11,10 +11,15 @@ from lpo_platform.rewards.pretrained import Pretrained
 
 
 class VisionLanguage(Pretrained):
-    """Any image-text-to-text model of transformers. The chat template of the model puts question and picture together;
-    for one without it the question is the whole prompt, image token included if it needs one.
+    """Any image-text-to-text model of transformers.
 
-    weights: folder or hub id.
+    The chat template of the model puts picture and question together. Without a template the question is the whole
+    prompt and must contain the image token, if the model needs one.
+
+    Args:
+        weights: folder or hub id.
+        batch: pictures of one forward.
+        dtype: of the model; `auto` is that of its weights.
     """
 
     name: ClassVar[str]
@@ -29,7 +34,7 @@ class VisionLanguage(Pretrained):
         self.processor.tokenizer.padding_side = "left" if self.start is None else "right"
 
     def inputs(self, images: Tensor, questions: list[str]) -> BatchFeature:
-        """(b, 3, H, W) uint8 and b questions -> what the model reads, on its device."""
+        """(b, 3, H, W) uint8 and b questions -> the inputs of the model, on its device."""
         # Pillow pictures are what every processor reads.
         pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
         if not getattr(self.processor, "chat_template", None):
@@ -46,7 +51,7 @@ class VisionLanguage(Pretrained):
         return found.to(self.device, self.model.dtype)
 
     def plain(self, prompt: str) -> str:
-        """A prompt that writes a control token of the model, say its image token, would ask for a second picture."""
+        """Removes control tokens of the model, such as its image token, which would ask for a second picture."""
         tokenizer = self.processor.tokenizer
         for token in {*tokenizer.all_special_tokens, str(getattr(self.processor, "image_token", ""))}:
             prompt = prompt.replace(token, " ") if len(token) > 1 else prompt

@@ -1,5 +1,4 @@
-"""The text reward of DDPO and pose RL: a vision-language model says what a picture shows, BERTScore what the caption
-finds of itself in that (rewards/README.md)."""
+"""The text reward of DDPO and pose RL: how much of the caption a vision-language model finds in the picture."""
 
 from typing import ClassVar
 
@@ -12,11 +11,18 @@ from lpo_platform.rewards.vision_language import VisionLanguage
 
 
 class VlmBertscore(VisionLanguage):
-    """BERTScore recall of `reference` by the model's answer in lower case, without idf or rescaling; mostly 0.3 to 0.8.
+    """BERTScore recall of `reference` in the model's answer, in lower case, without idf or rescaling.
 
-    weights: folder or hub id of an image-text-to-text model. question: put to it with every picture; max_new_tokens: of
-    its greedy answer. encoder, layer: what BERTScore compares with. reference: `{caption}` stands for the prompt; DDPO
-    has "The image contains {caption}".
+    Most values are 0.3 to 0.8. The defaults are those of pose RL (reward.py of IITP-CARTE-LGE/cnrl2).
+
+    Args:
+        weights: folder or hub id of an image-text-to-text model.
+        question: asked about every picture.
+        max_new_tokens: limit of the answer, which is decoded greedily.
+        encoder: folder or hub id of the encoder of BERTScore. DDPO: microsoft/deberta-xlarge-mnli.
+        layer: of the encoder. DDPO: 40.
+        reference: the text to be found; `{caption}` stands for the prompt. DDPO: "The image contains {caption}".
+        batch, dtype: see VisionLanguage.
     """
 
     name: ClassVar[str] = "vlm_bertscore"
@@ -47,7 +53,7 @@ class VlmBertscore(VisionLanguage):
         return recall(self.embed(self.answers(images)), text)
 
     def answers(self, images: Tensor) -> list[str]:
-        """What the model says of (b, 3, H, W) uint8."""
+        """The model's answers about (b, 3, H, W) uint8."""
         inputs = self.inputs(images, [self.question] * len(images))
         written = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
         if self.start is None:  # the reply stands behind the question

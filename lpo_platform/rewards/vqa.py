@@ -1,4 +1,4 @@
-"""VQAScore, arXiv 2404.01291: the probability with which a model that answers questions on pictures says Yes."""
+"""VQAScore (arXiv:2404.01291): the probability that a vision-language model answers Yes."""
 
 from inspect import signature
 from typing import ClassVar
@@ -16,9 +16,12 @@ QUESTION = 'Does this figure show "{caption}"? Please answer yes or no.'
 class Vqa(VisionLanguage):
     """P(answer | picture, question) in [0, 1], from any image-text-to-text model of transformers.
 
-    weights: folder or hub id. question: `{caption}` stands for the prompt.
-    answer: one token, whose probability as the first of the reply is the score. (The released code takes, for
-    CLIP-FlanT5 and LLaVA, the geometric mean of this with the probability that the reply then ends.)
+    Args:
+        weights: folder or hub id.
+        question: `{caption}` stands for the prompt.
+        answer: one token; the score is its probability as the first token of the reply. (For CLIP-FlanT5 and LLaVA the
+            released code takes the geometric mean of it and the probability that the reply then ends.)
+        batch, dtype: see VisionLanguage.
     """
 
     name: ClassVar[str] = "vqa"

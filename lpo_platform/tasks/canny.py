@@ -10,11 +10,14 @@ from lpo_platform.tasks.task import Gray, unmixed
 
 
 class Canny(Gray):
-    """Edges of a grey-scale 5 x 5, sigma 1 Canny, binary (B, 1, H, W), as kornia.filters.canny.
+    """Canny edges of the grey-scale picture, (B, 1, H, W), by kornia.filters.canny (kernel 5 x 5, sigma 1).
 
-    low, high: thresholds on the gradient magnitude; the published tables use .1/.2, the DINO rows .15/.3.
-    form: "binary" is Canny with hysteresis; "magnitude" is the training form of the original, a 7 x 7 blur and the
-    suppressed magnitude above `low`, neither hysteresis nor binarisation, values may exceed 1.
+    Args:
+        low: lower threshold of the gradient magnitude. Published: 0.1, in the DINO rows 0.15.
+        high: upper threshold. Published: 0.2, in the DINO rows 0.3.
+        form: `binary` is Canny with hysteresis. `magnitude` is the form that CPO trains with (train/canny_tools.py of
+            ZonglinL/CPO): a 7 x 7 blur and the suppressed magnitude above `low`, without hysteresis or binarisation.
+            Its values may exceed 1.
     """
 
     name: ClassVar[str] = "canny"
@@ -32,7 +35,7 @@ class Canny(Gray):
         return True
 
     def detect(self, images: Tensor) -> Tensor:
-        """Edges of images; the magnitude form is differentiable, the binary one is not."""
+        """The edges of images. The magnitude form is differentiable, the binary form is not."""
         if self.form == "magnitude":
             magnitude, _ = self._canny(images, hysteresis=False, kernel_size=(7, 7))
             return magnitude * (magnitude > self.low)
@@ -40,7 +43,7 @@ class Canny(Gray):
             return self._canny(images)[1]
 
     def target(self, images: Tensor, maps: Tensor) -> Tensor:
-        """The suppressed gradient magnitude of the pictures: edges that are binary have no gradient."""
+        """The suppressed gradient magnitude of the pictures, since binary edges have no gradient."""
         return self._magnitude(images)
 
     def loss(self, images: Tensor, target: Tensor) -> Tensor:
@@ -71,9 +74,10 @@ class Canny(Gray):
 
 
 def chance(prediction: Tensor, target: Tensor) -> Tensor:
-    """F1 that the same edges reach in the wrong place, (B,): the mean over cyclic shifts by quarters of the picture.
+    """The F1 that the same edges reach in the wrong place, (B,).
 
-    More edges alone raise F1, wherever they are; what is left above chance is placement.
+    It is the mean over 15 cyclic shifts by quarters of the picture. More edges raise F1 wherever they are; what is left
+    above chance is due to their places.
     """
     height, width = target.shape[-2:]
     shifts = [(i * height // 4, j * width // 4) for i in range(4) for j in range(4) if i or j]
@@ -83,7 +87,7 @@ def chance(prediction: Tensor, target: Tensor) -> Tensor:
 def f1(prediction: Tensor, target: Tensor) -> Tensor:
     """F1 of boolean maps over all axes but the first, (B,) in [0, 1]: 2 TP / (2 TP + FP + FN).
 
-    As in torchmetrics, two empty maps score 0; the platform's maps that are empty carry no edge to follow.
+    Two empty maps score 0, as in torchmetrics.
     """
     prediction, target = prediction.flatten(1), target.flatten(1)
     true_positive = (prediction & target).sum(1)

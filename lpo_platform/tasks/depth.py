@@ -51,12 +51,14 @@ class DepthNetwork(nn.Module):
 
 
 class Depth(Gray):
-    """Relative depth, (B, 1, H, W), stretched to [0, 1] in every picture, 1 is near.
+    """Relative depth, (B, 1, H, W), stretched to [0, 1] in every picture; 1 is near.
 
-    detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: folder or hub id
-    of any depth model of transformers. pretrained: false builds it at random.
-    jpeg_quality: the control image goes through a JPEG, as in the published data (75); it then loses some of its maps.
-    The original lets what bicubic enlargement overshoots wrap around; here it is clamped.
+    Args:
+        detector: `published`, `toy` (of the embedded world), or `auto`, which is toy where model or data are embedded.
+        weights: folder or hub id of any depth model of transformers. Published: Intel/dpt-large.
+        pretrained: false draws the weights at random.
+        jpeg_quality: writes the control image as a JPEG of this quality and reads it back, as the published data were
+            (75); null does not. CPO lets the overshoot of bicubic enlargement wrap around; here it is clamped.
     """
 
     resizes: ClassVar[bool] = True
@@ -95,7 +97,7 @@ class Depth(Gray):
         return self.distance(scaled(found), scaled(target))
 
     def _depth(self, images: Tensor) -> Tensor:
-        """As the network gives it, at its own size."""
+        """The depth as the network gives it, at its own size."""
         found = self.detector(images)
         return found.depth if self.toy else found
 
@@ -107,20 +109,21 @@ class Depth(Gray):
 
 
 def stretched(depth: Tensor) -> Tensor:
-    """Every map of (B, 1, H, W) from its smallest to its largest value, [0, 1]; a flat map is 0."""
+    """Stretches every map of (B, 1, H, W) from its smallest to its largest value to [0, 1]. A flat map is 0."""
     low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
     return (depth - low) / (high - low).clamp_min(1e-8)
 
 
 def scaled(depth: Tensor) -> Tensor:
-    """Every map of (B, 1, H, W) divided by its largest value."""
+    """Divides every map of (B, 1, H, W) by its largest value."""
     return depth / depth.amax((1, 2, 3), keepdim=True).clamp_min(1e-8)
 
 
 def rmse(prediction: Tensor, label: Tensor) -> Tensor:
-    """The published error, (B,) on the scale 0 to 255: (B, 1, h, w) of any range against (B, 1, H, W) of any range.
+    """The published error, (B,), on the scale 0 to 255: prediction (B, 1, h, w), label (B, 1, H, W), of any range.
 
-    Both are stretched and cut to 8 bits, then the prediction is enlarged bilinearly as an 8-bit picture.
+    Both are stretched and truncated to 8 bits; the prediction is then enlarged bilinearly as an 8-bit picture
+    (eval/eval.py of ZonglinL/CPO).
     """
     wanted = eight_bit(stretched(label.double()))
     found = eight_bit(stretched(prediction.double()))

@@ -1,4 +1,4 @@
-"""The networks behind the tasks: where their weights are, and how a task runs them."""
+"""The networks of the tasks: where their weights come from, and how a task runs them."""
 
 import json
 import pickle
@@ -27,14 +27,16 @@ T = TypeVar("T", bound=nn.Module)
 
 
 def wants_toy(detector: Choice, toy: bool) -> bool:
-    """Whether a task uses the embedded detector; `toy`, what build.py says of model and data, decides for auto."""
+    """Whether a task uses the embedded detector. For auto, `toy` decides: whether model or data are embedded."""
     return toy if detector == "auto" else detector == "toy"
 
 
 class Detector:
-    """A frozen network that computes in float32, whatever autocast the caller is in, on the device of the pictures.
+    """A frozen network that computes in float32 on the device of the pictures, whatever autocast the caller is in.
 
-    identity: what a cache key says of it.
+    Args:
+        network: (B, 3, H, W) in [0, 1] -> what it finds.
+        identity: stands for the network in keys of caches.
     """
 
     def __init__(self, network: nn.Module, identity: str) -> None:
@@ -56,19 +58,19 @@ class Embedded(Detector):
 
 
 def identity_of(weights: str, pretrained: bool) -> str:
-    """For the cache key of a published network; random weights follow from their class alone."""
+    """Identifies a published network in keys of caches. Random weights follow from their class alone."""
     return digest("::".join(filter(None, split(weights)))) if pretrained else f"random {weights}"
 
 
 def with_random_weights(build: Callable[[], T]) -> T:
-    """A network that is the same whenever it is built; the global random state stays as it was."""
+    """Builds a network with the same random weights every time. The global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build()
 
 
 def from_file(build: Callable[[], T], weights: str, pretrained: bool) -> T:
-    """A network with the weights of a .pth or .safetensors file, or with random ones."""
+    """Builds a network with the weights of a .pth or .safetensors file, or with random ones."""
     network = with_random_weights(build)
     if pretrained:
         path = weight_file(weights)

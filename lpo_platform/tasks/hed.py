@@ -16,7 +16,7 @@ PUBLISHED = "lllyasviel/Annotators::ControlNetHED.pth"
 
 
 class _Stage(nn.Module):
-    """VGG convolutions, and what this resolution says about edges."""
+    """Convolutions of VGG and the edge map of this resolution."""
 
     def __init__(self, channels_in: int, channels: int, depth: int) -> None:
         super().__init__()
@@ -51,9 +51,11 @@ class HedNetwork(nn.Module):
 class Hed(Gray):
     """Soft edges, (B, 1, H, W) in [0, 1], differentiable in the picture.
 
-    detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: a .pth or
-    .safetensors file, as <file>, <folder>::<file> or <hub id>::<file>. pretrained: false builds it at random.
-    uint8_floor: as in the original, the edges are cut to 256 levels, which leaves no gradient.
+    Args:
+        detector: `published`, `toy` (of the embedded world), or `auto`, which is toy where model or data are embedded.
+        weights: a .pth or .safetensors file, as <file>, <folder>::<file> or <hub id>::<file>.
+        pretrained: false draws the weights at random.
+        uint8_floor: rounds the edges down to 256 levels, as ControlNet++ and CPO do. There is then no gradient.
     """
 
     name: ClassVar[str] = "hed"

@@ -54,10 +54,12 @@ class LineNetwork(nn.Module):
 class Lineart(Gray):
     """Lines, (B, 1, H, W) in [0, 1], 1 on a line: the inverse of what the network draws.
 
-    detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: a .pth or
-    .safetensors file, as <file>, <folder>::<file> or <hub id>::<file>. pretrained: false builds it at random.
-    uint8_wrap: scores as in the published table, whose 1 - x on uint8 wraps, so that lines of 0 or 1 turn black; equal
-    maps then score less than 1.
+    Args:
+        detector: `published`, `toy` (of the embedded world), or `auto`, which is toy where model or data are embedded.
+        weights: a .pth or .safetensors file, as <file>, <folder>::<file> or <hub id>::<file>.
+        pretrained: false draws the weights at random.
+        uint8_wrap: computes the score of the published table (eval/eval.py of ZonglinL/CPO), where 1 - x of a uint8
+            drawing wraps around, so that lines of 0 or 1 turn black. Equal maps then score less than 1.
     """
 
     name: ClassVar[str] = "lineart"
@@ -95,7 +97,7 @@ class Lineart(Gray):
 
 
 def wrapped(drawing: Tensor) -> Tensor:
-    """What the published evaluation takes for the inverse of a uint8 drawing: 1 - x modulo 256."""
+    """1 - x modulo 256, which the published evaluation computes as the inverse of a uint8 drawing."""
     return (1 - drawing.int()) % 256
 
 

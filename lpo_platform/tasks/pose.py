@@ -1,5 +1,7 @@
-"""Human poses: COCO's 17 keypoints of each person, or 133 with hands and face, by ViTPose (arXiv 2204.12484) in the
-boxes of a person detector."""
+"""Human poses: COCO's 17 keypoints of each person, or 133 with hands and face.
+
+ViTPose (arXiv:2204.12484) finds the keypoints in the boxes of a person detector.
+"""
 
 import json
 from functools import partial
@@ -173,7 +175,7 @@ def placed(joints: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Files:
-    """In the place of a detector: people whom somebody else has found, by the names of their pictures."""
+    """Stands in for a detector: people that another program has found, by the names of their pictures."""
 
     def __init__(self, folder: str, keypoints: int) -> None:
         self.people, self.left_out = read_folder(SETTING, folder)
@@ -196,13 +198,21 @@ class Files:
 class Pose(Task):
     """Poses, (B, P, 17, 3): x, y in pixels of a square picture of side `resolution`, visibility 0 or 1; P people.
 
-    Rows without a visible joint are nobody. detector: toy, published, blazepose, openpose, or auto (config: toy where
-    model or data are the embedded ones, else published). weights: folder or hub id of a ViTPose, the wheel of
-    blazepose, or the keypoint files that lpo-prepare reads. people: folder or hub id of a detector of persons, null
-    looks at the whole picture; blazepose has its own. pretrained: false builds the pose network at random and looks at
-    whole pictures. person_threshold, joint_threshold: scores from which a person is looked at and a joint is visible.
-    judge: `weights` of another detector, by which pose/oks_judge is measured; toy pictures have one. whole_body: poses
-    are (B, P, 133, 3), as COCO-WholeBody counts them, and drawn with hands and face; scores are of the 17.
+    A row without a visible joint is nobody.
+
+    Args:
+        detector: `published` is ViTPose, `toy` that of the embedded world, `blazepose` the networks of mediapipe's
+            wheel, `openpose` keypoint files. `auto` is toy where model or data are embedded, else published.
+        weights: folder or hub id of a ViTPose, the wheel of mediapipe, or the folder of keypoint files that
+            lpo-prepare reads.
+        people: folder or hub id of a person detector. Null takes the whole picture for one person. blazepose has its
+            own person detector.
+        pretrained: false draws the pose network at random and takes the whole picture for one person.
+        person_threshold: the smallest score of a person, 0 to 1.
+        joint_threshold: the smallest score of a visible joint, 0 to 1.
+        judge: weights of a second detector, by which pose/oks_judge is measured. The embedded world has one.
+        whole_body: poses are (B, P, 133, 3) in the order of COCO-WholeBody and are drawn with hands and face. Scores
+            are computed from the 17.
     """
 
     name: ClassVar[str] = "pose"

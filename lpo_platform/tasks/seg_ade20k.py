@@ -9,7 +9,7 @@ PUBLISHED = "openmmlab/upernet-swin-large"
 
 
 class SegAde20k(Segmentation):
-    """Label k is row k of the published 151-row palette, whose row 0 is black for "no label"."""
+    """Label k is row k of the published palette of 151 rows. Row 0 is black and means "no label"."""
 
     name: ClassVar[str] = "seg_ade20k"
     scores: ClassVar[dict[str, bool]] = {"seg_ade20k/image_miou": True}

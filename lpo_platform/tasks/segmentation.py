@@ -75,10 +75,13 @@ def small(classes: int) -> UperNetConfig:
 class Segmentation(Task):
     """Label maps, (B, 1, H, W) float32 whole numbers: 0 is "no label", k is class k - 1.
 
-    detector: toy, published, or auto (config: toy where model or data are the embedded ones). weights: folder or hub id
-    of a semantic or universal segmentation model of transformers with this task's classes. pretrained: false builds it
-    at random. The toy detector's labels stand for the parts of toy scenes: the eight numbers 2, 2 + s, ... whose
+    The labels of the toy detector stand for the parts of toy scenes: the eight numbers 2, 2 + toy_stride, ..., whose
     colours lie far apart.
+
+    Args:
+        detector: `published`, `toy` (of the embedded world), or `auto`, which is toy where model or data are embedded.
+        weights: folder or hub id of a semantic or universal segmenter of transformers with this task's classes.
+        pretrained: false draws the weights at random.
     """
 
     categorical: ClassVar[bool] = True
@@ -111,20 +114,20 @@ class Segmentation(Task):
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> Tensor:
-        """The likeliest label of every pixel; a choice has no gradient, loss() has."""
+        """The likeliest label of every pixel. It has no gradient; loss() has."""
         return self.labels.to(images.device)[self.logits(images).argmax(1, keepdim=True)].float()
 
     def render(self, maps: Tensor) -> Tensor:
         return paint(maps, self.palette)
 
     def worse(self, images: Tensor, control: Tensor) -> Tensor:
-        """Black where `control` is: what has no label cannot be wrong (train/reward_CPO_DINO.py)."""
+        """The losing condition is black where `control` is, as in train/reward_CPO_DINO.py of ZonglinL/CPO."""
         return super().worse(images, control) * (control > 0).any(1, keepdim=True)
 
     def agreement(self, control: Tensor, maps: Tensor) -> Tensor:
-        """Of the labelled pixels, those with the colour of their label.
+        """The share of the labelled pixels that have the colour of their label.
 
-        Road and skyscraper, one grey in published pictures, are a level apart here.
+        Road and skyscraper, which have one grey in published pictures, are one level apart here.
         """
         labelled = maps[:, 0] > 0
         agree = ((self.render(maps) - control).abs().amax(1) < 2 / 255) & labelled
@@ -134,7 +137,7 @@ class Segmentation(Task):
         return read(control, self.palette)
 
     def distance(self, maps: Tensor, target: Tensor) -> Tensor:
-        """Share of the labelled pixels whose label differs."""
+        """The share of the labelled pixels whose label differs."""
         labelled = target > 0
         return ((maps != target) & labelled).flatten(1).sum(1) / labelled.flatten(1).sum(1).clamp_min(1)
 

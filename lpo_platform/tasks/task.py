@@ -1,4 +1,4 @@
-"""A condition: how it is detected, drawn, read back, compared and scored. One object serves the whole platform."""
+"""The contract of a task: how a condition is detected, drawn, read back, compared and scored."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
@@ -9,17 +9,21 @@ from torch import Tensor
 
 
 class Task(ABC):
-    """Maps are (B, C, H, W) float32; control images (B, 3, H, W) in [0, 1]; images (B, 3, H, W) in [0, 1]."""
+    """A condition that a ControlNet is steered by.
+
+    Maps, (B, C, H, W) float32, are what a detector finds. Control images, (B, 3, H, W) in [0, 1], are how a ControlNet
+    sees them. Images are (B, 3, H, W) in [0, 1].
+    """
 
     name: ClassVar[str]
     scores: ClassVar[dict[str, bool]]
-    """Names of what score() returns, and whether higher is better."""
+    """The names of what score() returns, and whether higher is better."""
     pooled: ClassVar[dict[str, bool]] = {}
     """The same for what pool() returns: metrics of a whole set that are no mean over its items."""
     gray: ClassVar[bool] = False
     """Whether the three channels of a control image are equal, so that caches keep one."""
     categorical: ClassVar[bool] = False
-    """Whether a control image is one of label colours, between which there is nothing."""
+    """Whether a control image holds colours of labels, which must not be blended."""
 
     resizes: ClassVar[bool] = False
     """Whether score() compares maps of different sizes."""
@@ -29,7 +33,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes with everything that changes detect() or render()."""
+        """A key of caches. It changes with everything that changes detect() or render()."""
 
     @property
     def differentiable(self) -> bool:
@@ -52,7 +56,7 @@ class Task(ABC):
         return None
 
     def worse(self, images: Tensor, control: Tensor) -> Tensor:
-        """The control image of what pictures show that were drawn from `control`: a losing condition."""
+        """The losing condition: the control image of what pictures show that were drawn from `control`."""
         return self.render(self.detect(images))
 
     @abstractmethod
@@ -61,39 +65,39 @@ class Task(ABC):
 
     @abstractmethod
     def distance(self, maps: Tensor, target: Tensor) -> Tensor:
-        """How far maps are from their target, (B,), 0 for equal maps."""
+        """The distance of maps from their target, (B,). It is 0 for equal maps."""
 
     def target(self, images: Tensor, maps: Tensor) -> Tensor:
-        """What loss() compares with, of pictures and their maps: these, unless it sees more than a condition shows."""
+        """What loss() compares with, from pictures and their maps. It is the maps unless loss() needs more."""
         return maps
 
     def loss(self, images: Tensor, target: Tensor) -> Tensor:
-        """How far what images show is from target(), (B,): the reward loss of ControlNet++ (arXiv:2404.07987)."""
+        """The distance of what images show from target(), (B,): the reward loss of ControlNet++ (arXiv:2404.07987)."""
         return self.distance(self.detect(images), target)
 
     @abstractmethod
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The reported metrics by name ("canny/f1"), each (B,), nan where an item has none."""
+        """The reported metrics by name ("canny/f1"), (B,) each. nan marks an item on which a metric is undefined."""
 
     def judge(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Metrics by a second detector, through which no reward and no loss looks; {} where a task has none."""
+        """Metrics by a second detector, which no reward and no loss uses. {} where a task has none."""
         return {}
 
     def grouped(self, maps: list[Tensor], target: Tensor) -> dict[str, Tensor]:
-        """Metrics of score() for several pictures of an item taken as one, (B,), where that is not their mean."""
+        """Metrics of several pictures of an item taken together, (B,), where they are not the mean of score()."""
         return {}
 
     def counts(self, maps: Tensor, target: Tensor) -> Tensor | None:
-        """What each item adds to the pooled metrics, with a first axis B; None where there are none."""
+        """What each item adds to the pooled metrics, with a first axis B. None where there are no pooled metrics."""
         return None
 
     def pool(self, counts: Tensor) -> dict[str, Tensor]:
-        """The pooled metrics by name from summed counts; further axes in front stay."""
+        """The pooled metrics by name, from summed counts. Further axes in front are kept."""
         return {}
 
 
 class Gray(Task):
-    """Maps (B, 1, H, W) in [0, 1] that are their own control image, repeated to three channels."""
+    """A task whose maps, (B, 1, H, W) in [0, 1], repeated to three channels, are the control image."""
 
     gray: ClassVar[bool] = True
 
@@ -109,10 +113,10 @@ class Gray(Task):
 
 
 def unmixed(images: Tensor) -> AbstractContextManager:
-    """Inside, the precision is that of the tensors, whatever autocast the caller is in; the meta device has none."""
+    """Switches autocast off, so that the precision is that of the tensors. The meta device has no autocast."""
     return nullcontext() if images.is_meta else torch.autocast(images.device.type, enabled=False)
 
 
 def eight_bit(maps: Tensor) -> Tensor:
-    """[0, 1] -> whole numbers 0 to 255 as float, cut off as a conversion to uint8 does it."""
+    """[0, 1] -> whole numbers 0 to 255 as float, truncated as a conversion to uint8 does."""
     return torch.floor(maps.clamp(0, 1) * 255)

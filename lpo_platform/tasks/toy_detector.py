@@ -1,7 +1,7 @@
 """The detector of the embedded world: one small network that finds every task's condition in a toy picture.
 
-It has neither the judge's form nor its scenes, so that what follows its maps is still graded by somebody else. All its
-outputs are differentiable in the picture.
+Architecture and training scenes differ from the judge's, so that a model which follows these maps is measured by
+another network. All outputs are differentiable in the picture.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ HEADS = {"parts": len(PARTS), "depth": 1, "edges": 1, "lines": 1, "joints": len(
 
 @dataclass(frozen=True)
 class Found:
-    """What a toy picture shows, at its own size; all but `parts`, which are logits, lie in [0, 1].
+    """What a toy picture shows. All values but the logits `parts` lie in [0, 1].
 
-    parts: (B, 8, H, W). depth: (B, 1, H, W), 1 is near. edges: (B, 1, H, W), soft boundaries of the parts. lines:
-    (B, 1, H, W), thin ones, 1 on a line. joints: (B, 17, 64, 64), a peak of 1 where a joint is.
+    Attributes:
+        parts: (B, 8, H, W), logits.
+        depth: (B, 1, H, W), 1 is near.
+        edges: (B, 1, H, W), soft boundaries of the parts.
+        lines: (B, 1, H, W), thin boundaries, 1 on a line.
+        joints: (B, 17, 64, 64), a peak of 1 where a joint is.
     """
 
     parts: Tensor
@@ -42,7 +46,7 @@ class Found:
 
 
 class _Residual(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut; the second one may look `dilation` pixels far."""
+    """A residual block of two 3 x 3 convolutions, the second one dilated."""
 
     def __init__(self, channels: int, dilation: int = 1) -> None:
         super().__init__()
@@ -102,7 +106,7 @@ class ToyDetector(nn.Module):
 
 @cache
 def toy_detector(folder: Path = FOLDER) -> ToyDetector:
-    """The one that all tasks of a process share."""
+    """The detector that all tasks of a process share."""
     return ToyDetector.load(folder)
 
 
@@ -174,7 +178,7 @@ def detector_loss(logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
 def train_detector(
     detector: ToyDetector, *, steps: int = 1600, batch: int = 16, num_scenes: int = 4096, seed: int = 23
 ) -> list[float]:
-    """Teaches `detector` in place and returns the losses; its scenes are not those of a method or of the judge."""
+    """Trains `detector` in place and returns the losses. No method and no judge sees its scenes."""
     from lpo_platform.models.tiny.judge import disturb
 
     split, generator = ToySplit("train", num_scenes, seed, resolution=RESOLUTION), torch.Generator().manual_seed(seed)
