@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.config.signature import signature
+from lpo_platform.config.signature import attribute, signature
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.hardware.hardware import Hardware
@@ -45,7 +45,7 @@ def task_of(cfg: DictConfig) -> Task | None:
     """
     if not cfg.get("task"):
         return None
-    toy = cfg.model.name.startswith("tiny") or cfg.data._target_.startswith("lpo_platform.data.toy.")
+    toy = cfg.model.get("toy", False) or attribute(cfg.data._target_, "toy", False)
     known, live = signature(cfg.task._target_), {"toy": toy, "resolution": cfg.model.resolution}
     return create(cfg.task, **{name: value for name, value in live.items() if known and known[name]})
 

@@ -3,52 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lpo_platform.config.batch_size import batch_problem, nearest
 from lpo_platform.config.compatibility import (
-    NOT_NONE,
+    ANY,
     OF_A_MODEL,
-    OF_A_RUN,
-    OF_CONDITIONS,
-    PATHS,
     RUNTIME,
-    UNSHARDED,
-    Choices,
-    _flux_problems,
-    _need,
     _pairs,
-    _toy_problems,
     combination_problems,
-    fits,
-    shipped,
+    denoiser_problems,
+    part_of,
+    reward_problems,
+    sharding_problems,
+    toy_problems,
 )
 from lpo_platform.config.compose import Composed, Values
 from lpo_platform.config.errors import hint, one_line
+from lpo_platform.config.options import offered
 from lpo_platform.config.paths import path_problem, run_problem
 from lpo_platform.config.schema import Eval, Prepare, Score, Train
-from lpo_platform.config.signature import NotFound, Parameter, Signature, signature
-
-
-def _reward_problems(composed: Composed) -> list[str]:
-    """A reward, or one of a blend, that looks for a condition which is not there."""
-    reward, task = _mapping(composed.values.get("reward")), composed.choices.get("task")
-    nodes = {"reward": reward, **{f"reward.rewards.{k}": v for k, v in _mapping(reward.get("rewards")).items()}}
-    cells = {path: OF_CONDITIONS.get(str(_mapping(node).get("_target_"))) for path, node in nodes.items()}
-    return [
-        f"{_chosen(composed, path)} {_need('task', task or 'null', cell)}"
-        for path, cell in cells.items()
-        if cell is not None and "task" not in composed.unsure and not fits("task", task, cell)
-    ]
-
+from lpo_platform.config.signature import NotFound, Parameter, Signature, attribute, signature
 
 SPECIAL = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 
 
-def check(cfg: DictConfig, choices: Choices, overrides: Iterable[str] | None = None) -> list[str]:
+def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Iterable[str] | None = None) -> list[str]:
     """Every problem of a composed configuration, one line each.
 
     `cfg` is the job configuration, `choices` the chosen option of each group, `overrides` what stood on the command
@@ -64,13 +47,10 @@ def check(cfg: DictConfig, choices: Choices, overrides: Iterable[str] | None = N
 def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
     """`check` on a configuration that knows where its keys come from."""
     overrides = None if overrides is None else list(overrides)
-    choices = {g: option for g, option in composed.choices.items() if g not in composed.unsure}
-    problems = []
-    if "method" not in composed.unsure:
-        problems += combination_problems(choices, overrides or (), unsure=composed.unsure)
-    problems += _reward_problems(composed)
-    problems += _toy_problems(choices, overrides)
-    problems += _flux_problems(choices)
+    problems = [] if "method" in composed.unsure else combination_problems(composed, overrides or ())
+    problems += reward_problems(composed)
+    problems += toy_problems(composed, overrides)
+    problems += denoiser_problems(composed)
     problems += _root_problems(composed) + _eval_problems(composed, overrides)
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
@@ -98,19 +78,25 @@ def _root_problems(composed: Composed) -> list[str]:
             problems.append(f"{key}{composed.where(key)}: no such key or group{hint(key, names)}")
         elif value == "???":
             problems.append(f"{key}: required; add {key}=<value>")
-        elif key == "run" and composed.choices.get("what") in OF_A_RUN and not (value or composed.values["model"]):
+        elif key == "run" and _needs_run(composed) and not (value or composed.values["model"]):
             problems.append(f"run: required by {_chosen(composed, 'what')}; add run=<value>, or model=<option>")
         else:
             problems += _value_problems(composed, key, value, parameter)
     return problems
 
 
+def _needs_run(composed: Composed) -> bool:
+    """Whether what is measured is measured of a run: `what=run`, and whatever draws with a run's model."""
+    return composed.choices.get("what") == "run" or part_of(composed, "what").says("of_a_run", False)
+
+
 def _eval_problems(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
     """What lpo-eval lacks to know which model it evaluates, or is told twice."""
     choices, values = composed.choices, composed.values
     asked = {key for key, _ in _pairs(overrides or ())}
-    if choices.get("what") == "controllability" and choices.get("task") in (None, "none"):
-        return [f"what=controllability {_need('task', choices.get('task') or 'null', NOT_NONE)}"]
+    chosen = part_of(composed, "task")
+    if part_of(composed, "what").says("needs_task") and chosen.target is None:
+        return [f"{_chosen(composed, 'what')} {ANY.complaint(chosen, composed.folders)}"]
     if _root(composed) is not Eval or choices.get("what") not in ("model", "run"):
         return []
     if values["run"] is not None:
@@ -118,11 +104,11 @@ def _eval_problems(composed: Composed, overrides: Iterable[str] | None) -> list[
         return [f"{name}: with run=, the run says it; leave one of the two out" for name in twice]
     problems = []
     if choices.get("model") is None and "model" not in composed.unsure:
-        others = ", ".join(f"what={name}" for name in shipped("what") if name not in ("model", *OF_A_RUN))
+        others = ", ".join(f"what={name}" for name, of in offered("what") if of and not attribute(of, "of_a_run"))
         problems.append(f"model: required; add model=<option>, or run=<a finished run>, or measure folders by {others}")
     task, control = (choices.get(group) not in (None, "none") for group in ("task", "control"))
     if control and not task and not composed.unsure:
-        problems.append(f"control={choices['control']} {_need('task', choices.get('task'), NOT_NONE)}")
+        problems.append(f"control={choices['control']} {ANY.complaint(chosen, composed.folders)}")
     if task and not control and "control" not in asked and not composed.unsure:
         advice = "add control=controlnet, or control=none for a model that does not see the condition"
         problems.append(f"task={choices['task']}: nothing sees the condition; {advice}")
@@ -236,7 +222,7 @@ def _path_problems(composed: Composed) -> list[str]:
     problems = []
     for group, node in composed.values.items():
         target = node.get("_target_") if isinstance(node, dict) else None
-        for key, kind in PATHS.get(target, {}).items() if isinstance(target, str) else ():
+        for key, kind in attribute(target, "paths", {}).items() if isinstance(target, str) else ():
             value = node.get(key)
             if isinstance(value, str) and value != "???" and "${" not in value:
                 problems += path_problem(f"{group}.{key}", value, kind)
@@ -324,18 +310,7 @@ def _process_problems(composed: Composed) -> list[str]:
 
 
 def _sharding_problems(composed: Composed) -> list[str]:
-    problems = []
-    for (path, refused), reason in UNSHARDED.items():
-        if "." in path:
-            group, key = path.split(".")
-            value = _mapping(composed.values.get(group)).get(key)
-            wrong = value is not None if refused == NOT_NONE else value == refused
-            shown = _shown(value)
-        else:
-            shown = value = composed.choices.get(path)
-            wrong = path not in composed.unsure and value == refused
-        if wrong:
-            problems.append(f"{path}={shown} with hardware={composed.choices.get('hardware')}: {reason}")
+    problems = sharding_problems(composed)
     method, hardware = _mapping(composed.values.get("method")), _mapping(composed.values.get("hardware"))
     prompts, devices, nodes = method.get("prompts"), hardware.get("devices"), hardware.get("num_nodes")
     if all(type(number) is int and number > 0 for number in (prompts, devices, nodes)) and prompts % (devices * nodes):

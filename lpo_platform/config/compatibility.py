@@ -1,13 +1,34 @@
-"""What goes with what: the table of combinations, and the problems of a choice that is not in it."""
+"""What goes with what, by what the classes of the chosen options say of themselves.
+
+No method, reward, task, model or data set stands here by name. A class says in class attributes what it is and what it
+needs, and an option from a user's own folder is treated by the same rules. A class that says nothing goes with
+everything.
+
+Method: `trains`: what of "control", "denoiser" and "reward" it can train. `reads`: what it learns from, "pictures",
+    "prompts" or "pairs". `rewards`: the kinds of rewards that it takes, with "none" where it can do without.
+    `differentiable`: True where the task's loss must have a gradient.
+Tune: `trains`: what learns.
+Data: `gives`: what a method can read there. `toy`: True where it draws toy scenes.
+Reward: `judges`: "pictures", "latents" or "condition". `maps`: what the task must have `annotated`.
+Task: `annotated`: what its maps are, "classes" or "people". `differentiable`: True where its loss has a gradient.
+Model: `denoiser`: "unet" or "transformer".
+Method, reward and control: `denoisers`: the kinds of denoisers that they work with.
+All: `paths`: arguments that name files and folders, and which. `unsharded`: what cannot be sharded, and why.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from lpo_platform.config.schema import CONF
+from lpo_platform.config.compose import Composed
+from lpo_platform.config.options import offered
+from lpo_platform.config.signature import attribute
 
-# Arguments that build.py passes, by group; a configuration may not set them. Keyword-only arguments without a default
-# whose annotation is not a plain scalar count as such without standing here.
+# Arguments that the platform passes to an option of a group; a configuration may not set them. Keyword-only arguments
+# without a default whose annotation is not a plain scalar count as such without standing here.
 RUNTIME: dict[str, frozenset[str]] = {
     "callbacks": frozenset({"folder"}),
     "data": frozenset({"resolution", "task"}),
@@ -15,174 +36,102 @@ RUNTIME: dict[str, frozenset[str]] = {
     "task": frozenset({"resolution", "toy"}),
 }
 
-
-# Arguments that name what must exist, relative to the current directory: class -> argument -> what it is.
-PATHS = {
-    "lpo_platform.data.captioned.Captioned": {"path": "file, folder or hub id"},
-    "lpo_platform.data.folder.Folder": {"path": "folder"},
-    "lpo_platform.data.image_pairs.ImagePairs": {"path": "folder or hub id", "scores": "file"},
-    "lpo_platform.data.prompts.Prompts": {"path": "file", "test_path": "file"},
-    "lpo_platform.evaluation.what.controllability.Controllability": {"originals": "folder", "generated": "folder"},
-    "lpo_platform.evaluation.what.fid.FidOfFolder": {
-        "pictures": "folder",
-        "weights": "file",
-        "reference": "file or folder",
-    },
-    "lpo_platform.evaluation.what.oks.Oks": {"original": "file or folder", "target": "file or folder"},
-    "lpo_platform.evaluation.what.generate.Generate": {"csv": "file", "conditions": "folder"},
-    "lpo_platform.evaluation.what.clip_lpips.ClipScore": {"images": "folder", "texts": "file or folder"},
-    "lpo_platform.evaluation.what.clip_lpips.Lpips": {"originals": "folder", "generated": "folder", "weights": "file"},
-    "lpo_platform.evaluation.what.prompt_sets.GenEval": {"metadata": "file"},
-    "lpo_platform.evaluation.what.prompt_sets.T2ICompBench": {"prompts": "file"},
-}
-
-
-OF_A_RUN = ("generate", "geneval", "run", "t2i_compbench")  # options of what
-
-
 OF_A_MODEL = ("model", "control", "task", "reward", "data")  # groups that lpo-eval reads where there is no run
 
-
-NOT_NONE = "!none"
-
-
-PICTURES = (
-    "captioned", "captioned_ade20k", "captioned_cocopose", "captioned_cocostuff", "cpo_pairs",
-    "cpo_pairs_ade20k", "cpo_pairs_coco", "cpo_pairs_multigen", "cpo_pairs_pose", "folder", "humanart", "jsonl",
-    "multigen_20m", "multigen_20m_depth", "pose_dpo", "toy",
-)  # fmt: skip
-
-
-DIFFERENTIABLE = ("canny", "depth", "hed", "lineart", "seg_ade20k", "seg_coco")
-
-
-PAIRS = ("image_pairs", "toy_pairs")
-
-
-OF_PICTURES = (
-    "aesthetic", "blend", "clip", "compressibility", "hps", "image_reward", "incompressibility", "pickscore", "spm",
-    "toy", "vlm_bertscore", "vqa",
-)  # fmt: skip
-
-
-PROMPTS = ("folder", "prompts", "toy", "toy_prompts")
-
-
-# For each method the combinations that it accepts: group -> options, or NOT_NONE. A group that is not named is free. An
-# option that is not shipped here (a user's own) passes everywhere; a method that is not shipped has no row and is free.
-COMPATIBILITY: dict[str, tuple[dict[str, str | tuple[str, ...]], ...]] = {
-    "cpo": ({"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE, "reward": ("none",), "data": PICTURES},),
-    "control": (
-        {"control": NOT_NONE, "tune": ("control",), "task": NOT_NONE, "reward": ("none",), "data": PICTURES},
-        {"control": ("none",), "tune": ("full", "lora"), "task": ("none",), "reward": ("none",), "data": PICTURES},
-    ),
-    "control_reward": (
-        {"control": NOT_NONE, "tune": ("control",), "task": DIFFERENTIABLE, "reward": ("none",), "data": PICTURES},
-    ),
-    "lrm": ({"tune": ("reward",), "control": ("none",), "task": ("none",), "reward": ("none",), "data": PAIRS},),
-    "lpo": (
-        {
-            "tune": ("full", "lora"),
-            "control": ("none",),
-            "task": ("none",),
-            "reward": ("lrm", "random"),
-            "data": PROMPTS,
-        },
-    ),
-    "spo": (
-        {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": OF_PICTURES, "data": PROMPTS},
-    ),
-    "dpo_control": (
-        {
-            "control": NOT_NONE,
-            "tune": ("control",),
-            "task": NOT_NONE,
-            "reward": ("none", *OF_PICTURES),
-            "data": PICTURES,
-        },
-    ),
-    "diffusion_dpo": ({"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "data": PAIRS},),
-    "ddpo": (
-        {"tune": ("full", "lora"), "control": ("none",), "task": ("none",), "reward": NOT_NONE, "data": PROMPTS},
-        {"tune": ("control",), "control": NOT_NONE, "task": NOT_NONE, "reward": NOT_NONE, "data": PICTURES},
-    ),
+# What to add where toy data are not meant, by what a method reads.
+OWN_DATA = {
+    "pictures": "data=folder data.path=<folder of pictures>",
+    "prompts": "data=prompts data.path=<file of prompts>",
+    "pairs": "data=image_pairs data.path=<Pick-a-Pic: hub id or folder>",
 }
 
 
-# Rewards that look for the condition in a picture, and whose maps they can read: class -> options of task.
-OF_CONDITIONS: dict[str, str | tuple[str, ...]] = {
-    "lpo_platform.rewards.consistency.Consistency": NOT_NONE,
-    "lpo_platform.rewards.keypoint_cosine.KeypointCosine": ("pose",),
-    "lpo_platform.rewards.oks.Oks": ("pose",),
-    "lpo_platform.rewards.skeleton_dino.SkeletonDino": ("pose",),
-}
+@dataclass(frozen=True)
+class Part:
+    """The chosen option of a group. target: its class, None where none is chosen."""
+
+    group: str
+    option: str | None
+    target: str | None
+
+    def says(self, name: str, default: Any = None) -> Any:
+        return default if self.target is None else attribute(self.target, name, default)
 
 
-# Models of full size: toy data below them teaches nothing, so it has to be asked for. What there is instead:
-TOY = {
-    "toy": "data=folder data.path=<folder of pictures>",
-    "toy_prompts": "data=prompts data.path=<file of prompts>",
-    "toy_pairs": "data=image_pairs data.path=<Pick-a-Pic: hub id or folder>",
-}
+@dataclass(frozen=True)
+class Need:
+    """What the option of a group has to be.
 
-
-FULL_SIZE = frozenset({"sd15", "sd21", "sdxl", "flux"})
-
-
-# What does not go with FLUX: (group, option) -> why, and what to do.
-FLUX = frozenset({"flux", "tiny_flux"})
-
-
-UNET_ONLY: dict[tuple[str, str], str] = {
-    ("method", "lrm"): "a latent reward model is half a UNet; use a model of Stable Diffusion's",
-    ("method", "lpo"): "its reward model is half a UNet; use method=ddpo with a reward of pictures",
-    ("method", "spo"): "its branches are DDIM's; use method=ddpo",
-    ("method", "control_reward"): "its share of rewarded timesteps is DDIM's; use method=control or method=cpo",
-    ("reward", "lrm"): "a latent reward model reads a UNet's latents; use a reward of pictures",
-    ("control", "controlnet_dino"): "DINO is added to a UNet's ControlNet; use control=controlnet",
-}
-
-
-# What hardware=fsdp on several processes does not go with: (option or argument, value) -> why, and what to do. What
-# does: tune=full and tune=control, every method, EMA, gradient checkpointing, 32-true and bf16-mixed, adamw.
-UNSHARDED: dict[tuple[str, object], str] = {
-    ("tune", "lora"): "adapters are a few MB, there is nothing to shard; use hardware=ddp",
-    ("tune", "reward"): "a reward model is half a denoiser and fits a GPU whole; use hardware=ddp",
-    ("tune.text_encoder", True): "a text encoder is not sharded; use hardware=ddp",
-    ("optim", "adafactor"): "its factored state cannot be sharded; use optim=adamw",
-    ("optim", "adamw8bit"): "its state is packed and cannot be sharded; use optim=adamw",
-    ("hardware.precision", "16-mixed"): "the gradient scaler does not know sharded gradients; use bf16-mixed",
-    ("hardware.compile", True): "compiled blocks are not sharded; use hardware.compile=false",
-    ("method.refresh_reward", NOT_NONE): "the processes would draw unequal numbers of pictures; use hardware=ddp",
-}
-
-
-Choices = Mapping[str, str | None]
-
-
-def shipped(group: str) -> tuple[str, ...]:
-    """The options of a group that come with the platform."""
-    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-
-
-def fits(group: str, option: str | None, allowed: str | tuple[str, ...]) -> bool:
-    """Whether an option satisfies a cell of COMPATIBILITY."""
-    if allowed == NOT_NONE:
-        return option not in (None, "none")
-    return option in allowed or option not in (None, *shipped(group))
-
-
-def combination_problems(
-    choices: Choices, overrides: Iterable[str] = (), *, unsure: frozenset[str] = frozenset()
-) -> list[str]:
-    """One line for each chosen option that does not go with the method; [] where the table agrees.
-
-    A group of which no option is chosen counts as none; one that is `unsure` counts as fitting.
+    absent: whether there may be none. present: whether there may be one. name, values: the attribute that its class
+    must have, with one of these values (or, of a tuple, holding one); without a name any class will do.
     """
-    method = choices.get("method")
-    rows = COMPATIBILITY.get(method or "", ())
+
+    absent: bool = False
+    present: bool = True
+    name: str | None = None
+    values: tuple[object, ...] = ()
+
+    def fits(self, part: Part) -> bool:
+        if part.target is None:
+            return self.absent
+        said = None if self.name is None else part.says(self.name)
+        if said is None:
+            return self.present
+        return self.present and any(value in self.values for value in (said if isinstance(said, tuple) else (said,)))
+
+    def complaint(self, part: Part, folders: Sequence[Path] = ()) -> str:
+        """What is needed instead of an option, with the options that there are. folders: of the user's own options."""
+        chosen = part.option or "null"
+        options = [name for name, target in offered(part.group, folders) if self.fits(Part(part.group, name, target))]
+        named = [f"{part.group}={name}" for name in options]
+        if self.name is None and self.present:
+            return f"needs a {part.group}, but {part.group}={chosen}; add {' or '.join(named)}"
+        if named:
+            return f"needs {' or '.join(named)}, not {part.group}={chosen}"
+        wanted = " or ".join(map(str, self.values))
+        return f"needs a {part.group} whose class says {self.name} = {wanted}, not {part.group}={chosen}; there is none"
+
+
+ANY, NONE = Need(), Need(absent=True, present=False)
+Row = dict[str, Need]
+
+
+def part_of(composed: Composed, group: str) -> Part:
+    node = composed.values.get(group)
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    return Part(group, composed.choices.get(group), target if isinstance(target, str) else None)
+
+
+def rows_of(method: Part) -> list[Row]:
+    """The combinations that a method accepts, one for each kind of thing that it can train."""
+    return [_row(method, kind) for kind in method.says("trains", ())]
+
+
+def _row(method: Part, kind: str) -> Row:
+    """A control branch needs a condition, which only pictures have; whatever else learns has neither."""
+    branch, reads, rewards = kind == "control", method.says("reads"), method.says("rewards")
+    task = Need(name="differentiable", values=(True,)) if method.says("differentiable") else ANY
+    row = {"control": ANY if branch else NONE, "tune": Need(name="trains", values=(kind,)), "task": task}
+    if not branch:
+        row["task"] = NONE
+    if rewards is not None:
+        kinds = tuple(kind for kind in rewards if kind != "none")
+        row["reward"] = Need("none" in rewards, bool(kinds), "judges", kinds)
+    if reads is not None:
+        row["data"] = Need(name="gives", values=("pictures" if branch and reads == "prompts" else reads,))
+    return row
+
+
+def combination_problems(composed: Composed, overrides: Iterable[str] = ()) -> list[str]:
+    """One line for each chosen option that does not go with the method; [] where all do.
+
+    A group of which no option is chosen counts as none; one that is unsure counts as fitting.
+    """
+    method = part_of(composed, "method")
+    rows = rows_of(method)
+    parts = {group: part_of(composed, group) for row in rows for group in row}
     explicit = {key for key, _ in _pairs(overrides)}
-    wrong = [[g for g, cell in row.items() if g not in unsure and not fits(g, choices.get(g), cell)] for row in rows]
+    wrong = [[g for g, need in row.items() if g not in composed.unsure and not need.fits(parts[g])] for row in rows]
     if not rows or not all(wrong):
         return []
 
@@ -191,38 +140,91 @@ def combination_problems(
 
     best = min(range(len(rows)), key=cost)
     others = {group for index, groups in enumerate(wrong) if index != best for group in groups}
-    fixed = [f"{group}={choices.get(group)}" for group in rows[best] if group in others - set(wrong[best])]
+    fixed = [f"{group}={parts[group].option}" for group in rows[best] if group in others - set(wrong[best])]
     context = f" with {' and '.join(fixed)}" if fixed else ""
-    who = f"method={method}{context}"
-    return [f"{who} {_need(group, choices.get(group) or 'null', rows[best][group])}" for group in wrong[best]]
+    who = f"method={method.option}{context}"
+    return [f"{who} {rows[best][group].complaint(parts[group], composed.folders)}" for group in wrong[best]]
 
 
-def _need(group: str, option: str | None, allowed: str | tuple[str, ...]) -> str:
-    if allowed == NOT_NONE:
-        offers = " or ".join(f"{group}={name}" for name in shipped(group) if name != "none")
-        return f"needs a {group}, but {group}={option}; add {offers}"
-    return f"needs {' or '.join(f'{group}={name}' for name in allowed)}, not {group}={option}"
+def reward_problems(composed: Composed) -> list[str]:
+    """A reward, or one of a blend, that looks for a condition which is not there."""
+    reward, task = composed.values.get("reward"), part_of(composed, "task")
+    if not isinstance(reward, Mapping) or "task" in composed.unsure:
+        return []
+    blended = reward.get("rewards")
+    nodes = {"reward": reward} | {
+        f"reward.rewards.{name}": node for name, node in (blended if isinstance(blended, Mapping) else {}).items()
+    }
+    problems = []
+    for path, node in nodes.items():
+        part = Part("reward", None, node.get("_target_") if isinstance(node, Mapping) else None)
+        maps = part.says("maps")
+        need = ANY if maps is None else Need(name="annotated", values=(maps,))
+        if part.says("judges") == "condition" and not need.fits(task):
+            option = composed.choices.get(path)
+            chosen = path if option is None else f"{path}={option}"
+            problems.append(f"{chosen} {need.complaint(task, composed.folders)}")
+    return problems
 
 
-def _toy_problems(choices: Choices, overrides: Iterable[str] | None) -> list[str]:
+def toy_problems(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
+    """Toy scenes below a model that is none teach nothing, so they have to be asked for."""
+    model, data = composed.values.get("model"), part_of(composed, "data")
     asked = overrides is None or any(key == "data" for key, _ in _pairs(overrides))
-    toy = choices.get("data")
-    if asked or toy not in TOY or choices.get("model") not in FULL_SIZE:
+    if asked or not isinstance(model, Mapping) or model.get("toy") or not draws_toys(composed.values.get("data")):
         return []
+    reads = part_of(composed, "method").says("reads") or data.says("gives")[0]
     return [
-        f"model={choices['model']} with data={toy}: toy data under a full-size model must be asked for; "
-        f"add {TOY[toy]}, or data={toy}"
+        f"model={composed.choices.get('model')} with data={data.option}: toy data under a full-size model must be "
+        f"asked for; add {OWN_DATA[reads]}, or data={data.option}"
     ]
 
 
-def _flux_problems(choices: Choices) -> list[str]:
-    if choices.get("model") not in FLUX:
-        return []
-    return [
-        f"{group}={option} with model={choices['model']}: {reason}"
-        for (group, option), reason in UNET_ONLY.items()
-        if choices.get(group) == option
-    ]
+def draws_toys(data: object) -> bool:
+    """Whether a data set, or one that it is made of, draws toy scenes."""
+    if not isinstance(data, Mapping):
+        return False
+    own = attribute(str(data.get("_target_")), "toy", False)
+    return bool(own) or any(draws_toys(node) for node in data.values())
+
+
+def denoiser_problems(composed: Composed) -> list[str]:
+    """What works with one kind of denoiser, and the model has another."""
+    model = part_of(composed, "model")
+    denoiser, problems = model.says("denoiser"), []
+    for group in ("method", "reward", "control"):
+        part, need = part_of(composed, group), Need(True, True, "denoisers", (denoiser,))
+        if denoiser is None or {group, "model"} & composed.unsure or need.fits(part):
+            continue
+        kinds = part.says("denoisers")
+        options = (Part(group, name, target) for name, target in offered(group, composed.folders) if target)
+        here = " or ".join(f"{group}={other.option}" for other in options if need.fits(other))
+        models = (Part("model", name, target) for name, target in offered("model", composed.folders))
+        there = " or ".join(f"model={other.option}" for other in models if other.says("denoiser") in kinds)
+        problems.append(
+            f"{group}={part.option} with model={model.option}: it works with a {' or '.join(kinds)}, and this model's "
+            f"denoiser is a {denoiser}; what works: {here}, or {there}"
+        )
+    return problems
+
+
+def sharding_problems(composed: Composed) -> list[str]:
+    """What cannot be divided among processes, by the reasons that the classes give.
+
+    `unsharded` names a setting, or a setting and its value ("precision=16-mixed"), or "" for the class as such.
+    """
+    problems, hardware = [], composed.choices.get("hardware")
+    for group in ("tune", "optim", "hardware", "method"):
+        part, node = part_of(composed, group), composed.values.get(group)
+        for setting, reason in part.says("unsharded", {}).items() if group not in composed.unsure else ():
+            key, _, refused = setting.partition("=")
+            value = node.get(key)
+            if not key:
+                problems.append(f"{group}={part.option} with hardware={hardware}: {reason}")
+            elif value == refused if refused else value not in (None, False):
+                shown = "true" if value is True else value
+                problems.append(f"{group}.{key}={shown} with hardware={hardware}: {reason}")
+    return problems
 
 
 def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -40,6 +40,7 @@ class Source:
     path: ConfigSearchPathImpl
     primary: str
     groups: tuple[str, ...]
+    folders: tuple[Path, ...] = ()
 
     def options(self, group: str) -> list[str]:
         return sorted(self.repo.get_group_options(group, ObjectType.CONFIG))
@@ -56,7 +57,8 @@ def source(primary: str, config_dirs: Sequence[str], conf: Path) -> Source:
     for folder in config_dirs:
         path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
     repo = CachingConfigRepository(ConfigRepository(path))
-    return Source(repo, path, primary, _groups(repo, primary))
+    own = tuple(Path(folder).resolve() for folder in config_dirs)
+    return Source(repo, path, primary, _groups(repo, primary), own)
 
 
 def _groups(repo: CachingConfigRepository, primary: str) -> tuple[str, ...]:
@@ -115,7 +117,7 @@ def _merge(files: Source, parsed: list[Override]) -> Composed:
         prepend_hydra=True,
         skip_missing=True,
     )
-    composed = Composed({}, {})
+    composed = Composed({}, {}, folders=files.folders)
     for default in found.defaults:
         _merge_file(files, composed, default)
     composed.values.pop("hydra", None)
@@ -183,12 +185,16 @@ def several(key: str, value: object) -> bool:
 
 @dataclass
 class Composed:
-    """A configuration as plain values, with the file that set each key (`method/cpo`, or COMMAND)."""
+    """A configuration as plain values, with the file that set each key (`method/cpo`, or COMMAND).
+
+    unsure: groups of which an option was chosen that does not exist. folders: where the user's own options lie.
+    """
 
     values: Values
     choices: dict[str, str | None]
     origins: dict[str, str] = field(default_factory=dict)
     unsure: frozenset[str] = frozenset()
+    folders: tuple[Path, ...] = ()
 
     def origin(self, path: str) -> str | None:
         while path:

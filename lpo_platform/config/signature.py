@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 MAX_HOPS = 8
 
@@ -150,6 +152,40 @@ def signature(target: str) -> Signature | None:
     module, name = _split(target)
     found = _resolve(module, name)
     return None if found is None else _of(*found)
+
+
+def attribute(target: str, name: str, default: object = None) -> Any:
+    """What a class says of itself: the literal that stands at `name` in its body or in that of a base.
+
+    The default where it says nothing and where there is no class to read; None where the value is not written out.
+    """
+    said = _first_said(target, name)
+    return said[0] if said else default
+
+
+@cache
+def _first_said(target: str, name: str) -> tuple[Any, ...]:
+    """The value of an attribute alone in a tuple, an empty one where nothing is said."""
+    try:
+        found = _resolve(*_split(target))
+    except (NotFound, SyntaxError):
+        return ()
+    if found is None or not isinstance(found[1], ast.ClassDef):
+        return ()
+    return tuple(itertools.islice(_said(*found, name), 1))
+
+
+def _said(module: Module, node: ast.ClassDef, name: str, hops: int = 0) -> Iterator[object]:
+    """The values of an attribute, the class's own before those of its bases."""
+    for item in node.body:
+        named = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
+        if isinstance(named, ast.Name) and named.id == name and getattr(item, "value", None) is not None:
+            try:
+                yield ast.literal_eval(item.value)
+            except ValueError:
+                yield None
+    for base_module, base in _bases(module, node) if hops < MAX_HOPS else ():
+        yield from _said(base_module, base, name, hops + 1)
 
 
 def _split(target: str) -> tuple[str, str]:

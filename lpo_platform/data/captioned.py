@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pyarrow as pa
 from PIL import Image
@@ -170,6 +170,9 @@ class Captioned:
     Rows without a caption are counted, reported and left out at once; a broken picture raises Unusable at its item.
     Raises UserError where nothing is found or nothing is left.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ("pictures",)
+    paths: ClassVar[dict[str, str]] = {"path": "file, folder or hub id"}
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -88,6 +88,9 @@ class Folder:
     judged: whether to say that the held-out pictures are too few for an evaluation.
     Raises UserError where nothing can be used or nothing could be held out.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ("pictures", "prompts")
+    paths: ClassVar[dict[str, str]] = {"path": "folder"}
 
     def __init__(
         self,

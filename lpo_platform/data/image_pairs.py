@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -137,6 +138,9 @@ class ImagePairs:
     are needed, since that would read the whole dataset: a broken one raises `Unusable` at its item.
     Raises UserError where nothing is found or nothing is left.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ("pairs",)
+    paths: ClassVar[dict[str, str]] = {"path": "folder or hub id", "scores": "file"}
 
     def __init__(
         self,

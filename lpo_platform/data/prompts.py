@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +64,9 @@ class Prompts:
     resolution: of the pictures to draw; nothing here depends on it.
     Raises UserError where a file cannot be read or nothing is left.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ("prompts",)
+    paths: ClassVar[dict[str, str]] = {"path": "file", "test_path": "file"}
 
     def __init__(
         self,

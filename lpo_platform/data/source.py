@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -85,6 +85,13 @@ def _usable(source: Source, findings: Findings) -> Iterator[Sample]:
 
 class Data(Protocol):
     """What the data group builds: `instantiate(cfg.data, resolution=...)`."""
+
+    gives: ClassVar[tuple[str, ...]] = ()
+    """What a method can read here: "pictures", "prompts" or "pairs"."""
+    toy: ClassVar[bool] = False
+    """Whether the pictures are toy scenes, in which the embedded detectors and judges find something."""
+    paths: ClassVar[dict[str, str]] = {}
+    """Arguments that name what must exist, and of what kind: "file", "folder" or "hub id"."""
 
     train: Source
     test: Source

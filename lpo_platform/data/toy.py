@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -31,6 +31,9 @@ class Toy:
     ValueError for a resolution at which faces and limbs cannot be drawn.
     """
 
+    gives: ClassVar[tuple[str, ...]] = ("pictures", "prompts")
+    toy: ClassVar[bool] = True
+
     def __init__(
         self,
         num_train: int = 600,
@@ -47,7 +50,7 @@ class Toy:
                 "choose a model with such a resolution (model=tiny has 64) or other data (data=folder)"
             )
         if people is None:
-            people = 1 if task is not None and task.name == "pose" else PEOPLE
+            people = 1 if task is not None and task.annotated == "people" else PEOPLE
         self.train = ToySamples("train", num_train, seed, resolution=resolution, people=people)
         self.test = ToySamples("test", num_test, seed, resolution=resolution, people=people)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import psutil
 import torch
@@ -39,6 +39,11 @@ class Hardware:
     of every block of the denoiser. attention: the kernel of torch's attention for the whole process, auto for its own
     choice; what the kernel cannot serve falls back to math.
     """
+
+    unsharded: ClassVar[dict[str, str]] = {
+        "precision=16-mixed": "the gradient scaler does not know sharded gradients; use bf16-mixed",
+        "compile": "compiled blocks are not sharded; use hardware.compile=false",
+    }
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"

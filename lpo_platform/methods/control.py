@@ -20,6 +20,8 @@ class Control(Method):
             trained from scratch needs a value above 0. The released ControlNet scripts have 0.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("control", "denoiser")
+    rewards: ClassVar[tuple[str, ...]] = ("none",)
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control")
 
     def __init__(self, *, drop_text: float = 0.0, **shared: Any) -> None:

@@ -29,6 +29,10 @@ class ControlReward(Method):
         max_timestep: the largest timestep of 0 to 999 that is rewarded. Published: 200.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("control",)
+    rewards: ClassVar[tuple[str, ...]] = ("none",)
+    differentiable: ClassVar[bool] = True
+    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # which timesteps are rewarded is counted in DDIM's
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "target")
 
     def __init__(self, *, task: Task, reward_weight: float = 1.0, max_timestep: int = 200, **shared: Any) -> None:

@@ -37,6 +37,8 @@ class CPO(Method):
         task: its detector makes losers online; not needed where they are cached.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("control",)
+    rewards: ClassVar[tuple[str, ...]] = ("none",)
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "loser")
 
     def __init__(

@@ -49,6 +49,8 @@ class DDPO(Trajectories):
         inner_epochs: passes over a round's transitions. Published: 1.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("denoiser", "control")
+    rewards: ClassVar[tuple[str, ...]] = ("pictures", "latents", "condition")
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

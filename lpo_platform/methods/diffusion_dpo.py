@@ -27,6 +27,8 @@ class DiffusionDPO(Method):
         reward: measures the result. The loss does not use it.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("denoiser",)
+    reads: ClassVar[str] = "pairs"
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "labels")
     needs_winner: ClassVar[bool] = True
 

@@ -19,6 +19,9 @@ class DPOControl(DiffusionDPO):
             without a reward. The paper filters by ImageReward; its gap is not published.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("control",)
+    reads: ClassVar[str] = "pictures"
+    rewards: ClassVar[tuple[str, ...]] = ("none", "pictures")
     needs: ClassVar[tuple[str, ...]] = (*DiffusionDPO.needs, "control")
 
     def __init__(self, *, group: int = 20, gap: float = 0.0, **options: Any) -> None:

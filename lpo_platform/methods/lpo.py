@@ -46,6 +46,12 @@ class LPO(Online):
         refresh: how the reward model is trained then (reward_refresh.py).
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("denoiser",)
+    rewards: ClassVar[tuple[str, ...]] = ("latents",)
+    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # its reward model is half a UNet, its candidates are DDIM's
+    unsharded: ClassVar[dict[str, str]] = {
+        "refresh_reward": "the processes would draw unequal numbers of pictures; use hardware=ddp",
+    }
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

@@ -22,6 +22,10 @@ class LRM(Method):
         noise: `independent` for each picture, as LRM was trained, or `shared` within a row, as SPO's step-aware model.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("reward",)
+    reads: ClassVar[str] = "pairs"
+    rewards: ClassVar[tuple[str, ...]] = ("none",)
+    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # a latent reward model is half a UNet
     needs: ClassVar[tuple[str, ...]] = ("moments", "tokens", "labels")
 
     def __init__(

@@ -33,7 +33,20 @@ class Method(L.LightningModule):
         batch: samples of one optimiser step, over all processes and micro-batches.
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("control", "denoiser", "reward")
+    """What of a model it can train: a `tune` of one of these kinds. A control branch comes with a task."""
+    reads: ClassVar[str] = "pictures"
+    """What it learns from: "pictures", "prompts" (of pictures, where a condition is needed) or "pairs"."""
+    rewards: ClassVar[tuple[str, ...]] = ("none", "pictures", "latents", "condition")
+    """The kinds of rewards that it takes, with "none" where it can do without."""
+    differentiable: ClassVar[bool] = False
+    """Whether the loss of the task must have a gradient in the picture."""
+    denoisers: ClassVar[tuple[str, ...]] = ("unet", "transformer")
+    """The kinds of denoisers that it can train."""
+    unsharded: ClassVar[dict[str, str]] = {}
+    """Settings of it that hardware=fsdp cannot have, and why."""
     needs: ClassVar[tuple[str, ...]]
+    """Columns of a training sample."""
     needs_winner: ClassVar[bool] = False
     """Whether rows of preferences that name no winner are left out."""
     schedule_interval: ClassVar[str] = "step"

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Online(Method):
         guidance: classifier-free guidance of every prediction; 1 is none.
     """
 
+    reads: ClassVar[str] = "prompts"
+    needs: ClassVar[tuple[str, ...]] = ()
     guidance: float
     pictures = False
     """Whether the items of a round are samples with their pictures. Otherwise they are captions."""

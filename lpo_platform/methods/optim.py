@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import transformers
@@ -88,6 +88,8 @@ class AdamW8bit(AdamW):
         UserError: bitsandbytes (extra `8bit`) is not installed.
     """
 
+    unsharded: ClassVar[dict[str, str]] = {"": "its state is packed and cannot be sharded; use optim=adamw"}
+
     def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         try:
             from bitsandbytes.optim import AdamW8bit as Packed
@@ -111,6 +113,8 @@ class Adafactor(Optim):
         warmup_steps, warmup, schedule: see Optim.
         clip: null by default, since updates are limited already.
     """
+
+    unsharded: ClassVar[dict[str, str]] = {"": "its factored state cannot be sharded; use optim=adamw"}
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ with the same prediction, so that every point is denoised once.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class SPO(LPO):
         beta: strength of the preference, on the mean log-ratio. Published: 10.
         decode_batch: pictures decoded and graded at once. It limits memory and changes no number.
     """
+
+    rewards: ClassVar[tuple[str, ...]] = ("pictures",)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What every architecture offers to the rest of the platform."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ class Condition:
 class Adapter(Protocol):
     """One per architecture. It owns the frozen parts, so that they never reach a state_dict, DDP or EMA."""
 
+    denoiser: ClassVar[str]  # unet or transformer, for what works with one of them only
     name: str
+    toy: bool  # whether it draws toy scenes
     resolution: int
     guidance: float
     num_inference_steps: int

@@ -1,6 +1,7 @@
 """The control branches a policy can start from."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers import ControlNetModel
@@ -41,6 +42,8 @@ class ControlNetDino(ControlNet):
     resize the condition by nearest whatever the task, as the authors' CPO scripts do (methods/README.md).
     """
 
+    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # DINO is added to a UNet's ControlNet
+
     dino: str = "auto"
     pretrained: bool = True
     dino_nearest: bool = False
@@ -57,7 +60,7 @@ class ControlNetDino(ControlNet):
 
     def _dino(self, adapter: Adapter) -> tuple[str, Dinov2Model | None]:
         """Size and weights of the DINOv2 that is added, None for random ones."""
-        auto = "tiny" if adapter.name.startswith("tiny") else "small"
+        auto = "tiny" if adapter.toy else "small"
         name = auto if self.dino == "auto" else self.dino
         if name == "tiny" or (name in SIZES and not self.pretrained):
             return name, None

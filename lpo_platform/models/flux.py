@@ -29,9 +29,11 @@ class Flux(StableDiffusion):
     text_encoder is T5, the pipeline's text_encoder_2, for it is what can learn; `clip` pools. guidance: that of
     classifier-free guidance, 1 for none; distilled_guidance: the number that the model is told, in training as in
     sampling. max_tokens: of T5. control_layers: double and single blocks of a new ControlNet. transformer, vae,
-    text_encoder (CLIP), tokenizer: the part from elsewhere, as "<folder or hub id>[::<subfolder>]". lora: as there.
+    text_encoder (CLIP), tokenizer: the part from elsewhere, as "<folder or hub id>[::<subfolder>]". lora and toy: as
+    there.
     """
 
+    denoiser: ClassVar[str] = "transformer"
     branch: ClassVar[type[nn.Module]] = FluxControlNetModel
     folders: ClassVar[dict[str, str]] = {"unet": "transformer", "text_encoder": "text_encoder_2"}
     index: ClassVar[fields.Fields] = fields.INDEX_FLUX
@@ -56,13 +58,14 @@ class Flux(StableDiffusion):
         lora: str | None = None,
         variant: str | None = None,
         revision: str | None = None,
+        toy: bool = False,
     ) -> None:
         self.distilled_guidance, self.max_tokens, self.control_layers = distilled_guidance, max_tokens, control_layers
         self.elsewhere = {"transformer": transformer, "text_encoder": text_encoder, "tokenizer": tokenizer}
         super().__init__(
             name=name, weights=weights, resolution=resolution, guidance=guidance,
             num_inference_steps=num_inference_steps, controls=controls, vae=vae, lora=lora,
-            variant=variant, revision=revision,
+            variant=variant, revision=revision, toy=toy,
         )  # fmt: skip
 
     def _load_denoiser(self) -> None:

@@ -33,10 +33,13 @@ class StableDiffusion:
     is trained then starts at the merged weights, and an exported adapter is relative to them. reward: a latent reward
     model for these latents, what reward.weights=auto means. half_schedule: noises latents in fp16 or bf16, as the
     authors of CPO did; everything else here does it in float32. variant: the files to read where a folder has several,
-    fp16 for one; null is the plain ones, or the only ones. revision: of the hub id `weights`.
+    fp16 for one; null is the plain ones, or the only ones. revision: of the hub id `weights`. toy: it draws
+    toy scenes, so that tasks use the embedded detectors and toy data go with it.
     """
 
+    denoiser: ClassVar[str] = "unet"
     branch: ClassVar[type[nn.Module]] = ControlNetModel
+    toy: bool = False
     folders: ClassVar[dict[str, str]] = {"unet": "unet", "text_encoder": "text_encoder"}
     """What the parts that can learn are called in this pipeline's folder."""
     index: ClassVar[fields.Fields] = fields.INDEX
@@ -58,9 +61,10 @@ class StableDiffusion:
         half_schedule: Literal["fp16", "bf16"] | None = None,
         variant: str | None = None,
         revision: str | None = None,
+        toy: bool = False,
     ) -> None:
         self.name, self.weights, self.resolution = name, weights, resolution
-        self.guidance, self.num_inference_steps = guidance, num_inference_steps
+        self.guidance, self.num_inference_steps, self.toy = guidance, num_inference_steps, toy
         self.controls, self.reward, self.half_schedule = dict(controls or {}), reward, half_schedule
         self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
         self.variant, self.revision = variant, revision

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from peft import LoraConfig
 from torch import nn
@@ -17,12 +17,20 @@ Modules = dict[str, nn.Module]
 class Tune(Protocol):
     """Chooses what learns among the parts of a policy: unet, text_encoder, control."""
 
+    trains: ClassVar[str]
+    """What learns, for methods that can train it: "control", "denoiser" or "reward"."""
+    unsharded: ClassVar[dict[str, str]] = {}
+    """Settings that hardware=fsdp cannot have, "" for all of this class, and why."""
+
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules: ...
     def freeze(self, modules: Modules) -> Modules: ...
 
 
 class Control:
     """The ControlNet learns, the UNet is frozen."""
+
+    trains: ClassVar[str] = "control"
+    unsharded: ClassVar[dict[str, str]] = {}
 
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
         return {"control": control.requires_grad_(True)}
@@ -33,6 +41,9 @@ class Control:
 
 class Full:
     """Every weight of the UNet learns, and with text_encoder=true those of the text encoder."""
+
+    trains: ClassVar[str] = "denoiser"
+    unsharded: ClassVar[dict[str, str]] = {"text_encoder": "a text encoder is not sharded; use hardware=ddp"}
 
     def __init__(self, text_encoder: bool = False) -> None:
         self.text_encoder = text_encoder
@@ -53,6 +64,11 @@ class Lora:
     A starts at N(0, (1/rank)^2), B at 0. merged: exports the whole UNet with the adapters added, too (3.4 GB for
     SD-1.5, 10.3 GB for SDXL, twice with EMA); `model.lora=<export>/lora` needs no such export.
     """
+
+    trains: ClassVar[str] = "denoiser"
+    unsharded: ClassVar[dict[str, str]] = {
+        "": "adapters are a few MB, there is nothing to shard; use hardware=ddp",
+    }
 
     def __init__(
         self,
@@ -79,6 +95,11 @@ class Reward:
     instead (folder or hub id). text_projection: a CLIP model whose text_projection the text tower starts at
     (SD-1.5: openai/clip-vit-large-patch14); null starts at the identity.
     """
+
+    trains: ClassVar[str] = "reward"
+    unsharded: ClassVar[dict[str, str]] = {
+        "": "a reward model is half a denoiser and fits a GPU whole; use hardware=ddp",
+    }
 
     def __init__(
         self,

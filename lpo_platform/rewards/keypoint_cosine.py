@@ -28,6 +28,7 @@ class KeypointCosine(OfCondition):
     """
 
     name: ClassVar[str] = "keypoint_cosine"
+    maps: ClassVar[str | None] = "people"
 
     def __init__(self, half: bool = False, **shared: object) -> None:
         super().__init__(**shared)

@@ -1,6 +1,6 @@
 """A latent reward model (arXiv:2502.01051) as a reward of noisy latents."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ class LRM:
             that of their own level, `next`, as the paper writes.
         batch: latents scored at once. It limits memory and changes no number.
     """
+
+    name: ClassVar[str] = "lrm"
+    judges: ClassVar[str] = "latents"
+    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # its model is half a UNet
 
     def __init__(
         self,

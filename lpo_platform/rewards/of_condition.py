@@ -19,6 +19,9 @@ class OfCondition:
     """
 
     name: ClassVar[str]
+    judges: ClassVar[str] = "condition"
+    maps: ClassVar[str | None] = None
+    """What a task must have `annotated` for it to read its maps; None for any task."""
 
     def __init__(self, batch: int = 32, *, task: Task) -> None:
         if batch < 1:

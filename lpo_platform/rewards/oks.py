@@ -21,6 +21,7 @@ class Oks(OfCondition):
     """
 
     name: ClassVar[str] = "oks"
+    maps: ClassVar[str | None] = "people"
 
     def compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         bodies = (people_of(of[..., :JOINTS, :]) for of in (maps, reference))

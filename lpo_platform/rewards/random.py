@@ -3,7 +3,7 @@
 What a training with them changes is what the updates of the method do by themselves.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class RandomPreference:
         scale: standard deviation. The default is about that of an LRM's scores of the candidates of one step.
     """
 
+    name: ClassVar[str] = "random"
+    judges: ClassVar[str] = "latents"
     timestep: Literal["current", "next"] = "current"
 
     def __init__(self, scale: float = 0.1) -> None:

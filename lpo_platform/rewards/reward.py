@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class Reward(Protocol):
     parts returns {name: (B,)} instead. Its total is the sum of the parts, each times its `part_weights[name]`, 1 unless
     given.
     """
+
+    judges: ClassVar[str] = "pictures"
+    """What it looks at, by which the options of a run are checked: "pictures", "latents" (a StepReward) or "condition"
+    (pictures against the condition that they were drawn from)."""
 
     def __call__(
         self, images: Tensor, prompts: list[str], condition: Asked | None = None

@@ -28,6 +28,7 @@ class SkeletonDino(OfCondition):
     """
 
     name: ClassVar[str] = "skeleton_dino"
+    maps: ClassVar[str | None] = "people"
 
     def __init__(
         self, weights: str = "facebook/dinov2-base", scaled: bool = True, dtype: Dtype = "float32", **shared: object

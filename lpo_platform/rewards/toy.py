@@ -5,6 +5,7 @@ measured by another network.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,9 @@ class ToyAttributes:
     Args:
         weights: folder of the network; null for the embedded one.
     """
+
+    name: ClassVar[str] = "toy"
+    judges: ClassVar[str] = "pictures"
 
     def __init__(self, weights: str | None = None) -> None:
         self.judge = Judge.load(Path(weights) if weights else FOLDER)

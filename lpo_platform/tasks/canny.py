@@ -21,6 +21,7 @@ class Canny(Gray):
     """
 
     name: ClassVar[str] = "canny"
+    differentiable: ClassVar[bool] = True
     scores: ClassVar[dict[str, bool]] = {"canny/f1": True, "canny/f1_above_chance": True}
 
     def __init__(self, low: float = 0.1, high: float = 0.2, form: Literal["binary", "magnitude"] = "binary") -> None:
@@ -29,10 +30,6 @@ class Canny(Gray):
     @property
     def fingerprint(self) -> str:
         return json.dumps([self.name, self.low, self.high, self.form])
-
-    @property
-    def differentiable(self) -> bool:
-        return True
 
     def detect(self, images: Tensor) -> Tensor:
         """The edges of images. The magnitude form is differentiable, the binary form is not."""

@@ -63,6 +63,7 @@ class Depth(Gray):
 
     resizes: ClassVar[bool] = True
     name: ClassVar[str] = "depth"
+    differentiable: ClassVar[bool] = True
     scores: ClassVar[dict[str, bool]] = {"depth/rmse": False}
 
     def __init__(
@@ -80,10 +81,6 @@ class Depth(Gray):
     @property
     def fingerprint(self) -> str:
         return json.dumps([self.name, self.detector.identity, self.jpeg_quality])
-
-    @property
-    def differentiable(self) -> bool:
-        return True
 
     def detect(self, images: Tensor) -> Tensor:
         depth = stretched(self._depth(images))

@@ -59,6 +59,7 @@ class Hed(Gray):
     """
 
     name: ClassVar[str] = "hed"
+    differentiable: ClassVar[bool] = True
     scores: ClassVar[dict[str, bool]] = {"hed/ms_ssim": True}
 
     def __init__(
@@ -71,15 +72,12 @@ class Hed(Gray):
         toy: bool = False,
     ) -> None:
         self.toy, self.uint8_floor = wants_toy(detector, toy), uint8_floor
+        self.differentiable = not uint8_floor
         self.detector = Embedded() if self.toy else published(weights, pretrained)
 
     @property
     def fingerprint(self) -> str:
         return json.dumps([self.name, self.detector.identity, self.uint8_floor])
-
-    @property
-    def differentiable(self) -> bool:
-        return not self.uint8_floor
 
     def detect(self, images: Tensor) -> Tensor:
         found = self.detector(images)

@@ -63,6 +63,7 @@ class Lineart(Gray):
     """
 
     name: ClassVar[str] = "lineart"
+    differentiable: ClassVar[bool] = True
     scores: ClassVar[dict[str, bool]] = {"lineart/ms_ssim": True}
 
     def __init__(
@@ -80,10 +81,6 @@ class Lineart(Gray):
     @property
     def fingerprint(self) -> str:
         return json.dumps([self.name, self.detector.identity])
-
-    @property
-    def differentiable(self) -> bool:
-        return True
 
     def detect(self, images: Tensor) -> Tensor:
         found = self.detector(images)

@@ -86,6 +86,7 @@ class Segmentation(Task):
 
     categorical: ClassVar[bool] = True
     annotated: ClassVar[Literal["classes"]] = "classes"
+    differentiable: ClassVar[bool] = True
     palette: ClassVar[str]
     toy_stride: ClassVar[int]
 
@@ -102,10 +103,6 @@ class Segmentation(Task):
     @property
     def fingerprint(self) -> str:
         return json.dumps([self.name, self.detector.identity])
-
-    @property
-    def differentiable(self) -> bool:
-        return True
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, K, H, W), channel k for the label self.labels[k]."""

@@ -24,7 +24,8 @@ class Task(ABC):
     """Whether the three channels of a control image are equal, so that caches keep one."""
     categorical: ClassVar[bool] = False
     """Whether a control image holds colours of labels, which must not be blended."""
-
+    differentiable: ClassVar[bool] = False
+    """Whether loss() has a gradient in the images; an instance whose settings take it away says False."""
     resizes: ClassVar[bool] = False
     """Whether score() compares maps of different sizes."""
     annotated: ClassVar[Literal["classes", "people"] | None] = None
@@ -34,11 +35,6 @@ class Task(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A key of caches. It changes with everything that changes detect() or render()."""
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether loss() has a gradient in the images."""
-        return False
 
     @abstractmethod
     def detect(self, images: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.commands.main import _main
 from lpo_platform.commands.terminal import Command
-from lpo_platform.config.compatibility import shipped
 from lpo_platform.config.errors import ConfigError, UserError
+from lpo_platform.config.options import shipped
 from lpo_platform.runs import record
 
 REPO = Path(__file__).resolve().parents[2]

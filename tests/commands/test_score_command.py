@@ -23,10 +23,10 @@ from toys import rewards as toy_rewards
 from lpo_platform.commands.main import _main
 from lpo_platform.commands.score import SHARD, cache_of, collect, compute, score, winner_less_loser
 from lpo_platform.commands.terminal import Command
-from lpo_platform.config.compatibility import shipped
 from lpo_platform.config.compose import help_text
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.options import shipped
 from lpo_platform.data.image_pairs import ImagePairs
 from lpo_platform.data.prepared.cache import Cache
 from lpo_platform.data.score_file import COLUMNS, read_scores

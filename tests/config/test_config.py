@@ -11,10 +11,12 @@ from omegaconf import OmegaConf
 
 from lpo_platform.config import compose, schema
 from lpo_platform.config.check import check
-from lpo_platform.config.compatibility import COMPATIBILITY, UNET_ONLY, combination_problems, fits, shipped
+from lpo_platform.config.compatibility import combination_problems, part_of, rows_of
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import users
+from lpo_platform.config.options import offered, shipped
 from lpo_platform.config.schema import CONF
+from lpo_platform.config.signature import attribute
 
 CPO = "batch, beta, cache_features, form, losers, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
@@ -164,9 +166,9 @@ GROUPS = ("control", "tune", "reward", "data", "method")
 
 
 def allowed(choice: dict[str, str]) -> bool:
-    """The facts of the methods in words, beside the table in config.py."""
+    """The facts of the methods in words, beside what their classes say."""
     prompts = ("folder", "prompts", "toy", "toy_prompts")
-    pictures = set(shipped("data")) - {"image_pairs", "prompts", "toy_pairs", "toy_prompts"}
+    pictures = set(shipped("data")) - {"image_pairs", "prompts", "toy_pairs"}
     unconditional = choice["control"] == "none" and choice["task"] == "none"
     learned = choice["tune"] in ("full", "lora")
     no_reward = choice["reward"] == "none"
@@ -192,18 +194,39 @@ def allowed(choice: dict[str, str]) -> bool:
     }[choice["method"]]
 
 
-def by_table(choice: dict[str, str]) -> bool:
-    rows = COMPATIBILITY[choice["method"]]
-    return any(all(fits(group, choice[group], cell) for group, cell in row.items()) for row in rows)
+TARGETS = {group: dict(offered(group)) for group in (*GROUPS, "task")}
+
+
+def chosen(choice: dict[str, str]) -> compose.Composed:
+    """The classes of the options alone, which is all that their combination depends on."""
+    targets = {group: TARGETS[group][option] for group, option in choice.items()}
+    return compose.Composed({g: target and {"_target_": target} for g, target in targets.items()}, choice)
+
+
+def by_classes(composed: compose.Composed) -> bool:
+    rows = rows_of(part_of(composed, "method"))
+    return any(all(need.fits(part_of(composed, group)) for group, need in row.items()) for row in rows)
+
+
+UNET_ONLY = ("method=control_reward", "method=lpo", "method=lrm", "method=spo")
+WITH_UNET = " or ".join(f"model={name}" for name in ("sd15", "sd21", "sdxl", "tiny"))
 
 
 @pytest.mark.parametrize("model", ["flux", "tiny_flux"])
 def test_what_needs_a_unet_is_refused_on_flux(model: str):
-    """In a line that says why; what the recipes of FLUX need is not."""
-    shown = {f"{group}={option}": reason for (group, option), reason in UNET_ONLY.items()}
-    for choice, reason in shown.items():
-        assert f"{choice} with model={model}: {reason}" in diagnose("train", [f"model={model}", choice, "data=toy"])
-        assert not any(reason in line for line in diagnose("train", [choice]))
+    """In a line that says what works instead; what the recipes of FLUX need is not."""
+    others = [f"method={name}" for name in shipped("method") if f"method={name}" not in UNET_ONLY]
+    for choice in UNET_ONLY:
+        lines = diagnose("train", [f"model={model}", choice, "data=toy"])
+        assert (
+            f"{choice} with model={model}: it works with a unet, and this model's denoiser is a transformer; "
+            f"what works: {' or '.join(others)}, or {WITH_UNET}"
+        ) in lines
+        assert not any("denoiser" in line for line in diagnose("train", [choice]))
+    for group, option, instead in (("control", "controlnet_dino", "controlnet"), ("reward", "lrm", "aesthetic")):
+        lines = diagnose("train", [f"model={model}", f"{group}={option}", "data=toy"])
+        (line,) = (line for line in lines if "denoiser" in line)
+        assert line.startswith(f"{group}={option} with model={model}: ") and f"what works: {group}={instead}" in line
     for recipe in (["method=cpo", "task=lineart", "data=toy"], ["experiment=ddpo_toy", "data=toy_prompts"]):
         assert diagnose("train", [f"model={model}", *recipe]) == []
 
@@ -228,19 +251,33 @@ def needed(experiment: str, folder: Path) -> list[str]:
     return [*paths(folder)[kind], *(given for name, given in weights.items() if experiment.split("_")[0] == name)]
 
 
-def test_every_combination_gets_the_verdict_of_the_table():
-    for *options, task in itertools.product(*(shipped(group) for group in GROUPS), ("none", "canny")):
+def test_every_combination_gets_the_verdict_of_the_classes():
+    """Of options that share a class one stands for all: no more is asked of them."""
+    classes = [list({target: name for name, target in TARGETS[group].items()}.values()) for group in GROUPS]
+    for *options, task in itertools.product(*classes, ("none", "canny")):
         choice = dict(zip(GROUPS, options, strict=True)) | {"task": task}
-        problems = combination_problems(choice, [f"{group}={option}" for group, option in choice.items()])
-        assert (problems == []) == allowed(choice) == by_table(choice), (choice, problems)
+        composed = chosen(choice)
+        problems = combination_problems(composed, [f"{group}={option}" for group, option in choice.items()])
+        assert (problems == []) == allowed(choice) == by_classes(composed), (choice, problems)
 
 
-def test_the_check_reads_the_table(tmp_path: Path):
+def test_the_check_reads_the_classes(tmp_path: Path):
     for method, control in itertools.product(shipped("method"), shipped("control")):
         files = compose.source("train", [f"method={method}", f"control={control}"], CONF)
         composed = compose.compose_from(files, [f"method={method}", f"control={control}"])
         problems = check(OmegaConf.create(composed.values), composed.choices, [])
-        assert (problems == []) == by_table(composed.choices), (method, control, problems)
+        assert (problems == []) == by_classes(composed), (method, control, problems)
+
+
+def test_every_shipped_class_says_what_it_goes_with():
+    """Without it the check would let everything pass."""
+    said = {
+        "method": ("trains", "reads", "rewards", "denoisers"), "reward": ("judges",), "tune": ("trains",),
+        "data": ("gives",), "task": ("differentiable",), "model": ("denoiser",),
+    }  # fmt: skip
+    for group, names in said.items():
+        for option, target in offered(group):
+            assert all(target is None or attribute(target, name) is not None for name in names), (group, option)
 
 
 BY_PICTURE = (
@@ -386,6 +423,7 @@ def test_an_option_of_the_user_passes_without_being_imported(own: Path):
 def test_a_problem_in_a_file_names_the_file(own: Path):
     names = ", ".join(sorted(schema.Train.__dataclass_fields__))
     assert diagnose("train", ["method=mine", "experiment=wrong", "task=canny"], [str(own)]) == [
+        "method=mine needs tune=control, not tune=full",  # as its class says, whoever wrote the option
         f"mehtod in experiment/wrong.yaml: no such key or group; did you mean 'method'? Options: {names}",
         "task.loww in experiment/wrong.yaml: Canny has no such option; did you mean 'low'? Options: form, high, low",
         f"method.betta in method/mine.yaml: CPO has no such option; did you mean 'beta'? Options: {CPO}",

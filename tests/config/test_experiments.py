@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lpo_platform.config import compose
-from lpo_platform.config.compatibility import shipped
 from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
 from lpo_platform.methods.optim import AdamW
 

@@ -23,8 +23,8 @@ from toys import rewards as toy_rewards
 from transformers import CLIPModel, CLIPProcessor
 
 from lpo_platform.commands import main
-from lpo_platform.config.compatibility import shipped
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.options import shipped
 from lpo_platform.evaluation import keypoints
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures import inception as fid_network

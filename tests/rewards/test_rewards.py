@@ -23,9 +23,9 @@ from transformers import (
     CLIPProcessor,
 )
 
-from lpo_platform.config.compatibility import shipped
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.options import shipped
 from lpo_platform.rewards.aesthetic import Aesthetic
 from lpo_platform.rewards.bertscore import TokenEmbeddings, recall
 from lpo_platform.rewards.clip import Clip

@@ -11,8 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 from toys.report import make_sweep
 
-from lpo_platform.config.compatibility import shipped
 from lpo_platform.config.diagnose import diagnose
+from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
 from lpo_platform.runs import files, record, sweep
 from lpo_platform.tracking.tables import finished_runs, planned_runs

@@ -15,7 +15,6 @@ from torch import Tensor
 from lpo_platform.commands.benchmark.bench import Setting
 from lpo_platform.commands.benchmark.control import ControlStep
 from lpo_platform.commands.benchmark.plain.control_reward import plain_loss
-from lpo_platform.config.compatibility import UNET_ONLY
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -31,7 +30,7 @@ class ControlRewardStep(ControlStep):
     """A step is of five pictures for each one of the batch, so that one fifth of them is rewarded."""
 
     without_sdxl: ClassVar[str] = "ControlNet++"
-    without_flux: ClassVar[str] = UNET_ONLY["method", "control_reward"]
+    without_flux: ClassVar[str] = "its share of rewarded timesteps is DDIM's; use method=control or method=cpo"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,

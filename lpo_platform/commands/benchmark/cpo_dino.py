@@ -15,7 +15,6 @@ from torch import Tensor
 from lpo_platform.commands.benchmark.bench import Setting
 from lpo_platform.commands.benchmark.cpo import CPOStep
 from lpo_platform.commands.benchmark.plain.cpo_dino import plain_losers
-from lpo_platform.config.compatibility import UNET_ONLY
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.random_weights import RandomStableDiffusion
 from lpo_platform.tasks.canny import Canny
@@ -30,7 +29,7 @@ class CPODinoStep(CPOStep):
 
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact", "cached", "shared", "online")
     options: ClassVar[dict[str, Any]] = {"form": "hard", "steps": 20}
-    without_flux: ClassVar[str] = UNET_ONLY["control", "controlnet_dino"]
+    without_flux: ClassVar[str] = "DINO is added to a UNet's ControlNet; use control=controlnet"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,

@@ -18,7 +18,6 @@ from lpo_platform.commands.benchmark.lrm import PROMPT, towers
 from lpo_platform.commands.benchmark.plain import lpo as plain
 from lpo_platform.commands.benchmark.plain.lrm import encode_text, encoder_half
 from lpo_platform.commands.plan.stand_ins import RandomLRM, pair_batch
-from lpo_platform.config.compatibility import UNET_ONLY
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -35,7 +34,7 @@ class LPOBench(Bench):
     The share is an assumption, for nothing published says it; weights that are random do not tell either.
     """
 
-    without_flux: ClassVar[str] = UNET_ONLY["method", "lpo"]
+    without_flux: ClassVar[str] = "its reward model is half a UNet; use method=ddpo with a reward of pictures"
     # K = 4 candidates; with and without prompt
     published_parts: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {"UNet": 803.0, "LRM tower, 8 halves": 2091.0, "LRM text encoders, 8 sequences": 105.0},

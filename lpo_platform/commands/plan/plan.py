@@ -13,9 +13,9 @@ from lpo_platform.commands.plan.bytes import counts, disk, memory, size
 from lpo_platform.commands.plan.rates import Device, device_of
 from lpo_platform.commands.plan.settings import Settings
 from lpo_platform.commands.plan.work import VALID, Job, Piece, activations, assemble, pieces, steps
-from lpo_platform.config.compatibility import COMPATIBILITY, fits
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
+from lpo_platform.config.signature import attribute
 from lpo_platform.methods.online import Online
 
 
@@ -116,15 +116,16 @@ def _packed(cfg: DictConfig, processes: int) -> Iterator[Change]:
 
 
 def _sharded(cfg: DictConfig, processes: int) -> Iterator[Change]:
-    if processes > 1 and cfg.hardware.strategy == "ddp" and cfg.tune._target_.endswith((".Full", ".Control")):
+    whole = "" not in attribute(cfg.tune._target_, "unsharded", {})
+    if processes > 1 and cfg.hardware.strategy == "ddp" and whole:
         yield Change("hardware=fsdp", {"hardware": {"strategy": "fsdp"}})
 
 
 def _lora(cfg: DictConfig, processes: int) -> Iterator[Change]:
-    method = cfg.method._target_.rsplit(".", 2)[-2]
-    allowed = any(fits("tune", "lora", row.get("tune", ())) for row in COMPATIBILITY.get(method, ()))
-    if allowed and cfg.tune._target_.endswith(".Full") and not cfg.get("control"):
-        yield Change("tune=lora", {"tune": OmegaConf.load(CONF / "tune" / "lora.yaml")})
+    node = OmegaConf.load(CONF / "tune" / "lora.yaml")
+    learns, instead = (attribute(tune._target_, "trains") for tune in (cfg.tune, node))
+    if learns == instead and cfg.tune._target_ != node._target_:
+        yield Change("tune=lora", {"tune": node})
 
 
 def _raw(cfg: DictConfig, processes: int) -> Iterator[Change]:

@@ -40,6 +40,7 @@ def adapter_of(model: DictConfig) -> StableDiffusion:
         adapter, process = random_model(_shape(model), resolution=model.resolution, device="meta"), DDIM()
     adapter.process = process
     adapter.guidance, adapter.num_inference_steps = model.guidance, model.num_inference_steps
+    adapter.toy = model.get("toy", False)
     return adapter
 
 
@@ -81,6 +82,6 @@ def _control(cfg: DictConfig, adapter: StableDiffusion) -> nn.Module:
         control = adapter.load_control("", "unet")
         if "dino" not in cfg.control:
             return control
-        auto = "tiny" if cfg.model.name.startswith("tiny") else "small"
+        auto = "tiny" if adapter.toy else "small"
         size = next((name for name in SIZES if cfg.control.dino.endswith(name)), auto)
         return ControlNetDinoModel.from_controlnet(control, None, adapter_size=size).requires_grad_(True)

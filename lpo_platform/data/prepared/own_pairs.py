@@ -5,7 +5,7 @@ pictures only is hacked at once (methods/README.md, "LRM").
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class GeneratedPairs:
     of scores that is preferred with probability 0.73; num_validation: training prompts that choose the best model
     instead of teaching it.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -89,6 +89,8 @@ class ClipScore:
     of transformers. Texts over CLIP's 77 tokens are cut, and counted in the report as `cut`.
     """
 
+    paths: ClassVar[dict[str, str]] = {"images": "folder", "texts": "file or folder"}
+
     def __init__(self, images: str, texts: str, weights: str = "openai/clip-vit-base-patch32") -> None:
         self.images, self.texts, self.weights = images, texts, weights
 
@@ -140,6 +142,8 @@ class Lpips:
     originals, generated: folders. weights: a file with torchvision's AlexNet (`alexnet-owt-*.pth`, or safetensors);
     the heads come with torchmetrics. A generated picture is resized to its original where they differ.
     """
+
+    paths: ClassVar[dict[str, str]] = {"originals": "folder", "generated": "folder", "weights": "file"}
 
     def __init__(self, originals: str, generated: str, weights: str) -> None:
         self.originals, self.generated, self.weights = originals, generated, weights

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Controllability:
     save: a folder that gets the condition of every generated picture.
     task: gives the task at a resolution.
     """
+
+    paths: ClassVar[dict[str, str]] = {"originals": "folder", "generated": "folder"}
+    needs_task: ClassVar[bool] = True
 
     def __init__(
         self,

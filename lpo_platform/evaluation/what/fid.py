@@ -1,7 +1,7 @@
 """FID of a folder of pictures, and the stored reference that later ones are compared with."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,8 @@ class FidOfFolder:
     pictures: a folder. weights: of Inception. reference: a folder or a stored one (.safetensors, .npz), null measures
     nothing. save: the .safetensors that gets mean and covariance of the pictures. resamples: for the interval.
     """
+
+    paths: ClassVar[dict[str, str]] = {"pictures": "folder", "weights": "file", "reference": "file or folder"}
 
     def __init__(
         self, pictures: str, weights: str, reference: str | None = None, save: str | None = None, resamples: int = 200

@@ -52,6 +52,7 @@ class PictureSet:
 
     stream: ClassVar[str]
     control: ClassVar[bool] = False
+    of_a_run: ClassVar[bool] = True
 
     save: str
     weights: str = "trained"
@@ -158,6 +159,7 @@ class Generate(PictureSet):
     """
 
     stream: ClassVar[str] = "generate"
+    paths: ClassVar[dict[str, str]] = {"csv": "file", "conditions": "folder"}
     control: ClassVar[bool] = True
 
     csv: str

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,6 +43,8 @@ class Oks:
     """
 
     name = "oks"
+
+    paths: ClassVar[dict[str, str]] = {"original": "file or folder", "target": "file or folder"}
 
     def __init__(self, original: str, target: str, area: Area | float = "keypoints") -> None:
         self.original, self.target, self.area = original, target, area

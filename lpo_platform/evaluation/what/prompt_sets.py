@@ -24,6 +24,7 @@ class GenEval(PictureSet):
     """
 
     stream: ClassVar[str] = "geneval"
+    paths: ClassVar[dict[str, str]] = {"metadata": "file"}
 
     metadata: str
     weights: Literal["trained", "start"] = "trained"
@@ -68,6 +69,7 @@ class T2ICompBench(PictureSet):
     """
 
     stream: ClassVar[str] = "t2i_compbench"
+    paths: ClassVar[dict[str, str]] = {"prompts": "file"}
 
     prompts: str
     weights: Literal["trained", "start"] = "trained"
