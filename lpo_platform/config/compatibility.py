@@ -46,6 +46,9 @@ OWN_DATA = {
 }
 
 
+UNSAID = object()
+
+
 @dataclass(frozen=True)
 class Part:
     """The chosen option of a group. target: its class, None where none is chosen."""
@@ -74,8 +77,8 @@ class Need:
     def fits(self, part: Part) -> bool:
         if part.target is None:
             return self.absent
-        said = None if self.name is None else part.says(self.name)
-        if said is None:
+        said = UNSAID if self.name is None else part.says(self.name, UNSAID)
+        if said is UNSAID:
             return self.present
         return self.present and any(value in self.values for value in (said if isinstance(said, tuple) else (said,)))
 

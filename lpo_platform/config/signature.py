@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -157,7 +156,7 @@ def signature(target: str) -> Signature | None:
 def attribute(target: str, name: str, default: object = None) -> Any:
     """What a class says of itself: the literal that stands at `name` in its body or in that of a base.
 
-    The default where it says nothing and where there is no class to read; None where the value is not written out.
+    The default where it says nothing, where the value is not written out, and where there is no class to read.
     """
     said = _first_said(target, name)
     return said[0] if said else default
@@ -172,18 +171,19 @@ def _first_said(target: str, name: str) -> tuple[Any, ...]:
         return ()
     if found is None or not isinstance(found[1], ast.ClassDef):
         return ()
-    return tuple(itertools.islice(_said(*found, name), 1))
+    node = next(_said(*found, name), None)
+    try:
+        return () if node is None else (ast.literal_eval(node),)
+    except ValueError:
+        return ()
 
 
-def _said(module: Module, node: ast.ClassDef, name: str, hops: int = 0) -> Iterator[object]:
+def _said(module: Module, node: ast.ClassDef, name: str, hops: int = 0) -> Iterator[ast.expr]:
     """The values of an attribute, the class's own before those of its bases."""
     for item in node.body:
         named = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
         if isinstance(named, ast.Name) and named.id == name and getattr(item, "value", None) is not None:
-            try:
-                yield ast.literal_eval(item.value)
-            except ValueError:
-                yield None
+            yield item.value
     for base_module, base in _bases(module, node) if hops < MAX_HOPS else ():
         yield from _said(base_module, base, name, hops + 1)
 
