@@ -84,7 +84,7 @@ def restore(policy: Policy, folder: Path, suffix: str = "") -> None:
         if not source.is_dir():
             raise UserError(f"{source}: no such export; the run has not finished training (lpo-train resume=<run>)")
         if adapter:
-            factors = lora.read(str(source), setting="run", part=folders[name])
+            factors = lora.read_factors(str(source), setting="run", part=folders[name])
             lora.insert(module, factors, setting=f"run={folder.parent}")
         elif isinstance(module, LatentReward):
             module.load_state_dict(load_reward(policy.adapter, str(source)).state_dict())

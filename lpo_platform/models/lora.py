@@ -95,7 +95,7 @@ def write(factors: Factors, folder: Path, part: str = "unet") -> None:
     save_file(state, folder / FILES[0], metadata={"format": "pt"})
 
 
-def read(place: str, *, setting: str, part: str = "unet") -> Factors:
+def read_factors(place: str, *, setting: str, part: str = "unet") -> Factors:
     """From "<file, folder or hub id>[::<file or subfolder>]"; UserError, which names `setting`, where that fails."""
     state, settings = _read_file(place, setting)
     return parse(state, settings, setting=f"{setting}={place}", part=part)

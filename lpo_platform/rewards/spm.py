@@ -49,7 +49,7 @@ class SPM(PickScore):
         super().__init__(pickscore, processor, batch, dtype)
         condition(self.model)
         if weights is not None:
-            read(self.model, weights)
+            load_weights(self.model, weights)
 
     def forward(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> Tensor:
         """Grades finished pictures, t = 0."""
@@ -112,7 +112,7 @@ def embed(model: CLIPModel, pixels: Tensor, t: Tensor) -> Tensor:
     return model.visual_projection(vision.post_layernorm(x[:, 0]) * (1 + scale) + shift)
 
 
-def read(model: CLIPModel, weights: str) -> None:
+def load_weights(model: CLIPModel, weights: str) -> None:
     """Puts the weights of a file into a conditioned CLIP; UserError where it is none or lacks some of them."""
     path = Path(weights).expanduser()
     file = path if path.is_file() else next(_there(path), None)

@@ -94,7 +94,7 @@ def read_folder(setting: str, path: str | Path) -> tuple[dict[str, People], dict
     left_out = {SEVERAL: several} if several else {}
     for name, file in named.items():
         try:
-            of_file, broken = read(path / file, name)
+            of_file, broken = read_file(path / file, name)
         except (OSError, BadKeypoints) as error:
             reason = getattr(error, "strerror", None) or error
             left_out.setdefault(NO_FILE, []).append(f"{shown(file) or path.name}: {reason}")
@@ -116,7 +116,7 @@ def _name(file: str) -> str:
     return without_suffix(without_suffix(file, (".json",)).removesuffix("_keypoints"), PICTURES)
 
 
-def read(file: Path, name: str = "") -> tuple[dict[str, People], dict[str, list[str]]]:
+def read_file(file: Path, name: str = "") -> tuple[dict[str, People], dict[str, list[str]]]:
     """As read_folder of one file; name: that of its picture where the file is about one. Raises OSError, BadKeypoints.
 
     It is the form of OpenPose, of ComfyUI's pose nodes, of COCO's annotations or results, or our own.

@@ -36,7 +36,7 @@ def paint(labels: Tensor, name: str) -> Tensor:
     return table[labels[:, 0].long()].permute(0, 3, 1, 2).float() / 255
 
 
-def read(control: Tensor, name: str) -> Tensor:
+def read_labels(control: Tensor, name: str) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> (B, 1, H, W) float32 label numbers: the nearest colour, the first of equally near ones.
 
     A published picture has road and skyscraper in one grey, which reads as road, as its own evaluation does.

@@ -31,7 +31,7 @@ from lpo_platform.tasks.detector import (
 )
 from lpo_platform.tasks.keypoint_files import JOINTS, WHOLE, fitted, read_folder, whole
 from lpo_platform.tasks.oks import oks, reported_ap
-from lpo_platform.tasks.skeleton import draw, read
+from lpo_platform.tasks.skeleton import draw, read_person
 from lpo_platform.tasks.task import Task
 from lpo_platform.tasks.toy_detector import SECOND
 
@@ -287,8 +287,8 @@ class Pose(Task):
         return torch.stack(shares)
 
     def parse(self, control: Tensor) -> Tensor:
-        """One person for each picture; what can be read of a drawing says skeleton.read."""
-        return torch.stack([read(picture) for picture in control])
+        """One person for each picture; what can be read of a drawing says skeleton.read_person."""
+        return torch.stack([read_person(picture) for picture in control])
 
     def distance(self, maps: Tensor, target: Tensor) -> Tensor:
         """1 - OKS, the mean over the target's people; where it has none, 1 if the maps have somebody."""

@@ -27,7 +27,7 @@ from lpo_platform.tasks.detector import (
     identity_of,
     wants_toy,
 )
-from lpo_platform.tasks.palette import colours, paint, read
+from lpo_platform.tasks.palette import colours, paint, read_labels
 from lpo_platform.tasks.task import Task
 
 IGNORED = -100
@@ -131,7 +131,7 @@ class Segmentation(Task):
         return agree.flatten(1).sum(1) / labelled.flatten(1).sum(1)
 
     def parse(self, control: Tensor) -> Tensor:
-        return read(control, self.palette)
+        return read_labels(control, self.palette)
 
     def distance(self, maps: Tensor, target: Tensor) -> Tensor:
         """The share of the labelled pixels whose label differs."""

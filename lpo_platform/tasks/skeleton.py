@@ -108,7 +108,7 @@ def _ellipse(x: Tensor, y: Tensor, start: list[float], end: list[float], half_wi
     return (along / (length / 2)).square() + (across / half_width).square() <= 1
 
 
-def read(control: Tensor) -> Tensor:
+def read_person(control: Tensor) -> Tensor:
     """The person that draw() drew: (3, R, R) in [0, 1] -> (1, 17, 3), visibility 0 where no disc is left.
 
     A joint is where a disc holds all pixels of its own colours and most of those that could also be a limb's. Exact for

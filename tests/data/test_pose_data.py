@@ -20,7 +20,7 @@ from lpo_platform.data.prepared.poses import NOBODY, extract
 from lpo_platform.data.source import first
 from lpo_platform.data.truth import truth_of
 from lpo_platform.models.tiny.scenes import ToySplit
-from lpo_platform.tasks.keypoint_files import read
+from lpo_platform.tasks.keypoint_files import read_file
 from lpo_platform.tasks.oks import oks
 from lpo_platform.tasks.pose import Pose, small
 from lpo_platform.tasks.skeleton import draw
@@ -75,7 +75,7 @@ def test_keypoints_are_those_of_the_scenes_in_their_pixels(
 ) -> None:
     likeness = []
     for name, truth in photographs[1].items():
-        people = read(extracted / "keypoints" / f"{name}.json")[0][name.removesuffix(".png")]
+        people = read_file(extracted / "keypoints" / f"{name}.json")[0][name.removesuffix(".png")]
         assert people.size == (128, 96) and people.scores[0] > 0.3
         likeness.append(oks(torch.from_numpy(people.keypoints), truth[None].double()).max())
     assert np.mean(likeness) > 0.8, likeness
@@ -140,7 +140,7 @@ def test_a_published_detector_reads_pictures_of_any_size(tmp_path: Path) -> None
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     extract(str(tmp_path), tmp_path / "out", Pose("published", pretrained=False, joint_threshold=-9.0), CPU)
     for i, (width, height) in enumerate([(80, 60), (60, 100)]):
-        (found,) = read(tmp_path / "out" / "keypoints" / f"{i}.png.json")[0].values()
+        (found,) = read_file(tmp_path / "out" / "keypoints" / f"{i}.png.json")[0].values()
         assert found.size == (width, height) and found.keypoints.shape == (1, 17, 3)
 
 
@@ -179,7 +179,7 @@ def test_hands_and_faces_are_stored_drawn_and_read_as_labels(vitpose: str, tmp_p
     noise_pictures(tmp_path / "photographs")
     task = Pose("published", vitpose, None, joint_threshold=-9.0, whole_body=True, resolution=64)
     extract(str(tmp_path / "photographs"), tmp_path / "out", task, CPU)
-    (found,) = read(tmp_path / "out" / "keypoints" / "1.png.json")[0].values()
+    (found,) = read_file(tmp_path / "out" / "keypoints" / "1.png.json")[0].values()
     pixels = torch.from_numpy(np.array(Image.open(tmp_path / "photographs" / "1.png"))).permute(2, 0, 1)[None] / 255
     (person,) = task.find(pixels)[0].double().numpy()
     places = {"face": slice(23, 91), "hand_left": slice(91, 112), "hand_right": slice(112, 133)}

@@ -21,7 +21,7 @@ from lpo_platform.evaluation.keypoints import area_of, coco_ap, matched, measure
 from lpo_platform.evaluation.what import clip_lpips
 from lpo_platform.evaluation.what.clip_lpips import ClipScore, Lpips
 from lpo_platform.evaluation.what.oks import Oks
-from lpo_platform.tasks.keypoint_files import OF_OPENPOSE, People, people, read, read_folder, write
+from lpo_platform.tasks.keypoint_files import OF_OPENPOSE, People, people, read_file, read_folder, write
 from lpo_platform.tasks.oks import SIGMAS
 
 CPU = torch.device("cpu")
@@ -147,12 +147,12 @@ def test_openpose_files_are_read_in_coco_order(tmp_path: Path) -> None:
     person = {"pose_keypoints_2d": flat, "hand_left_keypoints_2d": [v for p in hand for v in p]}
     file = tmp_path / "walk_keypoints.json"
     file.write_text(json.dumps({"version": 1.3, "people": [person]}))
-    found = read(file)[0]["walk"]
+    found = read_file(file)[0]["walk"]
     assert found.keypoints[0, :5, :2].tolist() == [[20, 30], [125, 195], [118, 184], [139, 217], [132, 206]]
     assert found.scores.tolist() == [0.5] and found.parts["hand_left"][0].tolist() == hand
     missing = [*flat[:12], 0, 0, 0, *flat[15:30], -1, -1, 0.5, *flat[33:]]  # right wrist (4) and right ankle (10)
     file.write_text(json.dumps({"people": [{"pose_keypoints_2d": missing}]}))
-    assert [i for i in range(17) if read(file)[0]["walk"].keypoints[0, i, 2] == 0] == [10, 16]
+    assert [i for i in range(17) if read_file(file)[0]["walk"].keypoints[0, i, 2] == 0] == [10, 16]
 
 
 def test_body_25_agrees_with_body_18_on_the_same_person() -> None:

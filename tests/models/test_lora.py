@@ -166,7 +166,7 @@ WRITERS = [write_today, write_unet_only, write_alphas, write_published, write_ol
 def test_every_layout_in_circulation_is_read(write, folder: Path, tmp_path: Path) -> None:
     made = policy(folder)
     place = write(made, tmp_path)
-    read = lora.read(str(place), setting="model.lora")
+    read = lora.read_factors(str(place), setting="model.lora")
     expected = plain_state(made)
     assert 2 * len(read) == len(expected)
     for name, (down, up) in read.items():

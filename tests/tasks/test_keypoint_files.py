@@ -14,7 +14,16 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.keypoints import area_of, measure
 from lpo_platform.evaluation.what.oks import Oks as WhatOks
 from lpo_platform.rewards.oks import similarity
-from lpo_platform.tasks.keypoint_files import BROKEN, NO_FILE, SEVERAL, BadKeypoints, fitted, people, read, read_folder
+from lpo_platform.tasks.keypoint_files import (
+    BROKEN,
+    NO_FILE,
+    SEVERAL,
+    BadKeypoints,
+    fitted,
+    people,
+    read_file,
+    read_folder,
+)
 from lpo_platform.tasks.oks import SIGMAS, oks, shown_extent
 from lpo_platform.tasks.pose import Pose
 
@@ -44,8 +53,8 @@ def written(folder: Path, **contents: object) -> Path:
     "content", [comfy(), comfy(BODY), comfy()[0], {"people": [openpose()]}, "\ufeff" + json.dumps(comfy())]
 )
 def test_openpose_and_comfyui_give_the_same_people(tmp_path: Path, content: object) -> None:
-    found = read(written(tmp_path, x=content) / "x.json")[0]["x"]
-    wanted = read(written(tmp_path, y={"people": [openpose()]}) / "y.json")[0]["y"]
+    found = read_file(written(tmp_path, x=content) / "x.json")[0]["x"]
+    wanted = read_file(written(tmp_path, y={"people": [openpose()]}) / "y.json")[0]["y"]
     np.testing.assert_allclose(found.keypoints, wanted.keypoints, atol=1e-9)
 
 
@@ -53,7 +62,7 @@ def test_hands_of_one_person_stay_beside_a_person_without(tmp_path: Path) -> Non
     hand = np.stack([np.linspace(0.1, 0.2, 21)] * 2 + [np.ones(21)], 1)
     rows = [openpose(SHARES, hand_left_keypoints_2d=hand.flatten().tolist()), openpose(SHARES)]
     content = [{"people": rows, "canvas_width": WIDTH, "canvas_height": HEIGHT}]
-    parts = read(written(tmp_path, x=content) / "x.json")[0]["x"].parts
+    parts = read_file(written(tmp_path, x=content) / "x.json")[0]["x"].parts
     np.testing.assert_allclose(parts["hand_left"], np.stack([hand * [WIDTH, HEIGHT, 1], hand * 0]))
 
 
@@ -80,7 +89,7 @@ def test_hands_of_one_person_stay_beside_a_person_without(tmp_path: Path) -> Non
 def test_other_files_are_left_out_with_their_reason(tmp_path: Path, content: object, message: str) -> None:
     file = written(tmp_path, bad=content, good={"people": [openpose()]}) / "bad.json"
     with pytest.raises(BadKeypoints, match=message):
-        read(file)
+        read_file(file)
     found, left_out = read_folder("what.original", tmp_path)
     assert set(found) == {"good"} and list(left_out) == [NO_FILE] and left_out[NO_FILE][0].startswith("bad.json: ")
     (tmp_path / "good.json").unlink()
@@ -115,14 +124,14 @@ def test_names_are_paths_where_parts_of_them_are_equal(tmp_path: Path) -> None:
         "images": [{"id": number, "file_name": name} for number, name in names.items()],
         "annotations": [row | {"image_id": number} for number in names],
     }
-    found, left_out = read(written(tmp_path / "coco", all=coco) / "all.json")
+    found, left_out = read_file(written(tmp_path / "coco", all=coco) / "all.json")
     assert set(found) == {"train/0001", "val/0001", "scene.v1"} and left_out == {SEVERAL: ["1.jpg", "1.png"]}
 
 
 def test_one_broken_person_costs_the_picture_and_not_the_file(tmp_path: Path) -> None:
     row = {"keypoints": BODY[:17].flatten().tolist()}
     rows = [row | {"image_id": 1}, {"keypoints": [1, 2], "image_id": 1}, row | {"image_id": 2}]
-    found, left_out = read(written(tmp_path, results=rows) / "results.json")
+    found, left_out = read_file(written(tmp_path, results=rows) / "results.json")
     assert set(found) == {"2"} and [names for reason, names in left_out.items() if reason.startswith(BROKEN)] == [["1"]]
 
 

@@ -21,7 +21,7 @@ from lpo_platform.tasks.hed import Hed, HedNetwork
 from lpo_platform.tasks.lineart import Lineart, LineNetwork, wrapped
 from lpo_platform.tasks.ms_ssim import ms_ssim, weights_for
 from lpo_platform.tasks.oks import SIGMAS, oks, reported_ap, reported_oks
-from lpo_platform.tasks.palette import colours, paint, published, read
+from lpo_platform.tasks.palette import colours, paint, published, read_labels
 from lpo_platform.tasks.pose import Pose
 from lpo_platform.tasks.seg_ade20k import SegAde20k
 from lpo_platform.tasks.seg_coco import SegCoco
@@ -332,7 +332,7 @@ def test_palettes() -> None:
     assert ade[7].tolist() == ade[49].tolist() == [140, 140, 140]
     assert coco.shape == (133, 3) and coco.sum() == 52021
     gray = torch.full((1, 3, 1, 1), 140 / 255)
-    assert read(gray, "ade20k").item() == 7
+    assert read_labels(gray, "ade20k").item() == 7
 
 
 @pytest.mark.parametrize(("name", "classes"), [("ade20k", 150), ("coco", 133)])
@@ -340,7 +340,7 @@ def test_every_label_is_read_back_from_its_colour_even_after_eight_bits(name: st
     labels = torch.arange(classes + 1.0).view(1, 1, 1, -1)
     control = paint(labels, name)
     eight_bit = control.mul(255).round().to(torch.uint8).float() / 255
-    assert torch.equal(read(control, name), labels) and torch.equal(read(eight_bit, name), labels)
+    assert torch.equal(read_labels(control, name), labels) and torch.equal(read_labels(eight_bit, name), labels)
     table = published(name).long()
     table = table if len(table) == classes + 1 else torch.cat([torch.zeros(1, 3, dtype=torch.long), table])
     moved = (colours(name) != table).any(1).nonzero().flatten().tolist()
@@ -350,7 +350,7 @@ def test_every_label_is_read_back_from_its_colour_even_after_eight_bits(name: st
 def test_foreign_colours_are_read_as_the_nearest_row() -> None:
     control = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
     distances = (control[0].mul(255).permute(1, 2, 0)[:, :, None] - colours("coco")).square().sum(3)
-    assert torch.equal(read(control, "coco")[0, 0].long(), distances.argmin(2))
+    assert torch.equal(read_labels(control, "coco")[0, 0].long(), distances.argmin(2))
 
 
 def test_pooled_miou_is_that_of_one_confusion_matrix() -> None:

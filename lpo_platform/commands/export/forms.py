@@ -27,7 +27,7 @@ class Form:
         self.trained, self.adapter, self.denoiser = trained, adapter, adapter.folders["unet"]
         self.lora = "lora" in trained.parts
         if self.lora:
-            self.factors = lora.read(str(trained.parts["lora"]), setting="run", part=self.denoiser)
+            self.factors = lora.read_factors(str(trained.parts["lora"]), setting="run", part=self.denoiser)
             self.modules = {self.denoiser: lora.merged(adapter.unet, self.factors)}
         else:
             self.modules = {name: stock(folder) for name, folder in trained.parts.items()}

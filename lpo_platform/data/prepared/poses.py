@@ -30,7 +30,7 @@ from lpo_platform.tasks.keypoint_files import (
     BadKeypoints,
     parts_of,
     people,
-    read,
+    read_file,
     visible_inside,
     whole,
     write,
@@ -155,7 +155,7 @@ def drawn(found: Tensor, image: Image.Image) -> Tensor:
 
 def _line(picture: Picture, out: Path, findings: Findings) -> dict[str, object] | None:
     keypoints, skeleton = _places(out, picture)
-    (found,) = read(keypoints)[0].values()
+    (found,) = read_file(keypoints)[0].values()
     if not len(found.keypoints):
         findings.skip(NOBODY, picture.id)
         return None
