@@ -125,7 +125,7 @@ def test_optional_columns_may_be_absent(tmp_path: Path) -> None:
     for source in rows:
         del source["has_label"], source["num_example_per_prompt"]
     for name in SPLITS:
-        parquet(tmp_path, name, rows)
+        parquet_files(tmp_path, name, rows)
     data = open_pairs(tmp_path)
     assert len(data.test) == 3 and data.train[2].weight == 1.0
 
@@ -247,7 +247,7 @@ def test_the_score_file_filters_the_train_split_only(tmp_path: Path, options: di
 
 def test_what_was_filtered_is_reported_apart_from_what_is_unusable(tmp_path: Path) -> None:
     options = scored(tmp_path)
-    parquet(tmp_path / "d", "train", [row(i, **({"caption": None} if i == 1 else {})) for i in range(6)])
+    parquet_files(tmp_path / "d", "train", [row(i, **({"caption": None} if i == 1 else {})) for i in range(6)])
     data = open_pairs(**options)
     assert data.report()["filtered"] == 1 and counts(data) == {pairing.NO_CAPTION: 1}
 
@@ -276,7 +276,7 @@ def test_a_score_file_of_another_length_is_refused(tmp_path: Path) -> None:
 
 def test_scores_and_a_file_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     options = scored(tmp_path)
-    parquet(tmp_path / "d", "train", [row(i) for i in range(6)], files=2)
+    parquet_files(tmp_path / "d", "train", [row(i) for i in range(6)], files=2)
     (tmp_path / "d" / "data" / "train-00000-of-00001-0123456789abcdef.parquet").unlink()
     (tmp_path / "d" / "data" / "train-00001-of-00002-0123456789abcdef.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"data.scores is joined by position, and a file cannot be used .*train-00001"):
@@ -289,15 +289,15 @@ def test_scores_and_a_file_that_cannot_be_used_are_refused(tmp_path: Path) -> No
 def test_an_empty_result_says_what_where_and_what_works(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"split train: there are no files; what works: train-00000-of-00001.parquet"):
         open_pairs(tmp_path)
-    parquet(tmp_path, "train", [row(0)])
+    parquet_files(tmp_path, "train", [row(0)])
     with pytest.raises(UserError, match=r"split validation_unique: there are no files; .* or data.validation=null"):
         open_pairs(tmp_path)
-    parquet(tmp_path, "test_unique", [row(0, has_label=False), row(1, has_label=False)])
+    parquet_files(tmp_path, "test_unique", [row(0, has_label=False), row(1, has_label=False)])
     with pytest.raises(
         UserError, match=r"none of its 2 rows can be used .*2 row without a label .*test_unique-0000000"
     ):
         open_pairs(tmp_path, validation=None)
-    parquet(tmp_path, "test_unique", [row(0)])
+    parquet_files(tmp_path, "test_unique", [row(0)])
     data = open_pairs(tmp_path, validation=None)
     assert data.validation is None and len(data.test) == 1
     write_scores(tmp_path / "s.csv", Scores(np.ones(1, bool), -np.ones((1, 3))))
@@ -336,7 +336,7 @@ def test_a_hub_id_is_owner_and_name() -> None:
 def test_a_split_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, [row(0)])
     saved(tmp_path / "copy", "train", [row(0)])
-    parquet(tmp_path / "other", "test_unique", [row(0)])
+    parquet_files(tmp_path / "other", "test_unique", [row(0)])
     with pytest.raises(UserError, match=r"split test_unique is there twice: .* and .*/other/data/.*; what works: one"):
         open_pairs(tmp_path)
 
@@ -349,7 +349,7 @@ def test_a_column_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_names_of_splits_are_not_taken_for_each_other(tmp_path: Path) -> None:
     for name, number in (("train", 3), ("validation", 4), ("test", 5), ("validation_unique", 6), ("test_unique", 7)):
-        parquet(tmp_path / "p", name, [row(i) for i in range(number)])
+        parquet_files(tmp_path / "p", name, [row(i) for i in range(number)])
         saved(tmp_path / "s", name, [row(i) for i in range(number)])
     (tmp_path / "s" / "train" / "cache-0123.arrow").write_bytes(b"left by datasets")
     for folder in (tmp_path / "p", tmp_path / "s"):
@@ -374,7 +374,7 @@ def test_the_fingerprint_depends_on_what_determines_the_items(tmp_path: Path) ->
     variants.add(open_pairs(options["path"]).train.fingerprint)
     rows = [row(i) for i in range(6)]
     rows[5]["jpg_1"] = encoded(999)
-    parquet(tmp_path / "d", "train", rows)
+    parquet_files(tmp_path / "d", "train", rows)
     variants.add(open_pairs(**options).train.fingerprint)
     assert len(variants) == 8
 

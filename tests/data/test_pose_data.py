@@ -16,7 +16,7 @@ from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.captioned import Captioned
 from lpo_platform.data.prepared import poses
-from lpo_platform.data.prepared.poses import NOBODY, extract
+from lpo_platform.data.prepared.poses import ELSEWHERE, NOBODY, SEVERAL, extract
 from lpo_platform.data.source import first
 from lpo_platform.data.truth import truth_of
 from lpo_platform.models.tiny.scenes import ToySplit
@@ -267,3 +267,41 @@ def test_what_openpose_has_found_is_drawn(tmp_path: Path) -> None:
         task.detect(torch.zeros(1, 3, 8, 8))
     body = Pose("openpose", str(files)).detector
     assert body.of("0").shape == (1, 17, 3) and len(body.of("1")) == 0
+
+
+def test_keypoints_of_others_are_those_of_their_picture_or_named(tmp_path: Path) -> None:
+    """In pictures with equal names, of another size, of other proportions, and for what lies outside the picture."""
+    photographs, files = tmp_path / "photographs", tmp_path / "keypoints"
+    body = np.stack([np.linspace(5, 75, 18), np.linspace(5, 55, 18), np.full(18, 0.9)], 1)
+
+    def picture(name: str, seed: int) -> None:
+        (photographs / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photographs / name)
+
+    def keypoints(name: str, joints: np.ndarray, *canvas: int) -> None:
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        content = {"people": [{"pose_keypoints_2d": joints.flatten().tolist()}]}
+        content |= dict(zip(("canvas_width", "canvas_height"), canvas, strict=False))
+        (files / f"{name}.json").write_text(json.dumps([content] if canvas else content))
+
+    names = "train/1.png val/1.png a/2.png b/2.png c/3.png 4.png 5.png 6.png 7.png 7.jpg"
+    for seed, name in enumerate(names.split()):
+        picture(name, seed)
+    keypoints("train/1_keypoints", body)
+    keypoints("val/1_keypoints", body * [0.5, 0.5, 1])
+    keypoints("2_keypoints", body)
+    keypoints("3", body / [80, 60, 1], 800, 600)
+    keypoints("4", body * [2, 2, 1], 160, 120)
+    keypoints("5", body, 60, 80)
+    keypoints("6", body + np.array([100, 0, 0]))
+    keypoints("7", body)
+    found = extract(str(photographs), tmp_path / "out", Pose("openpose", str(files)), CPU)
+    files = sorted((tmp_path / "out").glob("*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    noses = {Path(line["image"]).relative_to("../photographs").as_posix(): line["pose"][0][0] for line in lines}
+    wanted = {"train/1.png": 1.0, "val/1.png": 0.5, "c/3.png": 1.0, "4.png": 1.0}
+    assert noses == {name: pytest.approx([5 * scale, 5 * scale, 0.9]) for name, scale in wanted.items()}
+    skipped = {reason: row["examples"] for reason, row in found.report()["skipped"].items()}
+    assert skipped.pop(SEVERAL) == ["7.jpg", "7.png", "a/2.png"] and skipped.pop(ELSEWHERE) == ["6.png"]
+    assert skipped == {"of a picture of 60x80 pixels, not 80x60": ["5.png"]}
