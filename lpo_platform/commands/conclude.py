@@ -97,7 +97,7 @@ def conclude(
     deviations = []
     if (protocol := getattr(evaluator, "protocol", None)) is not None:
         deviations = protocol.deviations(
-            plain(job.cfg.metrics), items=len(samples), model=job.cfg.model.name,
+            plain(job.cfg), items=len(samples), toy=getattr(job.task, "toy", False),
             task=get_class(job.cfg.task._target_).name if job.cfg.get("task") else None,
             precision=job.hardware.chosen_precision,
         )  # fmt: skip

@@ -66,6 +66,11 @@ def bootstrap_p(values: ArrayLike, count: int) -> float:
     return float(min(1.0, 2 * tail))
 
 
+def enough(resamples: int, count: int) -> int:
+    """How many resamples `count` items need at least, so that p < .05 is in reach of widened percentiles."""
+    return max(resamples, 1_000) if count < 20 else resamples
+
+
 def swaps(count: int, *, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """(r, B) blocks of random signs, `resamples` rows in all: -1 where the sides of an item are exchanged."""
     generator = np.random.default_rng(seed)

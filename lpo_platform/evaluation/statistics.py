@@ -19,6 +19,7 @@ from lpo_platform.evaluation.significance import (
     blocks,
     bootstrap_interval,
     bootstrap_p,
+    enough,
     holm,
     reconciled,
     swap_p,
@@ -256,7 +257,7 @@ def compare_sets(
     The interval resamples the items, the same ones on both sides, and is moved as in statistic_interval; the p-value
     swaps the sides of items at random.
     """
-    everyone = np.arange(count)
+    everyone, resamples = np.arange(count), enough(resamples, count)
     before, after = statistic(everyone), statistic(everyone + count)
     options = {"higher_is_better": higher_is_better, "items": count}
     wrong = _not_finite(before, after)
@@ -295,6 +296,7 @@ def compare_pooled(
     wrong = _not_finite(before, after) or _not_finite(first, second)
     if wrong or count < MIN_ITEMS:
         return entry(first, second, (math.nan, math.nan), **options, not_finite=wrong)
+    resamples = enough(resamples, count)
     flat = [x.reshape(count, -1) for x in (before, after)]
 
     def change(shares: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from lpo_platform.evaluation.keypoints import Area
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfSets, pictures_of
 from lpo_platform.evaluation.measures.people import people_of, shows_poses
+from lpo_platform.evaluation.significance import enough
 from lpo_platform.evaluation.statistics import compare_sets
 from lpo_platform.tasks.keypoint_files import JOINTS
 
@@ -47,7 +48,7 @@ class CocoAp(OfSets):
         if FEATURES not in before:
             return {}
         count = len(before[FEATURES]) // self.images_per_item
-        with tqdm(total=4 * self.resamples, desc="COCO AP, intervals", delay=WAIT, leave=False) as bar:
+        with tqdm(total=4 * enough(self.resamples, count), desc="COCO AP, intervals", delay=WAIT, leave=False) as bar:
             of = self._of(torch.cat([before[FEATURES], after[FEATURES]]), bar)
             return {
                 metric: compare_sets(

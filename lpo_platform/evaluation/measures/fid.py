@@ -14,6 +14,7 @@ from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfSets, pictures_of
 from lpo_platform.evaluation.measures.inception import Inception
 from lpo_platform.evaluation.measures.reference import Moments, moments_of
+from lpo_platform.evaluation.significance import enough
 from lpo_platform.evaluation.statistics import Frechet, compare_sets, moments
 from lpo_platform.hardware.distributed import lead
 
@@ -58,17 +59,17 @@ class Fid(OfSets):
     ) -> dict[str, dict[str, Any]]:
         known = self._stored(torch.device("cpu")) if self.reference else moments(real[FEATURES].numpy())
         distance = Frechet(*known)
-        bar = tqdm(total=4 * self.resamples, desc="FID, interval", delay=WAIT, leave=False)
 
         rows = distance.along(torch.cat([before[FEATURES], after[FEATURES]]).numpy())
         pictures = pictures_of(len(rows), self.images_per_item)
+        count = pictures.shape[1] // 2
+        bar = tqdm(total=4 * enough(self.resamples, count), desc="FID, interval", delay=WAIT, leave=False)
 
         def measured(items: NDArray[np.int64]) -> float:
             bar.update()
             groups = pictures[:, items] if self.per_picture else pictures[:, items].reshape(1, -1)
             return float(np.mean([distance(rows[group]) for group in groups]))
 
-        count = pictures.shape[1] // 2
         with bar:
             return {NAME: compare_sets(measured, count, higher_is_better=False, resamples=self.resamples)}
 
