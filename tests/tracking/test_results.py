@@ -16,7 +16,7 @@ from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
 from lpo_platform.runs import files, record, sweep
 from lpo_platform.tracking.tables import finished_runs, planned_runs
-from lpo_platform.tracking.tables.table import Code, Table, html, latex, markdown
+from lpo_platform.tracking.tables.table import FORMATS, Code, Table, html, latex, markdown
 
 REPO = Path(__file__).resolve().parents[2]
 LIST = planned_runs.read(REPO / "launchers" / "readme_table.yaml")
@@ -77,6 +77,25 @@ def test_ours_stand_beside_the_papers_figures_in_the_papers_unit(tmp_path: Path)
     assert lines["cpo, tiny, on toy"][4] == "44.0 (+4.0 [+3.0, +5.0])"
     assert lines["cpo, tiny, on toy"][-1] == "lpo-train method=cpo task=canny seed=0 logger=none"
     assert all(row[-1] == finished_runs.PAPER for row in quality.rows) and "None of the given runs" in quality.notes[-1]
+
+
+def test_departures_stand_in_the_tables_beside_the_papers(tmp_path: Path) -> None:
+    """Once for seeds that share them, and of a run without a protocol that it has none."""
+    lines = ["task.uint8_wrap=False instead of True", "data Toy instead of limingcv/MultiGen-20M_canny_eval"]
+    for seed in (0, 1):
+        folder = canny(tmp_path / str(seed), seed, 0.44)
+        OmegaConf.save({"metrics": {"protocol": {"name": "cpo"}}}, folder / "resolved.yaml")
+        record.write_json(folder / "result.json", files.read_json(folder / "result.json") | {"deviations": lines})
+    found, _ = finished_runs.read([tmp_path / "0", tmp_path / "1"])
+    note = f"Not as in the protocol, cpo, tiny, canny: {lines[0]}; {lines[1]}."
+    for table in (finished_runs.beside_paper(found, "cpo")[0], finished_runs.summary(found)):
+        assert table.notes.count(note) == 1
+        for form in FORMATS.values():
+            assert "instead of True" in form(table)
+    assert note not in finished_runs.beside_paper(found, "cpo")[1].notes  # nothing of them stands there
+    own, _ = finished_runs.read([canny(tmp_path / "own", 0, 0.44)])
+    assert "measured with settings of our own" in finished_runs.beside_paper(own, "cpo")[0].notes[-1]
+    assert len(finished_runs.summary(own).notes) == 1
 
 
 def test_a_paper_column_takes_the_runs_of_its_task_and_data(tmp_path: Path) -> None:

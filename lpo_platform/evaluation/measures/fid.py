@@ -59,7 +59,6 @@ class Fid(OfSets):
     ) -> dict[str, dict[str, Any]]:
         known = self._stored(torch.device("cpu")) if self.reference else moments(real[FEATURES].numpy())
         distance = Frechet(*known)
-
         rows = distance.along(torch.cat([before[FEATURES], after[FEATURES]]).numpy())
         pictures = pictures_of(len(rows), self.images_per_item)
         count = pictures.shape[1] // 2

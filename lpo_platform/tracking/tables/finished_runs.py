@@ -15,7 +15,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.config.paths import run_folder
 from lpo_platform.evaluation.statistics import change, decimals, number, verdict
 from lpo_platform.runs import seeds, sweep
-from lpo_platform.tracking.report.page.run import Run
+from lpo_platform.tracking.report.page.run import Run, mapping
 from lpo_platform.tracking.tables.table import Code, Table
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -26,7 +26,7 @@ APART = ("method", "model", "task", "seed", "sweep")
 @dataclass(frozen=True)
 class Outcome:
     """A finished run. label: its method, its model and what else was set, its task and seed apart; main: the metric
-    that it was for."""
+    that it was for; deviations: how it departs from its protocol, None where it was measured by nobody's."""
 
     label: str
     model: str
@@ -37,6 +37,7 @@ class Outcome:
     main: str
     primary: str
     overrides: list[str]
+    deviations: list[str] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Outcome | None:
@@ -49,7 +50,9 @@ class Outcome:
         own = [w for w in words if w.partition("=")[0] not in APART and sweep.key(w) not in sweep.FREE]
         label = ", ".join(word for word in (method, model, " ".join(own)) if word not in ("none", ""))
         seed = run.result.get("seed")
-        return cls(label, model, task, data, seed, run.metrics, run.main, run.config_name, words)
+        protocol = mapping(mapping(run.config.get("metrics")).get("protocol"))
+        deviations = list(run.result.get("deviations", ())) if protocol else None
+        return cls(label, model, task, data, seed, run.metrics, run.main, run.config_name, words, deviations)
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
@@ -110,6 +113,7 @@ def summary(outcomes: Sequence[Outcome], metrics: Sequence[str] = ()) -> Table:
     heads = ["setting", "metric", "seeds", "before", "after", "difference [95 % interval]", "", "command"]
     kinds = [kind for kind in dict.fromkeys(intervals) if kind]
     notes = [f"Means over the seeds. Interval: {'; '.join(kinds)}."] if kinds else []
+    notes += departures([outcome for outcome in outcomes if outcome.deviations])
     return Table("Results", heads, rows, notes)
 
 
@@ -123,7 +127,7 @@ def published() -> dict[str, list[dict[str, Any]]]:
 
 
 def _beside(outcomes: Sequence[Outcome], table: Mapping[str, Any]) -> Table:
-    rows = [[name, *figures, PAPER] for name, figures in table["rows"].items()]
+    rows, shown = [[name, *figures, PAPER] for name, figures in table["rows"].items()], []
     for group in _groups(outcomes, lambda o: o.label):
         cells = [_cells(group, column) for column in table["columns"].values()]
         if any(trained != "-" for _, trained in cells):
@@ -132,13 +136,28 @@ def _beside(outcomes: Sequence[Outcome], table: Mapping[str, Any]) -> Table:
             if any(cell != "-" for cell in base):
                 rows.append([f"before: {group[0].label}, {on}", *base, "ours, the base of the next line"])
             rows.append([f"{group[0].label}, {on}", *trained, command(group)])
+            shown += group
     notes = [f"{table['source']}: {PAPER}. {table['note']}"]
     if len(rows) == len(table["rows"]):
         notes.append("None of the given runs measured any of this.")
     else:
         notes.append("Ours: mean over the seeds, in brackets the difference to the base and its 95 % interval. "
                      "They compare with the paper's only where model, data and protocol are the paper's.")  # fmt: skip
+        notes += departures(shown)
     return Table(table["title"], ["method", *table["columns"], "source"], rows, notes)
+
+
+def departures(outcomes: Sequence[Outcome]) -> list[str]:
+    """A note for each setting and task that says in what it was not measured as a paper did."""
+    notes = []
+    for group in _groups(outcomes, lambda o: (o.label, o.task)):
+        name = ", ".join(word for word in (group[0].label, group[0].task) if word != "none")
+        lines = list(dict.fromkeys(line for outcome in group for line in outcome.deviations or ()))
+        if any(outcome.deviations is None for outcome in group):
+            lines.insert(0, "measured with settings of our own, without metrics=<the protocol of a paper>")
+        if lines:
+            notes.append(f"Not as in the protocol, {name}: {'; '.join(lines)}.")
+    return notes
 
 
 def _cells(group: Sequence[Outcome], column: Mapping[str, Any]) -> tuple[str, str]:
