@@ -123,8 +123,11 @@ class DDIM:
         return self._times[num_steps]
 
     def previous(self, t: Tensor, num_steps: int, *, eta: float) -> Tensor:
-        """Where a step from t leads, (B,). A deterministic chain ends below 0, at the schedule's final abar; one that
-        draws noise ends at 0, because abar = 1 would leave its last step without a density (as released with LPO)."""
+        """The timestep that a step from t leads to, (B,).
+
+        A deterministic chain ends below 0, at the schedule's final abar. A chain with noise ends at 0, because abar = 1
+        would leave its last step without a density (as in Kwai-Kolors/LPO and kvablack/ddpo-pytorch).
+        """
         before = t - self.num_train_steps // num_steps
         return before.clamp_min(0) if eta > 0 else before
 
@@ -134,7 +137,7 @@ class DDIM:
         return (abar.sqrt() * x0 + (1 - abar).sqrt() * noise).float()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model is trained to output: the noise, x0, or v = sqrt(abar) e - sqrt(1 - abar) x0."""
+        """What the model is trained to predict: the noise, x0, or v = sqrt(abar) e - sqrt(1 - abar) x0."""
         if self.prediction == "epsilon":
             return noise.to(self.half or torch.float32).float()
         if self.prediction == "sample":
@@ -152,13 +155,13 @@ class DDIM:
         return abar.sqrt() * x - (1 - abar).sqrt() * output, abar.sqrt() * output + (1 - abar).sqrt() * x
 
     def sigma(self, t: Tensor, previous: Tensor, eta: float) -> Tensor:
-        """Standard deviation of the step t -> previous (Eq. 16), (B, 1, 1, 1); eta = 1 is ancestral sampling."""
+        """Standard deviation of a step (arXiv:2010.02502, eq. 16), (B, 1, 1, 1). eta = 1 is ancestral sampling."""
         abar, abar_previous = self._abar(t), self._abar(previous)
         variance = (1 - abar_previous) / (1 - abar) * (1 - abar / abar_previous)
         return eta * variance.clamp_min(0).sqrt()
 
     def step(self, output: Tensor, t: Tensor, previous: Tensor, x: Tensor, *, eta: float) -> Gaussian:
-        """p(x_previous | x_t) for the model output at (x, t) (Eq. 12); `previous` < 0 is the end of the chain."""
+        """p(x_previous | x_t) for the output at (x, t) (arXiv:2010.02502, eq. 12). `previous` < 0 ends the chain."""
         x0, noise = self.clean(output, t, x)
         x0 = x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
         abar_previous, std = self._abar(previous), self.sigma(t, previous, eta)

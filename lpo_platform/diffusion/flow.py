@@ -13,9 +13,10 @@ OTHER_SCHEDULES = ("shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_
 
 
 class Flow:
-    """The process x_t = (1 - s) x_0 + s e with s = t / 1000; the model predicts its velocity e - x_0.
+    """The process x_t = (1 - s) x_0 + s e with s = t / 1000. The model predicts the velocity e - x_0.
 
-    shift: bends the sampling times s -> shift s / (1 + (shift - 1) s); above 1, more of them have much noise.
+    Args:
+        shift: moves the sampling times, s -> shift s / (1 + (shift - 1) s). Above 1, more of them have much noise.
     """
 
     num_train_steps = 1000
@@ -44,7 +45,7 @@ class Flow:
         return self
 
     def training_times(self, positions: Sequence[keyed.Key], *, seed: int, stream: str) -> Tensor:
-        """Logit-normal times (arXiv:2403.03206), unshifted as in diffusers' FLUX trainers; (B,) in (0, 1000)."""
+        """Logit-normal times (arXiv:2403.03206), not shifted, as in diffusers' FLUX trainers: (B,) in (0, 1000)."""
         return self.num_train_steps * keyed.normal(positions, (), seed=seed, stream=stream).sigmoid()
 
     def times(self, num_steps: int) -> Tensor:
@@ -54,7 +55,7 @@ class Flow:
         return self._time(torch.arange(num_steps, 0, -1, device=self.device), num_steps)
 
     def previous(self, t: Tensor, num_steps: int, *, eta: float) -> Tensor:
-        """Where a step from t leads, (B,): the next of the sampling times, 0 after the last."""
+        """The time that a step from t leads to, (B,): the next of the sampling times, 0 after the last."""
         s = t.double() / self.num_train_steps
         place = num_steps * s / (s + self.shift * (1 - s))
         return self._time(place.round() - 1, num_steps)
@@ -65,7 +66,7 @@ class Flow:
         return (1 - s) * x0.float() + s * noise.float()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model is trained to output: the velocity."""
+        """What the model is trained to predict: the velocity."""
         return noise.float() - x0.float()
 
     def clean(self, output: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,10 +80,10 @@ class Flow:
         return eta * (s / (1 - self._bounded(s, ahead)) * (s - ahead)).sqrt()
 
     def step(self, output: Tensor, t: Tensor, previous: Tensor, x: Tensor, *, eta: float) -> Gaussian:
-        """p(x_previous | x_t) for the model output at (x, t): with eta = 0 Euler's step, else Flow-GRPO's.
+        """p(x_previous | x_t) for the output at (x, t): Euler's step for eta = 0, else that of Flow-GRPO.
 
-        Its SDE (arXiv:2505.05470, eq. 9, eta is its a) adds noise of eta sqrt(s / (1 - s)) per unit of time and takes
-        as much away along the score -e_hat / s, so that x_t is distributed at every t as without it.
+        The SDE of Flow-GRPO (arXiv:2505.05470, eq. 9, whose a is eta) adds noise of eta sqrt(s / (1 - s)) per unit of
+        time and removes as much along the score -e_hat / s, so that the distribution of x_t is the same at every t.
         """
         s, ahead = self._share(t), self._share(previous)
         pull = 0.5 * eta**2 / (1 - self._bounded(s, ahead))
@@ -90,11 +91,11 @@ class Flow:
         return Gaussian(mean, self.sigma(t, previous, eta))
 
     def _bounded(self, s: Tensor, ahead: Tensor) -> Tensor:
-        """s where it divides by 1 - s: in the first step, at s = 1, the next one, as Flow-GRPO's code has it."""
+        """s in divisions by 1 - s. At s = 1, the first step, it is the next s, as in yifan123/flow_grpo."""
         return torch.where(s < 1, s, ahead)
 
     def _time(self, place: Tensor, num_steps: int) -> Tensor:
-        """The sampling time at this place, 0 to num_steps; in float64, so that the last place is exactly 1000."""
+        """The sampling time at this place, 0 to num_steps. float64 makes the last one exactly 1000."""
         u = place.double() / num_steps
         return (self.num_train_steps * self.shift * u / (1 + (self.shift - 1) * u)).float()
 

@@ -9,23 +9,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gaussian:
-    """An isotropic Gaussian over latents, always float32.
+    """An isotropic Gaussian over latents, in float32.
 
-    mean: (B, C, H, W); std: (B, 1, 1, 1), 0 where the step is deterministic.
+    Attributes:
+        mean: (B, C, H, W).
+        std: (B, 1, 1, 1). It is 0 where the step is deterministic.
     """
 
     mean: Tensor
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The point that standard normal `noise` (..., B, C, H, W) leads to; leading axes are further samples."""
+        """mean + std * noise for standard normal `noise` (..., B, C, H, W). Leading axes are further samples."""
         return self.mean + self.std * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; mean, std), the MEAN over C, H, W as in DDPO's code; (B,).
+        """log N(x; mean, std), the MEAN over C, H, W as in kvablack/ddpo-pytorch: (B,).
 
-        Raises ValueError on a deterministic step, whose density does not exist (RuntimeError on a GPU, where
-        looking at the value would stall the queue).
+        Raises ValueError on a deterministic step, which has no density. On a GPU it is a RuntimeError, because reading
+        the value would stall the queue.
         """
         positive = (self.std > 0).all()
         if self.std.device.type == "cpu" and not positive:

@@ -1,8 +1,8 @@
-"""Random numbers keyed by what they are for, not by when or where they are drawn.
+"""Random numbers that are keyed by their purpose, and not by when or where they are drawn.
 
-A draw is a function of (seed, stream, position): position numbers the samples of a run from its first to its last.
-So a resumed run, another batch size and another number of processes see the same noise, and no generator state is
-ever saved.
+A draw is a function of (seed, stream, position). The position numbers the samples of a run from the first to the last.
+A resumed run, another batch size and another number of processes therefore see the same noise, and no state of a
+generator is saved.
 """
 
 import hashlib

@@ -11,9 +11,9 @@ from lpo_platform.diffusion.gaussian import Gaussian
 
 
 class Process(Protocol):
-    """Times are numbers t that grow with the noise: whole ones in [0, 1000) for DDIM, fractions in (0, 1000] for Flow.
+    """The contract of DDIM and Flow. A time t grows with the noise: integers in [0, 1000) for DDIM, reals for Flow.
 
-    x0, noise, x, output: (B, C, H, W); t, previous: (B,). Everything is computed in float32.
+    x0, noise, x and output are (B, C, H, W); t and previous are (B,). Everything is computed in float32.
     """
 
     num_train_steps: int

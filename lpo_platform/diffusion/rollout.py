@@ -16,9 +16,15 @@ ChoiceOf = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a trajectory: x_t (B, C, H, W) at t (B,), the Gaussian it led to and the point drawn from it.
+    """One step of a trajectory.
 
-    candidates: (K, B, C, H, W), all points drawn, where there are several; `following` is one of them.
+    Attributes:
+        index: of the step, from 0.
+        t: (B,).
+        x: (B, C, H, W), x_t.
+        gaussian: of the step.
+        following: (B, C, H, W), the point with which the trajectory goes on.
+        candidates: (K, B, C, H, W), all points that were drawn, `following` among them; None if there is one only.
     """
 
     index: int
@@ -40,12 +46,20 @@ def rollout(
     choice: ChoiceOf | None = None,
     noisy: range | None = None,
 ) -> Iterator[Step]:
-    """Yields the steps of one trajectory from x_T; the last `following` is the clean latent.
+    """Yields the steps of one trajectory per row of x. The last `following` is the clean latent.
 
-    predict(x, t) is the model's output with guidance and condition already inside. noise(i) gives step i's standard
-    normal noise (B, C, H, W); ValueError when eta > 0 comes without it. With choice, noise(i) is (K, B, C, H, W) and
-    choice(i) (B,) says with which of the K points each trajectory goes on. noisy: the steps that draw noise, None for
-    all; the others are deterministic.
+    Args:
+        predict: (x, t) -> the output of the model, with guidance and condition.
+        process: of the model.
+        x: (B, C, H, W), x_T.
+        num_steps: of the sampler.
+        eta: noise of the sampler; 0 is deterministic.
+        noise: step number -> standard normal noise, (B, C, H, W), or with `choice` (K, B, C, H, W).
+        choice: step number -> (B,), with which of K candidates each trajectory goes on.
+        noisy: numbers of the steps that draw noise; None for all. The others are deterministic.
+
+    Raises:
+        ValueError: eta is above 0 and there is no `noise`.
     """
     if eta > 0 and noise is None:
         raise ValueError(f"eta={eta} draws noise at every step: pass noise=")

@@ -11,9 +11,11 @@ from lpo_platform.diffusion.process import Process
 
 @dataclass(frozen=True)
 class Condition:
-    """What the model is conditioned on: text (B, L, D) and, with a control branch, an image (B, 3, H, W) in [0, 1].
+    """What a picture is drawn from.
 
-    The text of SDXL and FLUX is packed: its last row is the pooled vector (models/stable_diffusion_xl.py).
+    Attributes:
+        text: (B, L, D). In SDXL and FLUX the last row is the pooled vector (models/stable_diffusion_xl.py).
+        control: (B, 3, H, W) in [0, 1], the control image; None without a control branch.
     """
 
     text: Tensor
@@ -21,7 +23,7 @@ class Condition:
 
 
 class Adapter(Protocol):
-    """One per architecture. It owns the frozen parts, so that they never reach a state_dict, DDP or EMA."""
+    """A model of one architecture. It owns the frozen parts, so that state_dict, DDP and EMA never see them."""
 
     denoiser: ClassVar[str]  # unet or transformer, for what works with one of them only
     name: str

@@ -1,4 +1,4 @@
-"""The control branches a policy can start from."""
+"""The control branches that a policy can start from."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +15,13 @@ from lpo_platform.models.weights import digest, whole
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A stock ControlNet. weights: auto (the model's own for the task), unet (a new one), a folder or hub id."""
+    """A stock ControlNet of diffusers.
+
+    Args:
+        weights: `auto` takes the model's own for the task, `unet` starts a new one from the denoiser; else a folder or
+            hub id, with ::<subfolder> if needed.
+        subfolder: of the weights; null for none.
+    """
 
     weights: str = "auto"
     subfolder: str | None = None
@@ -35,11 +41,16 @@ class ControlNet:
 
 @dataclass(frozen=True)
 class ControlNetDino(ControlNet):
-    """weights, subfolder: of a ControlNet with DINO, taken whole, or of a plain one, to which a DINOv2 is added.
+    """A ControlNet that also reads its condition through DINOv2 (arXiv:2511.04753).
 
-    dino: that DINOv2, a folder, a hub id or one of SIZES (Meta's weights); auto is small, under a tiny model tiny, of
-    which there are random weights only. pretrained: false draws the size that `dino` names at random. dino_nearest:
-    resize the condition by nearest whatever the task, as the authors' CPO scripts do (methods/README.md).
+    Args:
+        weights, subfolder: of a ControlNet with DINO, which is taken whole, or of a plain one, to which a DINOv2 is
+            added.
+        dino: the DINOv2 that is added: a folder, a hub id, or one of SIZES, which names Meta's weights. `auto` is
+            small, and for a tiny model tiny, which has random weights only. Published: small.
+        pretrained: false draws the weights of that size at random.
+        dino_nearest: resizes every condition by nearest, as the authors' CPO scripts do (methods/README.md). By default
+            canny and segmentation are resized by nearest and the others bicubically.
     """
 
     denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # DINO is added to a UNet's ControlNet
@@ -59,7 +70,7 @@ class ControlNetDino(ControlNet):
         return control.to(memory_format=torch.channels_last)
 
     def _dino(self, adapter: Adapter) -> tuple[str, Dinov2Model | None]:
-        """Size and weights of the DINOv2 that is added, None for random ones."""
+        """The size and the weights of the DINOv2 that is added; None for random weights."""
         auto = "tiny" if adapter.toy else "small"
         name = auto if self.dino == "auto" else self.dino
         if name == "tiny" or (name in SIZES and not self.pretrained):
@@ -75,5 +86,5 @@ class ControlNetDino(ControlNet):
         return size, dino
 
     def digest(self, adapter: Adapter, task: str) -> str:
-        """Without the DINOv2 that is added: behind its zero layer it changes nothing yet."""
+        """The same without the DINOv2 that is added: its last layer is 0, so it has no effect yet."""
         return f"{super().digest(adapter, task)}::{self.dino_nearest}"

@@ -1,4 +1,4 @@
-"""A ControlNet that also looks at its condition through DINOv2 (ZonglinL/CPO, controlnets/controlnet.py)."""
+"""A ControlNet that also reads its condition through DINOv2 (ZonglinL/CPO, controlnets/controlnet.py)."""
 
 from collections.abc import Iterable, Mapping
 from inspect import signature
@@ -58,7 +58,7 @@ def spelled(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor
 
 
 def resize_of(task: str) -> str:
-    """How the conditions of a task are resized: nearest keeps binary edges and palette colours."""
+    """How the conditions of a task are resized. `nearest` keeps binary edges and the colours of a palette."""
     return "nearest" if task in NEAREST else "bicubic"
 
 
@@ -67,14 +67,14 @@ def config_of(size: str) -> Dinov2Config:
 
 
 def size_of(config: Dinov2Config) -> str | None:
-    """The name of a DINOv2's architecture, None for one that has none."""
+    """The name of a DINOv2's architecture; None for an architecture without a name."""
     parts = ("model_type", "patch_size", "image_size", *SIZES["giant"])
     same = lambda other: all(getattr(config, part, None) == getattr(other, part) for part in parts)  # noqa: E731
     return next((size for size in SIZES if same(config_of(size))), None)
 
 
 class Dino(nn.Module):
-    """DINOv2, and a linear layer that starts at zero."""
+    """DINOv2 and a linear layer that starts at 0, so that the branch has no effect at first."""
 
     def __init__(self, size: str, channels: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Dino(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, images: Tensor, features: Tensor, resize: str) -> Tensor:
-        """features (B, C, h, w), and what it says of images (B, 3, H, W) in [0, 1], resized to a patch for each."""
+        """Adds to features (B, C, h, w) those of images (B, 3, H, W) in [0, 1], resized to one patch per feature."""
         size = [self.model.config.patch_size * side for side in features.shape[-2:]]
         images = interpolate(images, size, mode=resize, align_corners=True if resize == "bicubic" else None)
         tokens = self.model(2 * images - 1).last_hidden_state[:, 1:]
@@ -92,11 +92,15 @@ class Dino(nn.Module):
 
 
 class ControlNetDinoModel(ControlNetModel):
-    """adapter_size: of SIZES. resize: nearest or bicubic; None where a checkpoint does not say, as the authors' do not,
-    and then nearest, as in their code.
+    """diffusers' ControlNetModel with a DINO branch.
 
-    The stock forward adds what controlnet_cond_embedding returns after conv_in, and so does ours what `dino` says:
-    stock pipelines, and whoever computes the features of a condition once, call that embedding and need know nothing.
+    The stock forward adds the output of controlnet_cond_embedding after conv_in. The output of DINO is added inside
+    that embedding, so that stock pipelines, and code that computes the features of a condition once, work unchanged.
+
+    Args:
+        adapter_size: one of SIZES.
+        resize: `nearest` or `bicubic`. None is that of a checkpoint which does not say, as the authors' do not; it is
+            then nearest, as in their code.
     """
 
     def __init__(self, adapter_size: str = "small", resize: str | None = None, **plain: Any) -> None:
@@ -110,7 +114,7 @@ class ControlNetDinoModel(ControlNetModel):
     def from_controlnet(
         cls, control: ControlNetModel, dino: Dinov2Model | None = None, *, adapter_size: str
     ) -> "ControlNetDinoModel":
-        """Starts as the plain ControlNet, bit for bit; without `dino` its DINOv2 is random, the same each time."""
+        """Starts as the plain ControlNet, bit for bit. Without `dino` the DINOv2 is random, and the same each time."""
         plain = {key: control.config[key] for key in signature(ControlNetModel.__init__).parameters if key != "self"}
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
@@ -121,7 +125,7 @@ class ControlNetDinoModel(ControlNetModel):
         return new
 
     def requires_grad_(self, requires_grad: bool = True) -> "ControlNetDinoModel":
-        """All but the token of masked patches, for there are none: DDP would wait for its gradient."""
+        """Leaves out the token of masked patches, which are not used: DDP would wait for its gradient."""
         super().requires_grad_(requires_grad)
         self.dino.model.embeddings.mask_token.requires_grad_(False)
         return self

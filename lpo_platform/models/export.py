@@ -1,4 +1,4 @@
-"""Writes what was trained in diffusers' own formats, so that stock pipelines need none of our code."""
+"""Writes what was trained in the formats of diffusers, so that stock pipelines load it without our code."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ FOLDERS = {"control": "controlnet", "reward": "reward"}  # of the denoiser's par
 
 
 def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
-    """Saves every module that learns to folder/<name><suffix>; every process calls it, the first one writes.
+    """Saves every module that learns to folder/<name><suffix>. Every process must call it; the first one writes.
 
     LoRA adapters go to folder/lora<suffix>, which load_lora_weights reads, and with `tune.merged` the UNet with the
     adapters inside to folder/unet<suffix>.

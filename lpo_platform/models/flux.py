@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer on packed latents that predicts velocities, read to by T5 and, pooled, by CLIP.
+"""FLUX.1: a transformer on packed latents that predicts velocities, conditioned on T5 and on CLIP's pooled text.
 
 Its text is packed into one tensor as that of SDXL is: T5's states, and CLIP's pooled vector as the last row.
 """
@@ -24,13 +24,17 @@ from lpo_platform.models.stable_diffusion_xl import pack
 
 
 class Flux(StableDiffusion):
-    """Loads a FluxPipeline folder or hub id and owns its parts, as StableDiffusion does; `unet` is the transformer.
+    """Loads a FluxPipeline folder or hub id and owns its parts, as StableDiffusion does. `unet` is the transformer.
 
-    text_encoder is T5, the pipeline's text_encoder_2, for it is what can learn; `clip` pools. guidance: that of
-    classifier-free guidance, 1 for none; distilled_guidance: the number that the model is told, in training as in
-    sampling. max_tokens: of T5. control_layers: double and single blocks of a new ControlNet. transformer, vae,
-    text_encoder (CLIP), tokenizer: the part from elsewhere, as "<folder or hub id>[::<subfolder>]". lora and toy: as
-    there.
+    The attribute text_encoder is T5, the pipeline's text_encoder_2, because it can learn; `clip` gives the pooled text.
+
+    Args:
+        name, weights, resolution, num_inference_steps, controls, lora, variant, revision, toy: see StableDiffusion.
+        guidance: classifier-free guidance; 1 is none.
+        distilled_guidance: the guidance that the model reads as an input, in training and in sampling. Published: 3.5.
+        max_tokens: length of T5's text. Published: 512.
+        control_layers: double and single blocks of a new ControlNet.
+        transformer, vae, text_encoder (CLIP), tokenizer: the part from elsewhere, as <folder or hub id>[::<subfolder>].
     """
 
     denoiser: ClassVar[str] = "transformer"
@@ -106,7 +110,7 @@ class Flux(StableDiffusion):
 
     @property
     def fingerprint(self) -> str:
-        """With what the text and the losing conditions of a cache depend on, too."""
+        """Includes what text and losing conditions in a cache depend on."""
         settings = [super().fingerprint, self.max_tokens, self.distilled_guidance]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 

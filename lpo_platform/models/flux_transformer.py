@@ -25,7 +25,7 @@ Residuals = tuple[list[Tensor], list[Tensor]]
 
 @dataclass(frozen=True)
 class EncodedFlux:
-    """What precedes FLUX's first residual at (x, t, text), each with the batch first; indexing selects rows.
+    """What precedes FLUX's first residual at (x, t, text). Each part has the batch first; indexing selects rows.
 
     text is packed, as the adapter gave it; guidance (B,) is the distilled model's; time (B, D), hidden (B, N, D) and
     context (B, L, D) are what the blocks work on.
@@ -70,7 +70,7 @@ def rotary(model: Model, x: Tensor, context: Tensor) -> Rotary:
 def through(
     model: Model, block: nn.Module, hidden: Tensor, context: Tensor, time: Tensor, places: Rotary
 ) -> tuple[Tensor, Tensor]:
-    """(hidden, context) after one block, which is recomputed for the gradient where the model is set to that."""
+    """(hidden, context) after one block. With gradient checkpointing the block is computed again in the backward."""
     if torch.is_grad_enabled() and model.gradient_checkpointing:
         context, hidden = model._gradient_checkpointing_func(block, hidden, context, time, places)
     else:
@@ -79,7 +79,7 @@ def through(
 
 
 def plus(hidden: Tensor, residuals: Sequence[Tensor], index: int, count: int) -> Tensor:
-    """hidden after block `index` of `count` with its residual; fewer residuals than blocks serve several each."""
+    """Adds the residual of block `index` of `count`. Fewer residuals than blocks serve several blocks each."""
     return hidden + residuals[index // math.ceil(count / len(residuals))] if residuals else hidden
 
 

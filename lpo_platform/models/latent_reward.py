@@ -1,8 +1,8 @@
-"""The Latent Reward Model (arXiv:2502.01051): a diffusion model's own encoder half scores noisy latents for a prompt.
+"""The latent reward model (arXiv:2502.01051): the encoder half of a diffusion model scores noisy latents for a prompt.
 
-Two towers as in CLIP. The image tower is conv_in, down blocks and middle of the UNet, reading (x_t, t, prompt); its
-features are pooled and projected. The text tower is the model's text encoder. The score is exp(logit_scale) times
-the cosine between both. Up blocks are never built: nothing reads them.
+There are two towers, as in CLIP. The image tower is conv_in, down blocks and middle of the UNet. It reads (x_t, t,
+prompt), and its features are pooled and projected. The text tower is the model's text encoder. The score is
+exp(logit_scale) times the cosine between both. Up blocks are not built, because nothing reads them.
 """
 
 import copy
@@ -41,11 +41,16 @@ def empty_half(config: dict[str, Any]) -> UNet2DConditionModel:
 class LatentReward(nn.Module):
     """Scores noisy latents (N, C, h, w) at timesteps t (N,) for prompts: (N,).
 
-    guidance: Visual Feature Enhancement, V = V_empty + guidance (V_text - V_empty) on the pooled middle vector, 1 for
-    none; multi_scale_guidance does the same on every scale. multi_scale: the vectors of the down blocks stand before
-    the middle one (1 + number of blocks of them), else the middle one stands alone.
-    text_projection: (d, d) weight that the text feature's projection starts at; None where the text encoder projects
-    itself (SDXL).
+    Args:
+        unet: the encoder half.
+        text_encoders: of the diffusion model.
+        empty_tokens: of the empty prompt.
+        text_projection: (d, d), the first weight of the projection of the text feature. None where the text encoder has
+            a projection of its own (SDXL).
+        guidance: visual feature enhancement, V = V_empty + guidance (V_text - V_empty) on the pooled middle vector; 1
+            is none. Published: 7.5.
+        multi_scale: whether the vectors of the down blocks stand before that of the middle. Published: true.
+        multi_scale_guidance: whether the enhancement applies to every scale. Published: false.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class LatentReward(nn.Module):
 
     @classmethod
     def start(cls, adapter: Adapter, *, text_projection: Tensor | None = None, **settings: Any) -> "LatentReward":
-        """An untrained one: the towers of a diffusion model; text_projection None starts at the identity."""
+        """An untrained model from the towers of a diffusion model. text_projection None starts at the identity."""
         encoders = [copy.deepcopy(encoder) for encoder in adapter.text_encoders]
         if text_projection is None and len(encoders) == 1:
             text_projection = torch.eye(encoders[0].config.hidden_size)
@@ -84,7 +89,7 @@ class LatentReward(nn.Module):
         return cls(half, encoders, adapter.tokenize([""]), text_projection, **settings).requires_grad_(True)
 
     def encode(self, tokens: Tensor) -> Text:
-        """What the score needs to know of B prompts: context (B, L, D) of the image tower and target (B, d)."""
+        """Encodes B prompts: `context` (B, L, D) for the image tower, and `target` (B, d)."""
         tokens = upload(tokens, self.visual_projection.weight.device)
         end = self.empty_tokens[..., 1:2]  # an empty prompt is its start and its end
         place = (tokens == end.to(tokens.device)).int().argmax(-1)
@@ -99,12 +104,11 @@ class LatentReward(nn.Module):
         return self.encode(self.empty_tokens)["context"]
 
     def forward(self, latents: Tensor, t: Tensor, text: Text, empty: Tensor | None = None) -> Tensor:
-        """`text` holds the rows of encode() that belong to each latent; `empty` is what empty() returned."""
+        """Scores latents. `text` holds the row of encode() of each latent; `empty` is what empty() returned."""
         return self.score(self.features(latents, t, text["context"], empty), text["target"])
 
     def score(self, features: Tensor, target: Tensor) -> Tensor:
-        """The head: features (N, F) of the image tower and target (N, d) of the text tower -> (N,), in its weights'
-        precision."""
+        """The head, in the precision of its weights: features (N, F) of the image and target (N, d) -> (N,)."""
         weight = self.visual_projection.weight
         device = "cpu" if features.is_meta else features.device.type  # torch has no autocast for meta tensors
         with torch.autocast(device, enabled=False):  # half precision resolves logits to 0.05 only

@@ -1,4 +1,4 @@
-"""LoRA files: reads every layout that LPO and diffusers have written, writes the one that LPO publishes.
+"""LoRA files. Every layout that LPO and diffusers have written is read; the one that LPO publishes is written.
 
 Written: pytorch_lora_weights.safetensors with `unet.<module>.lora.down.weight` (r, in) and `.lora.up.weight` (out, r),
 W + up @ down. No alpha is stored, every reader takes it as r; alpha / r is multiplied into `up`.
@@ -49,7 +49,7 @@ def extract(unet: nn.Module) -> Factors:
 
 @torch.no_grad()
 def insert(unet: nn.Module, factors: Factors, *, setting: str) -> None:
-    """Gives the adapters that the UNet carries those values; UserError where modules or ranks differ."""
+    """Loads the factors into the adapters of the UNet. Raises UserError where modules or ranks differ."""
     layers = dict(_layers(unet))
     if layers.keys() != factors.keys():
         raise UserError(f"{setting}: the adapter is on other modules, {_difference(layers, factors)}")
@@ -63,7 +63,7 @@ def insert(unet: nn.Module, factors: Factors, *, setting: str) -> None:
 
 @torch.no_grad()
 def merge(unet: nn.Module, factors: Factors, *, setting: str) -> None:
-    """W + up @ down in every module named; new weights, so that a copy which shared the old ones keeps them."""
+    """Sets W + up @ down in every named module. The weights are new; a copy that shared the old ones keeps them."""
     modules = dict(unet.named_modules())
     for name, (down, up) in factors.items():
         module = modules.get(name)
@@ -75,8 +75,10 @@ def merge(unet: nn.Module, factors: Factors, *, setting: str) -> None:
 
 
 def merged(unet: ModelMixin, factors: Factors | None = None) -> ModelMixin:
-    """A plain one with these adapters merged, or those that it carries; it shares every other weight with the one
-    given, which stays as it is."""
+    """A plain model with these adapters merged, or with those that it carries.
+
+    It shares every other weight with the given one, which is not changed.
+    """
     with torch.device("meta"):
         plain = type(unet).from_config(unet.config)
     state = {name.replace(".base_layer.", "."): w for name, w in unet.state_dict().items() if ".lora_" not in name}
@@ -96,7 +98,7 @@ def write(factors: Factors, folder: Path, part: str = "unet") -> None:
 
 
 def read_factors(place: str, *, setting: str, part: str = "unet") -> Factors:
-    """From "<file, folder or hub id>[::<file or subfolder>]"; UserError, which names `setting`, where that fails."""
+    """Reads "<file, folder or hub id>[::<file or subfolder>]". Raises UserError, which names `setting`."""
     state, settings = _read_file(place, setting)
     return parse(state, settings, setting=f"{setting}={place}", part=part)
 

@@ -1,4 +1,4 @@
-"""What learns, and its frozen reference. The only module that checkpoints, EMA and DDP see."""
+"""What learns, and its frozen reference. It is the only module that checkpoints, EMA and DDP see."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,12 @@ from lpo_platform.models.tuning import Lora, Tune, adapters_off
 
 
 def guides(guidance: float) -> bool:
-    """Whether classifier-free guidance of this strength is any: 0 to 1 are none, as in diffusers' pipelines, where the
-    cards of distilled models ask for 0."""
+    """Whether this guidance differs from none. 0 to 1 are none, as in diffusers, where distilled models ask for 0."""
     return guidance > 1.0
 
 
 class Policy(nn.Module):
-    """A denoiser with an optional control branch. `learning` holds the modules that train; others are unregistered."""
+    """A denoiser with an optional control branch. `learning` holds what trains; nothing else is registered."""
 
     def __init__(self, adapter: Adapter, tune: Tune, control: ControlNetModel | None = None) -> None:
         super().__init__()
@@ -57,12 +56,12 @@ class Policy(nn.Module):
         return self.to(device)
 
     def freeze_reference(self) -> None:
-        """Remembers the present weights as the reference; with LoRA nothing is copied."""
+        """Keeps the present weights as the reference. With LoRA nothing is copied."""
         self._frozen = self.tune.freeze(dict(self.learning.items()))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, predictions are the reference's and have no gradient. Needs freeze_reference() before training."""
+        """Inside, predictions are the reference's, without a gradient. freeze_reference() must have been called."""
         if self._frozen is None:
             raise RuntimeError("reference() before freeze_reference()")
         active, self._active = self._active, {**self._active, **self._frozen}
@@ -78,22 +77,24 @@ class Policy(nn.Module):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The denoiser and whatever learns beside it, each once."""
+        """The denoiser and what learns beside it, each once."""
         return list(dict.fromkeys((self.adapter.unet, *self.learning.values())))
 
     def encode(self, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
-        """The UNet's encoder half; without a graph where the UNet is frozen."""
+        """Runs the encoder half of the denoiser, without a graph where the denoiser is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_unet):
             return encode(self._active["unet"], x, t, text)
 
     def features(self, control: Tensor | None) -> Tensor | None:
-        """What the control branch makes of condition images (B, 3, H, W) in [0, 1] alone: the same at every x and t, so
-        one row serves all predictions under its condition. None without a condition."""
+        """The features of condition images (B, 3, H, W) in [0, 1]; None without a condition.
+
+        They do not depend on x and t, so that one row serves all predictions under its condition.
+        """
         return None if control is None else features_of(self._active["control"], control, self.adapter)
 
     @property
     def learns_features(self) -> bool:
-        """Whether features() depends on what learns; FLUX's are the frozen autoencoder's."""
+        """Whether features() depends on what learns. FLUX's are computed by the frozen autoencoder."""
         return not isinstance(self.control, FluxControlNetModel)
 
     def decode(self, encoded: Encoded, features: Tensor | None = None) -> Tensor:
@@ -105,20 +106,20 @@ class Policy(nn.Module):
     def predict(
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance: float = 1.0, empty: Tensor | None = None
     ) -> Tensor:
-        """The model's output at (x, t); with guidance > 1, empty (1, L, D) is adapter.empty_text()."""
+        """The output at (x, t). With guidance, empty (1, L, D) must be adapter.empty_text()."""
         encoded = self.encode_guided(x, t, condition.text, guidance=guidance, empty=empty)
         return self.decode_guided(encoded, self.features(condition.control), guidance=guidance)
 
     def encode_guided(
         self, x: Tensor, t: Tensor, text: Tensor, *, guidance: float, empty: Tensor | None = None
     ) -> Encoded:
-        """The first half of predict: with guidance of 2 B rows, without and with text."""
+        """The first half of predict. With guidance it has 2 B rows, without text and with text."""
         if not guides(guidance):
             return self.encode(x, t, text)
         return self.encode(x, t, torch.cat([empty.expand_as(text), text]))
 
     def decode_guided(self, encoded: Encoded, features: Tensor | None = None, *, guidance: float) -> Tensor:
-        """The second half of predict, (B, C, h, w) in float32; features have B rows."""
+        """The second half of predict, (B, C, h, w) in float32. features have B rows."""
         if not guides(guidance):
             return self.decode(encoded, features)
         features = None if features is None else features.repeat(2, 1, 1, 1)

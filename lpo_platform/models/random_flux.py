@@ -1,4 +1,4 @@
-"""FLUX at a given shape with random weights, as random_model.py has Stable Diffusion."""
+"""FLUX at a given shape with random weights, as random_weights.py has Stable Diffusion."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Stable Diffusion at a given shape with random weights: what a benchmark needs, without a download.
+"""Stable Diffusion at a given shape with random weights, which a benchmark can use without a download.
 
 SD15, SD21 and SDXL are the published models written down as data; `tiny` is read from the embedded model's own
 configuration files.
@@ -131,7 +131,7 @@ def tiny() -> Shape:
 
 
 class HashedWords:
-    """Where a text encoder has no vocabulary, a word's id is a hash of it; start and end stand where they belong."""
+    """A tokenizer without a vocabulary: the id of a word is a hash of it. Start and end are in their places."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         self.model_max_length, self.words = config.max_position_embeddings, config.vocab_size - 2
@@ -176,7 +176,7 @@ class RandomStableDiffusion(StableDiffusion):
         return torch.randint(text.vocab_size, (count, text.max_position_embeddings), device=self.device)
 
     def new_control(self) -> ControlNetModel:
-        """A ControlNet of this denoiser; its zero layers are drawn too, so that its condition matters."""
+        """A ControlNet of this denoiser. Its zero layers are drawn, too, so that its condition has an effect."""
         with torch.device(self.device):
             control = self.load_control("", "unet")
         for name, weight in control.named_parameters():

@@ -1,4 +1,4 @@
-"""Pictures from a policy, the same ones whatever the batch size: noise is keyed by the item, not by the batch."""
+"""Samples pictures from a policy. Noise is keyed by the item, so that the batch size changes no picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,14 @@ Sampler = Literal["ddim", "unipc"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: steps, classifier-free guidance (0 to 1: none) and eta (0 = deterministic)."""
+    """How pictures are drawn.
+
+    Attributes:
+        num_steps: of the sampler.
+        guidance: classifier-free guidance; 0 to 1 are none.
+        eta: noise of the sampler; 0 is deterministic.
+        sampler: `ddim` (for flow models Euler's method), or `unipc`, with which CPO's tables were made.
+    """
 
     num_steps: int
     guidance: float = 1.0
@@ -35,7 +42,7 @@ class Sampling:
 def sample_latents(
     policy: Policy, condition: Condition, ids: Sequence[noise.Key], sampling: Sampling, *, seed: int, stream: str
 ) -> Tensor:
-    """Latents (B, C, h, w) for B ids and their conditions; each id has its own noise."""
+    """Samples latents (B, C, h, w) for B ids and their conditions. The id keys the noise."""
     adapter = policy.adapter
     draw = partial(noise.normal, ids, adapter.latent_shape, seed=seed)
     empty = adapter.empty_text() if guides(sampling.guidance) else None

@@ -1,5 +1,6 @@
-"""A stock diffusers UNet in two halves, so that one pass of the first half can serve several second halves, and its
-ControlNet in two parts, so that a condition is looked at once.
+"""A stock diffusers UNet in two halves, so that one pass of the first half serves several second halves.
+
+Its ControlNet is split, too, so that each condition is encoded once.
 
 A ControlNet only adds residuals to the skips and to the middle of a UNet. Winner and loser, policy and reference
 therefore share the UNet's encoder whenever they share (x, t, text): CPO runs it once where the original runs it four
@@ -23,7 +24,7 @@ Residuals = tuple[Sequence[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoder half of a UNet at (x, t, text), each with the batch first; indexing selects rows.
+    """The encoder half of a UNet at (x, t, text). Each part has the batch first; indexing selects rows.
 
     text is as the adapter gave it, packed where the UNet is SDXL's.
     """
@@ -41,7 +42,7 @@ class Encoded:
 
 
 def precision(model: nn.Module) -> torch.dtype:
-    """That of its weights. diffusers' own `dtype` asks every module for hooks first: up to a tenth of a tiny step."""
+    """The precision of the weights. diffusers' own `dtype` asks every module for hooks first, which is slow."""
     return next(model.parameters()).dtype
 
 
@@ -69,7 +70,7 @@ def conditions(
 
 @cache
 def time_ids(height: int, width: int, device: torch.device) -> Tensor:
-    """(6,) on the device: to copy it there in every forward would wait for the GPU each time."""
+    """(6,) on the device, since a copy in every forward would wait for the GPU each time."""
     with torch.inference_mode(False):
         return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
 
@@ -106,10 +107,10 @@ def encode(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> En
 def descend(
     unet: UNet2DConditionModel | ControlNetModel, hidden: Tensor, time: Tensor, sequence: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, ...]], Tensor]:
-    """What conv_in gave, what every down block gives, and the middle.
+    """The outputs of conv_in, of every down block and of the middle.
 
-    All may have fewer rows than the sequence, for what comes before the first cross attention is the same whatever the
-    text: with classifier-free guidance it is computed once instead of twice.
+    They may have fewer rows than the sequence, because nothing before the first cross-attention depends on the text:
+    with classifier-free guidance it is computed once instead of twice.
     """
     rows, blocks = len(sequence), []
     first = hidden = repeat_rows(hidden, len(time))
@@ -128,8 +129,11 @@ def descend(
 
 
 def opens(block: nn.Module) -> bool:
-    """Whether the parts of a block may be called one by one: not where its forward recomputes them for the gradient,
-    nor where FSDP, which makes it another class, gathers their weights there."""
+    """Whether the parts of a block may be called one by one.
+
+    They may not where the block's forward recomputes them for the gradient, or where FSDP, which gives the block
+    another class, gathers their weights.
+    """
     return type(block) is CrossAttnDownBlock2D and not (block.gradient_checkpointing and torch.is_grad_enabled())
 
 
@@ -167,20 +171,21 @@ def attend(attention: Transformer2DModel, hidden: Tensor, sequence: Tensor) -> T
 
 
 def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
-    """The whole tensor again and again until it has that many rows."""
+    """Repeats the whole tensor until it has that many rows."""
     return tensor if len(tensor) == rows else tensor.repeat(rows // len(tensor), *[1] * (tensor.ndim - 1))
 
 
 @singledispatch
 def features_of(control: ControlNetModel, images: Tensor, adapter: Adapter) -> Tensor:
-    """What a ControlNet makes of condition images (B, 3, H, W) in [0, 1] alone, whatever x and t: (B, C, h, w)."""
+    """The features of condition images (B, 3, H, W) in [0, 1], which do not depend on x and t: (B, C, h, w)."""
     return control.controlnet_cond_embedding(images.to(precision(control)))
 
 
 @singledispatch
 def residuals_of(control: ControlNetModel, encoded: Encoded, features: Tensor) -> Residuals:
-    """What a ControlNet adds to the skips and the middle of an encoding, given what its controlnet_cond_embedding made
-    of the conditions, (B, C, h, w). Both parts are ControlNetModel.forward; the weights keep their own precision.
+    """What a ControlNet adds to the skips and the middle of an encoding, given features_of() of the conditions.
+
+    Both parts together are ControlNetModel.forward. The weights keep their own precision.
     """
     x = encoded.x.to(precision(control))
     time, sequence = embed_time(control, x, encoded.t, encoded.text)

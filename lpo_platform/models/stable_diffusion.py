@@ -26,15 +26,26 @@ HALF = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class StableDiffusion:
-    """Loads a StableDiffusionPipeline folder or hub id and owns its parts; every part frozen until a `tune` says else.
+    """Loads a StableDiffusionPipeline folder or hub id and owns its parts, all frozen unless `tune` trains them.
 
-    controls: the starting ControlNet of each task. unet, vae: the part from elsewhere. All of them are
-    "<folder or hub id>[::<subfolder>]". lora: an adapter merged into the UNet (models/lora.py says which files); what
-    is trained then starts at the merged weights, and an exported adapter is relative to them. reward: a latent reward
-    model for these latents, what reward.weights=auto means. half_schedule: noises latents in fp16 or bf16, as the
-    authors of CPO did; everything else here does it in float32. variant: the files to read where a folder has several,
-    fp16 for one; null is the plain ones, or the only ones. revision: of the hub id `weights`. toy: it draws
-    toy scenes, so that tasks use the embedded detectors and toy data go with it.
+    Places of weights are written <folder or hub id>[::<subfolder>].
+
+    Args:
+        name: of the model, in reports and folders.
+        weights: of the whole pipeline.
+        resolution: side of the pictures in pixels.
+        guidance: classifier-free guidance of evaluations; 0 to 1 are none.
+        num_inference_steps: steps of evaluations.
+        controls: by task, the ControlNet that control.weights=auto takes.
+        unet: the UNet from elsewhere.
+        vae: the autoencoder from elsewhere.
+        lora: an adapter that is merged into the UNet (models/lora.py lists the files). Training then starts at the
+            merged weights, and an exported adapter is relative to them.
+        reward: the latent reward model that reward.weights=auto takes.
+        half_schedule: adds noise in `fp16` or `bf16`, as the authors of CPO do; null does it in float32.
+        variant: of the files, such as fp16; null takes the plain files, or the only ones.
+        revision: of the hub id `weights`.
+        toy: whether the model draws toy scenes; tasks then use the embedded detectors.
     """
 
     denoiser: ClassVar[str] = "unet"

@@ -1,4 +1,4 @@
-"""Which weights learn. Each choice says what it registers, what it freezes and what the reference is."""
+"""Which weights learn. Each class names the modules that learn and how their frozen reference is made."""
 
 import copy
 from collections.abc import Iterator
@@ -40,7 +40,11 @@ class Control:
 
 
 class Full:
-    """Every weight of the UNet learns, and with text_encoder=true those of the text encoder."""
+    """Every weight of the UNet or transformer learns.
+
+    Args:
+        text_encoder: whether the text encoder learns, too.
+    """
 
     trains: ClassVar[str] = "denoiser"
     unsharded: ClassVar[dict[str, str]] = {"text_encoder": "a text encoder is not sharded; use hardware=ddp"}
@@ -59,10 +63,16 @@ class Full:
 
 
 class Lora:
-    """Low-rank adapters on the UNet's attention (arXiv:2106.09685); the reference is the UNet without them.
+    """Low-rank adapters on the UNet's attention learn (arXiv:2106.09685). The reference is the UNet without them.
 
-    A starts at N(0, (1/rank)^2), B at 0. merged: exports the whole UNet with the adapters added, too (3.4 GB for
-    SD-1.5, 10.3 GB for SDXL, twice with EMA); `model.lora=<export>/lora` needs no such export.
+    A starts at N(0, (1 / rank)^2) and B at 0.
+
+    Args:
+        rank: of the adapters. Published: 4 (LPO, SPO, DDPO on SD-1.5), 64 (LPO and SPO on SDXL).
+        alpha: the update is alpha / rank times B A. Published: equal to the rank.
+        targets: ends of the names of the adapted layers. Published: these.
+        merged: whether the whole UNet with the adapters added is exported, too: 3.4 GB for SD-1.5, 10.3 GB for SDXL,
+            twice with EMA. `model.lora=<export>/lora` needs no such export.
     """
 
     trains: ClassVar[str] = "denoiser"
@@ -89,11 +99,13 @@ class Lora:
 
 
 class Reward:
-    """A latent reward model learns, started from the denoiser's encoder half and text encoders, which stay as they are.
+    """A latent reward model learns. It starts as a copy of the denoiser's encoder half and text encoders.
 
-    guidance, multi_scale, multi_scale_guidance: of models/latent_reward.py. weights: go on from this reward model
-    instead (folder or hub id). text_projection: a CLIP model whose text_projection the text tower starts at
-    (SD-1.5: openai/clip-vit-large-patch14); null starts at the identity.
+    Args:
+        guidance, multi_scale, multi_scale_guidance: see models/latent_reward.py.
+        text_projection: a CLIP model, whose text_projection is the first weight of the text tower's projection.
+            Published: openai/clip-vit-large-patch14 for SD-1.5. Null starts at the identity.
+        weights: folder or hub id of a reward model to continue from.
     """
 
     trains: ClassVar[str] = "reward"

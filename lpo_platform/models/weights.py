@@ -1,4 +1,4 @@
-"""Where weights are: a folder, a name in assets/, or a model hub id. One clear message when they are nowhere."""
+"""Finds weights in a folder, by a name in assets/, or by a hub id, with one clear message where there are none."""
 
 import json
 import logging
