@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpo_platform.commands.terminal import Command, say, shown
+from lpo_platform.config import own_modules, stored
 from lpo_platform.config.check import check
 from lpo_platform.config.compose import several
 from lpo_platform.config.diagnose import diagnose
@@ -76,8 +77,7 @@ def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool =
 
     absent: whether data and weights may be missing or not named yet.
     """
-    sys.path.append(str(Path.cwd()))
-    _look_in(line.config_dirs)
+    own_modules.look_in(line.config_dirs)
     if line.passes:
         return arguments
     if command.primary == "eval" and line.value("run") is not None and line.value("what") is None:
@@ -98,11 +98,6 @@ def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool =
     if line.multirun and not line.shows and command.primary in ("train", "eval"):
         _settle_sweep(command, line, primary, conf)
     return [*line.flags, *line.overrides]
-
-
-def _look_in(config_dirs: Sequence[str]) -> None:
-    """A user's own classes may lie beside the --config-dir (or where the command is called)."""
-    sys.path += [str(Path(folder).resolve().parent) for folder in config_dirs]
 
 
 def _settle(command: Command, line: Line, primary: str) -> None:
@@ -164,7 +159,7 @@ def _continue(line: Line) -> list[str]:
     if not line.config_dirs:
         line.config_dirs = resume.config_dirs_of(folder)
         line.flags += [word for path in line.config_dirs for word in ("--config-dir", path)]
-        _look_in(line.config_dirs)
+        own_modules.look_in(line.config_dirs)
     return []
 
 
@@ -179,6 +174,13 @@ def _again(command: Command, line: Line, conf: Path) -> None:
     folder = "-".join([choices.get(group) or "again" for group in ("method", "model", "task")])
     if line.value("hydra.run.dir") is None:
         line.overrides.append(f"hydra.run.dir=outputs/{folder}/${{now:%Y-%m-%d_%H-%M-%S}}")
+    given = {_split(item)[0].partition(".")[0] for item in line.overrides}
+    moved = stored.changes_of(conf / f"{line.config_name or command.primary}.yaml")
+    line.overrides += [
+        f"++{path}={str(value).lower() if value is True else value}"
+        for path, value in moved
+        if path.partition(".")[0] not in given
+    ]
     line.overrides += [
         f"hydra.searchpath=[{quote(f'file://{CONF}')}]",
         "hydra/job_logging=run",

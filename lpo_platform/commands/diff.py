@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lpo_platform.config import stored
 from lpo_platform.config.compose import compose
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import ConfigError, UserError
@@ -172,7 +173,7 @@ def _groups(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return mapping(record.redact_config(OmegaConf.to_container(OmegaConf.load(path), resolve=True)))
+        return mapping(record.redact_config(OmegaConf.to_container(stored.load(path), resolve=True)))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: no readable configuration. Reason: {str(error).splitlines()[0]}") from error
 

@@ -16,6 +16,7 @@ from lpo_platform.commands.job import assemble
 from lpo_platform.commands.job_log import quiet, say
 from lpo_platform.commands.train import load_trained, trained_identity  # fmt: skip
 from lpo_platform.commands.weights import with_weights
+from lpo_platform.config import own_modules, stored
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.paths import run_folder
 from lpo_platform.config.schema import CONF
@@ -23,7 +24,7 @@ from lpo_platform.config.signature import signature
 from lpo_platform.hardware.distributed import lead
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.policy import Policy
-from lpo_platform.runs import record
+from lpo_platform.runs import record, resume
 from lpo_platform.runs.files import fingerprint
 from lpo_platform.tasks.task import Task
 
@@ -102,7 +103,8 @@ def initial(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str]:
 
 def run_config(cfg: DictConfig, run: str | Path) -> DictConfig:
     """The configuration of a run, on the hardware asked for now."""
-    known = OmegaConf.load(Path(run) / "resolved.yaml")
+    own_modules.look_in(resume.config_dirs_of(Path(run)))
+    known = stored.load(Path(run) / "resolved.yaml")
     known.hardware = cfg.hardware
     return known
 

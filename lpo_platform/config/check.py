@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lpo_platform.config import own_modules
 from lpo_platform.config.batch_size import batch_problem, nearest
 from lpo_platform.config.compatibility import (
     ANY,
@@ -27,6 +28,7 @@ from lpo_platform.config.options import offered
 from lpo_platform.config.paths import path_problem, run_problem
 from lpo_platform.config.schema import Eval, Prepare, Score, Train
 from lpo_platform.config.signature import NotFound, Parameter, Signature, attribute, signature
+from lpo_platform.config.stored import RENAMED
 
 SPECIAL = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 
@@ -153,12 +155,12 @@ def _mapping_problems(composed: Composed, path: str, node: Values, group: str) -
 
 
 def _target_problem(composed: Composed, path: str, target: str, error: NotFound) -> str:
+    if target in RENAMED:
+        return f"{path}._target_={target!r}{composed.where(path)}: it has moved; write {RENAMED[target]}"
     missing = target[len(error.part) :].lstrip(".").split(".")[0]
     inside = f" in {error.part}" if error.part else ""
-    return (
-        f"{path}._target_={target!r}{composed.where(path)}: no {missing!r}{inside} to import"
-        f"{hint(missing, error.names, options=False)}"
-    )
+    advice = hint(missing, error.names, options=False) if error.part else f"; {own_modules.places(composed.folders)}"
+    return f"{path}._target_={target!r}{composed.where(path)}: no {missing!r}{inside} to import{advice}"
 
 
 def _argument_problems(composed: Composed, path: str, node: Values, known: Signature, group: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lpo_platform.config import stored
 from lpo_platform.config.compose import Values, compose
 from lpo_platform.config.schema import CONF
 from lpo_platform.runs import files
@@ -76,7 +77,7 @@ def choices_of(folder: Path) -> dict[str, str]:
 def config_of(folder: Path) -> Values | None:
     """A run's job configuration as far as it decides what is computed; None where it cannot be read."""
     try:
-        return _essential(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml")))
+        return _essential(OmegaConf.to_container(stored.load(folder / ".hydra" / "config.yaml")))
     except (OSError, ValueError, OmegaConfBaseException):
         return None
 

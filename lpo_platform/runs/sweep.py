@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from lpo_platform.config import stored
 from lpo_platform.config.errors import UserError
 from lpo_platform.runs import files, record, resume
 
@@ -57,7 +58,7 @@ class Job:
         status, reason = result.get("status"), result.get("reason")
         if status not in ("finished", "failed"):
             status, reason = "interrupted", "it ended without a result (killed, or out of memory or time)"
-        if keys := changed(folder, OmegaConf.to_container(OmegaConf.load(folder / ".hydra/config.yaml"), resolve=True)):
+        if keys := changed(folder, OmegaConf.to_container(stored.load(folder / ".hydra/config.yaml"), resolve=True)):
             status, reason = "foreign", f"its folder {_foreign(keys)}"
         if resume.in_use(folder):
             status, reason = "running", "another process works in its folder"
@@ -115,7 +116,7 @@ def changed(folder: Path, config: dict[str, Any]) -> list[str]:
     file = folder / "resolved.yaml"
     if not file.is_file():
         return []
-    before = OmegaConf.to_container(OmegaConf.load(file))
+    before = OmegaConf.to_container(stored.load(file))
     now = OmegaConf.to_container(OmegaConf.create(record.resolved_yaml(config)))
     return [key for key in {**before, **now} if key not in FREE and before.get(key) != now.get(key)]
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from lpo_platform.commands.export.forms import FILE, FORMS, Form, SafeTensors
 from lpo_platform.commands.export.pipelines import STREAM, Scene, draw, draw_stock
 from lpo_platform.commands.export.trained import SUFFIXES, Trained
 from lpo_platform.commands.job_log import quiet
+from lpo_platform.config import own_modules, stored
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.picture_files import save_png
 from lpo_platform.diffusion import noise
@@ -47,7 +47,8 @@ class Check:
 def publish(trained: Trained, to: str, folder: Path, metadata: dict[str, str]) -> Check:
     """Fills an empty folder. UserError where what was read back is not what the run had."""
     quiet()
-    cfg, hardware = OmegaConf.load(trained.run.folder / "resolved.yaml"), Hardware(precision="32-true")
+    own_modules.look_in(resume.config_dirs_of(trained.run.folder))
+    cfg, hardware = stored.load(trained.run.folder / "resolved.yaml"), Hardware(precision="32-true")
     if trained.kind == "reward":
         return _publish_reward(trained, create(cfg.model).to(hardware.device), folder, metadata)
     scene, (policy, _) = Scene.of_run(trained.run), policy_of(cfg, hardware)

@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lpo_platform.config import stored
 from lpo_platform.evaluation import item_table
 from lpo_platform.runs import files, record
 
@@ -96,6 +97,6 @@ def mapping(value: Any) -> dict[str, Any]:
 
 def _yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
     try:
-        return mapping(OmegaConf.to_container(OmegaConf.load(path), resolve=resolve))
+        return mapping(OmegaConf.to_container(stored.load(path), resolve=resolve))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return {}
