@@ -168,6 +168,7 @@ def _again(command: Command, line: Line, conf: Path) -> None:
     from lpo_platform.runs import resume
 
     choices = resume.choices_of(conf)
+    own_modules.look_in(resume.config_dirs_of(conf))
     line.flags = [word if word != line.config_path else str(conf) for word in line.flags]
     for flag in ("--config-path=", "-cp="):
         line.flags = [f"{flag}{conf}" if word.startswith(flag) else word for word in line.flags]

@@ -365,6 +365,11 @@ def test_a_run_is_repeated_from_its_resolved_yaml(main, tmp_path: Path):
     assert main(f"--config-path={configs[1][1]}", "--config-name=resolved", "seed=4", work=work) == 0
     assert configs[2][0] == {**configs[0][0], "seed": 4}
     assert main("--config-path", str(first), "--config-name", "resolved", "method.betta=4", work=work) == 2
+    stored = first / "resolved.yaml"
+    stored.write_text(stored.read_text().replace("tracking.callbacks.settings", "callbacks.settings"))
+    assert "lpo_platform.callbacks.settings.Callbacks" in stored.read_text()  # where it once stood
+    assert main("--config-path", str(first), "--config-name", "resolved", work=work) == 0
+    assert configs[-1][0] == configs[0][0]
 
 
 def test_eval_takes_the_folder_above_and_writes_into_the_run(main):

@@ -22,6 +22,7 @@ from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.export import restore
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward
+from lpo_platform.runs import resume
 
 TOLERANCE = 1 / 255  # of pictures in [0, 1]: one grey level; float32 rounds otherwise in another order of sums
 EXAMPLE = "example.png"
