@@ -14,7 +14,16 @@ from torch import Tensor
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import ENOUGH, Sample, too_few
-from lpo_platform.data.tables.decode import Unusable, check_agreement, label_map, people, picture, square, texts
+from lpo_platform.data.tables.decode import (
+    Unusable,
+    check_agreement,
+    check_upright,
+    label_map,
+    people,
+    picture,
+    square,
+    texts,
+)
 from lpo_platform.data.tables.hub import local_folder
 from lpo_platform.data.tables.json_lines import LineFiles
 from lpo_platform.data.tables.parquet import SUFFIXES, RowFiles, Unreadable, find_split, values_of
@@ -24,7 +33,7 @@ from lpo_platform.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when a row is decoded differently
+VERSION = 2  # raise it when a row is decoded differently
 NO_CAPTION = "row without a caption"
 LOST = "row that its file does not give"
 KINDS = (SUFFIXES, (".tar",), (".jsonl",))
@@ -127,7 +136,9 @@ class CaptionedRows:
         def control(column: str | None) -> Tensor | None:
             if column is None:
                 return None
-            drawing = picture(cells[column], f"{name} {column} in {place}", side=self._resolution)
+            where = f"{name} {column} in {place}"
+            drawing = picture(cells[column], where, side=self._resolution)
+            check_upright(drawing.size, shown.size, where)
             return square(drawing.image, self._resolution, self._resample)
 
         condition, labels = control(columns.condition), None

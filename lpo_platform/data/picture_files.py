@@ -35,6 +35,7 @@ EXIF_ORIENTATION = 0x0112
 UNREADABLE = "unreadable or truncated"
 WORDY = "more than 1 MB of text inside the picture file"
 SPECIAL = "no regular file"
+LARGE = "more than 1 GiB"
 FORBIDDEN = "no permission to read"
 TINY = f"smaller than {MIN_SIDE} px"
 HUGE = f"more than {MAX_PIXELS / 1e6:.0f} megapixels"
@@ -129,8 +130,8 @@ def reason_of(error: Exception) -> str:
         return HUGE
     if "MAX_TEXT" in str(error):  # the name of Pillow's limit stands in its message
         return WORDY
-    if isinstance(error, OSError) and error.errno == errno.EINVAL:
-        return SPECIAL
+    if isinstance(error, OSError):
+        return {errno.EINVAL: SPECIAL, errno.EFBIG: LARGE}.get(error.errno, UNREADABLE)
     return UNREADABLE
 
 

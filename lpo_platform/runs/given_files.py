@@ -25,13 +25,19 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 K = TypeVar("K")
+LARGEST = 2**30  # bytes of a picture, or of the texts that are read at once
 BAD_CHARACTERS = "text with half of a surrogate pair or a zero byte"
 BAD_NAME = "file whose name is not Unicode"
 NOT_TEXT = "text that is not UTF-8, nor UTF-16 or UTF-32 with a byte order mark"
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a regular file. Raises OSError, also for a device, a pipe, a folder, or what cannot be a name."""
+def read_bytes(path: str | Path, *, most: int | None = LARGEST) -> bytes:
+    """The bytes of a regular file.
+
+    Raises OSError, also for a device, a pipe, a folder, what cannot be a name, or more than `most` bytes.
+    """
+    if most is not None and os.stat(regular(path)).st_size > most:
+        raise OSError(errno.EFBIG, f"has more than {most / 2**30:g} GiB", str(path))
     with open(regular(path), "rb") as file:
         return file.read()
 

@@ -251,6 +251,11 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def sparse(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(2**34)
+
+
 def tiny(path: Path) -> None:
     picture(23, 200, 15).save(path)
 
@@ -276,6 +281,7 @@ def bomb(path: Path) -> None:
         ("eps.png", postscript, reading.UNREADABLE),
         ("link.png", broken_link, reading.UNREADABLE),
         ("pipe.png", pipe, reading.SPECIAL),
+        ("sparse.png", sparse, reading.LARGE),
         ("tiny.png", tiny, reading.TINY),
         ("huge.png", huge, reading.HUGE),
         ("bomb.png", bomb, reading.HUGE),

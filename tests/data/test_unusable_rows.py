@@ -282,6 +282,15 @@ def picture(image: Tensor) -> bytes:
     return png(Image.fromarray(image.mul(255).round().byte().permute(1, 2, 0).numpy()))
 
 
+def test_a_condition_that_was_not_turned_with_its_picture_is_named(tmp_path: Path) -> None:
+    rows = [
+        {"image": jpeg(80, 64, orientation), "text": str(orientation), "c": png(scene(1, 80, 64))}
+        for orientation in (1, 3, 6, 8)
+    ]
+    data = opened(write(tmp_path, rows, "parquet"), Canny(), condition="c", num_test=1)
+    assert reasons(data) == {"6": decode.TURNED, "8": decode.TURNED}
+
+
 def test_held_out_rows_that_cannot_be_used_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"image": png(scene(i)), "text": str(i), "map": one(151) if i % 2 else LABELS.tolist()} for i in range(6)]
     data = opened(write(tmp_path, rows, "jsonl"), SegAde20k(pretrained=False), labels="map", num_test=3)

@@ -16,7 +16,7 @@ BROKEN = f"picture {UNREADABLE}"
 NO_MAP = "row whose labels are no map of whole numbers"
 LOSSY = "row whose label map is a JPEG, which changes its numbers"
 OUTSIDE = "row with a label that is none of the task's classes; data.label_offset is added to each"
-TURNED = "row whose label map lies on its side in comparison with its picture"
+TURNED = "row whose label map or control image lies on its side in comparison with its picture"
 ELSEWHERE = "row most of whose keypoints lie outside its picture"
 DISAGREE = "row whose labels and condition show different things"
 UNLABELLED = 255
@@ -68,9 +68,7 @@ def label_map(cell: object, where: str, *, size: tuple[int, int], resolution: in
     ("no label") to `classes`.
     """
     values = _numbers(cell, where)
-    height, width = values.shape
-    if (width > height) != (size[0] > size[1]) and (width, height) == size[::-1]:
-        raise Unusable(where, TURNED)
+    check_upright(values.shape[::-1], size, where)
     resized = Image.fromarray(values).resize((resolution,) * 2, Image.Resampling.NEAREST)
     numbers = np.where(values == UNLABELLED, 0, values.astype(np.int64) + offset)
     if numbers.min() < 0 or numbers.max() > classes:
@@ -97,6 +95,12 @@ def people(cell: object, where: str, *, size: tuple[int, int], resolution: int) 
     seen = (scaled[..., 2:] > 0).float()
     scale = torch.tensor([resolution / side for side in size])
     return torch.cat([scaled[..., :2] * scale, torch.ones_like(seen)], 2) * seen
+
+
+def check_upright(size: tuple[int, int], of_picture: tuple[int, int], where: str) -> None:
+    """Raises Unusable where an annotation of this size was made before its picture was turned, or the other way."""
+    if size == of_picture[::-1] and size != of_picture:
+        raise Unusable(where, TURNED)
 
 
 def check_agreement(task: Task, condition: Tensor, labels: Tensor, where: str) -> None:

@@ -27,7 +27,7 @@ class LineFiles:
         self._places: list[str] = []
         for file in files:
             try:
-                found = lines_of(read_bytes(file))
+                found = lines_of(read_bytes(file, most=None))
             except OSError as error:
                 findings.skip(UNREADABLE, f"{file.name}: {error.strerror}")
                 continue
