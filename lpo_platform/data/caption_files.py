@@ -46,7 +46,7 @@ NO_CAPTION = "no caption, used with an empty prompt"
 
 @dataclass(frozen=True)
 class Captions:
-    """`text` of every picture, empty where none was found, and how many came from where."""
+    """The text of every picture, empty where none was found, and the number of texts of each origin."""
 
     text: dict[str, str]
     origins: dict[str, int]

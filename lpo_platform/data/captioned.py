@@ -1,4 +1,4 @@
-"""Any table of captioned pictures as a data option, with the conditions that it may have annotated."""
+"""A table of captioned pictures as a data option, with the conditions that it may have annotated."""
 
 import hashlib
 import logging
@@ -40,14 +40,14 @@ KINDS = (SUFFIXES, (".tar",), (".jsonl",))
 
 
 class Table(Protocol):
-    """Rows in files, read by number."""
+    """The contract of the readers in `tables/`: rows in files, read by number."""
 
     files: list[Path]
 
     def __len__(self) -> int: ...
 
     def identities(self) -> list[str]:
-        """What a cache key says of the files."""
+        """Stands for the files in keys of caches."""
         ...
 
     def column(self, name: str) -> pa.Array | pa.ChunkedArray:
@@ -65,7 +65,7 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a split is and what its columns are called; null for what it has not."""
+    """The place of a split and the names of its columns; None for a column that it does not have."""
 
     path: str
     split: str
@@ -77,7 +77,7 @@ class Columns:
     label_offset: int
 
     def of(self, task: Task | None) -> "Columns":
-        """With the task's name for `{task}`, and without conditions where there is no task."""
+        """Puts the task's name for `{task}`. Without a task there are no conditions."""
         if task is None:
             return replace(self, condition=None, loser=None, labels=None)
         names = {key: getattr(self, key) for key in ("condition", "loser", "labels")}
@@ -93,9 +93,10 @@ class Columns:
 
 
 class CaptionedRows:
-    """One split. Rows are cheapest in rising order.
+    """One split. Reading rows in rising order costs least.
 
-    losers: whether the samples have a loser.
+    Attributes:
+        losers: whether the samples have a losing condition.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class CaptionedRows:
         return self._captions[i][0]
 
     def __getitem__(self, i: int) -> Sample:
-        """Item i; the whole pictures are made square, by bicubic interpolation, as CPO does (arXiv:2511.04753).
+        """Item i. The whole picture is resized to a square, bicubically, as CPO does (arXiv:2511.04753).
 
         Raises Unusable where a picture or its labels are missing or broken.
         """
@@ -166,20 +167,32 @@ class CaptionedRows:
 class Captioned:
     """Captioned pictures from parquet, arrow (also `datasets`' save_to_disk), WebDataset shards or JSON lines.
 
-    path: a folder, a file, or a hub id, which is fetched. split: the files to train on, as they are called
-    (`train-00000-of-00009.parquet`, `train/*.tar`, `train.jsonl`); where nothing is held out by the data, also any.
-    Columns: image; caption, a text or a list of texts, of which every step draws one; and what the data have annotated,
-    else null: condition, a control image; loser, that of a worse picture (method=cpo then draws none); labels, label
-    maps or people of 17 keypoints, which tell more than their drawing. `{task}` in a name is the task's name.
-    label_offset: what is added to a label for the number that the task gives its class, where 0 is "no label".
+    Rows without a caption are counted, reported and left out at once. A broken picture raises Unusable when its item is
+    read. Names of columns are null for what the data do not have; `{task}` in a name stands for the task's name.
 
-    test: what differs for the held-out split, any of these; null holds out the rows of num_test captions, chosen by a
-    hash of seed and text, at most half. num_train: the first so many usable rows, null for all.
-    bicubic_labels: label colours are resized like other pictures, as in the original, which makes colours that are
-    nobody's; else the nearest one is taken.
+    Args:
+        path: a folder, a file, or a hub id, which is fetched.
+        split: the beginning of the names of the files to train on (`train-00000-of-00009.parquet`, `train/*.tar`,
+            `train.jsonl`). Where `test` is null, files without the name of a split are read, too.
+        image: column of the pictures.
+        caption: column of a text or of a list of texts, of which every step draws one.
+        condition: column of the control images. Null lets the task detect them.
+        loser: column of the control images of worse pictures. Null lets method=cpo draw such pictures.
+        labels: column of label maps, or of people of 17 keypoints, which hold more than their drawing.
+        label_offset: added to a label, so that 0 is "no label" and k the task's class k - 1.
+        test: the settings above that differ for the held-out split. Null holds out rows of `path`.
+        num_train: reads the first so many usable rows; null for all.
+        num_test: captions whose rows are held out where `test` is null, chosen by a hash of seed and text, at most half
+            of them.
+        seed: of that choice.
+        bicubic_labels: resizes the colours of labels bicubically, as CPO does, which makes colours that no class has.
+            false takes the nearest pixel.
+        cache_folder: for what is learned about the files; null for none.
+        resolution: side of the pictures in pixels.
+        task: the run's; None reads no conditions.
 
-    Rows without a caption are counted, reported and left out at once; a broken picture raises Unusable at its item.
-    Raises UserError where nothing is found or nothing is left.
+    Raises:
+        UserError: nothing is found, or nothing is left.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("pictures",)
@@ -240,7 +253,7 @@ class Captioned:
         return {"train": len(self.train), "test": len(self.test), **self._findings.report()}
 
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: nothing here can judge arbitrary captions."""
+        """None: no network here grades arbitrary captions."""
         return None
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:

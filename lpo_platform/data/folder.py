@@ -1,4 +1,4 @@
-"""Anybody's pictures as a data option: looked at once, read lazily, split by content."""
+"""A folder of pictures as a data option. Files are checked once, read when needed, and split by content."""
 
 import hashlib
 import logging
@@ -40,7 +40,7 @@ DUPLICATE = "same picture as another file, kept on the same side"
 
 @dataclass(frozen=True)
 class Picture:
-    """One usable file; its id is the path below the folder."""
+    """One usable file. Its id is its path below the folder."""
 
     id: str
     path: Path
@@ -79,14 +79,23 @@ class Pictures:
 
 
 class Folder:
-    """Captioned pictures below `path`, also nested, split into `train` and `test` by content.
+    """Captioned pictures in a folder and the folders in it, split into `train` and `test` by content.
 
-    `captions`: `auto` takes the first of JSON lines (`jsonl`), `metadata.csv` or `.parquet` (`table`), a file
-    `<name>.txt`, `.caption` or `.json` (`sidecar`), and the file name (`filename`); another word takes that one
-    only (see `data/captions.py`). `crop`: `squash` makes a square of
-    the whole picture, as CPO does (arXiv:2511.04753); `center` cuts the largest central square.
-    judged: whether to say that the held-out pictures are too few for an evaluation.
-    Raises UserError where nothing can be used or nothing could be held out.
+    Args:
+        path: the folder.
+        captions: `jsonl` takes them from JSON lines, `table` from metadata.csv or .parquet, `sidecar` from <name>.txt,
+            .caption or .json beside a picture, `filename` from its name. `auto` takes the first of these that a picture
+            has (data/caption_files.py).
+        test_fraction: share of the different pictures that is held out.
+        seed: of the split.
+        crop: `squash` resizes the whole picture to a square, as CPO does (arXiv:2511.04753); `center` takes the largest
+            central square.
+        cache_folder: for what is learned about the files; null for none.
+        judged: whether to say that the held-out pictures are too few for an evaluation.
+        resolution: side of the pictures in pixels.
+
+    Raises:
+        UserError: nothing can be used, or nothing could be held out.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("pictures", "prompts")
@@ -129,7 +138,7 @@ class Folder:
         return {**self._report, **self._findings.report()}
 
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: nothing here can judge arbitrary captions."""
+        """None: no network here grades arbitrary captions."""
         return None
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
@@ -158,9 +167,9 @@ class Folder:
 
 
 def split(pictures: list[Picture], test_fraction: float, seed: int) -> tuple[list[Picture], list[Picture]]:
-    """(train, test) in an order that depends on `seed` and content only; equal pictures stay on one side.
+    """(train, test) in an order that depends on `seed` and content only. Equal pictures stay on one side.
 
-    With two contents or more each side has at least one; with a single one test is empty.
+    With two or more different pictures each side has at least one. With a single one test is empty.
     """
     groups: dict[str, list[Picture]] = {}
     for picture in pictures:

@@ -42,10 +42,12 @@ OTHER_TIE = "row that the score file calls a tie and the labels do not, or the r
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the rows of a split without reading a picture, all of the same length.
+    """What is known of the N rows of a split without reading a picture.
 
-    row: their numbers in the files. label: probability that the first picture is preferred. gaps: (N, 3), the first
-    picture's scores less the second's, NaN where unknown.
+    Attributes:
+        row: (N,), their numbers in the files.
+        label: (N,), the probability that the first picture is preferred.
+        gaps: (N, 3), the scores of the first picture less those of the second; NaN where unknown.
     """
 
     row: np.ndarray
@@ -100,8 +102,10 @@ class Pairs:
         return self._rows.captions.to_pylist()
 
     def __getitem__(self, i: int) -> Preference:
-        """Item i, images (2, 3, R, R) float32 in [0, 1]: the whole picture, resized by Pillow, bilinear with antialias
-        (which is torchvision's Resize on a Pillow image). Raises Unusable where a picture is missing or broken.
+        """Item i, images (2, 3, R, R) float32 in [0, 1].
+
+        The whole picture is resized by Pillow, bilinearly with antialiasing, as torchvision's Resize does. Raises
+        Unusable where a picture is missing or broken.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"{self._name} has {len(self)} pairs, number {i} was asked for")
@@ -126,17 +130,24 @@ class Pairs:
 class ImagePairs:
     """Pairs of pictures of one prompt and which of them people preferred, as Pick-a-Pic has them.
 
-    path: a folder with the parquet or arrow files of the splits (as downloaded, or of `datasets`' save_to_disk), or a
-    hub id, which is fetched. Columns: caption, jpg_0, jpg_1, label_0, label_1, and where there are, has_label and
-    num_example_per_prompt, by whose inverse a row is weighted. train, validation, test: names of the splits;
-    `validation` may be null. num_train, num_test: the first so many usable rows, null for all.
+    The columns are caption, jpg_0, jpg_1, label_0 and label_1, and, where there are any, has_label and
+    num_example_per_prompt, whose inverse is the weight of a row. Rows without a caption or label are counted, reported
+    and left out at once. Pictures are read when they are needed, since checking them would read the whole dataset; a
+    broken one raises Unusable when its item is read.
 
-    scores: a score file (`data/mpcf.py`) whose rows are those of the train split, in its order. With it, `strategy` 1,
-    2 or 3 keeps the consistent rows of that split, null keeps all; `absolute_ties` is that of `mpcf.consistent`.
+    Args:
+        path: a folder with the parquet or arrow files of the splits (as downloaded, or of `datasets`' save_to_disk), or
+            a hub id, which is fetched.
+        scores: a score file (data/score_file.py) with one row for each row of the train split, in its order.
+        strategy: 1, 2 or 3 keeps the rows of the train split that are consistent with the scores; null keeps all.
+            Published: 2 (arXiv:2502.01051).
+        absolute_ties: compares absolute gaps of ties, as the paper writes. false is as the released code.
+        train, validation, test: names of the splits. `validation` may be null.
+        num_train, num_test: reads the first so many usable rows; null for all.
+        resolution: side of the pictures in pixels.
 
-    Rows without a caption or label are counted, reported and left out at once. Pictures are not looked at before they
-    are needed, since that would read the whole dataset: a broken one raises `Unusable` at its item.
-    Raises UserError where nothing is found or nothing is left.
+    Raises:
+        UserError: nothing is found, or nothing is left.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("pairs",)
@@ -186,7 +197,7 @@ class ImagePairs:
         return PairPrompts(self.train, self.test)
 
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: nothing here can judge arbitrary captions."""
+        """None: no network here grades arbitrary captions."""
         return None
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ class PairPrompts:
         self.train, self.test = Captions(train), Captions(test)
 
     def alignment(self, images: Tensor, captions: list[str]) -> None:
-        """None: nothing here can judge arbitrary captions."""
+        """None: no network here grades arbitrary captions."""
         return None
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Picture files of unknown origin, decoded to upright 8-bit RGB; every kind of file has an answer."""
+"""Decodes picture files of any origin to upright 8-bit RGB. Every kind of file has a defined outcome."""
 
 import contextlib
 import errno
@@ -49,7 +49,7 @@ CMYK = "CMYK, converted to RGB"
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at a file told. With a `problem` it is not used; `notes`: what reading it converts."""
+    """What is known of a file. One with a `problem` is not used. `notes` are what reading it converts."""
 
     file: str  # sha256 of the bytes
     content: str  # sha256 of the decoded picture: the same for a PNG and a BMP of the same pixels

@@ -53,16 +53,22 @@ class PromptList:
 
 
 class Prompts:
-    """The prompts of a file, `train` in its order with duplicates, `test` without; no prompt is in both.
+    """The prompts of a file. `train` has them in order, with duplicates; `test` has none twice; no prompt is in both.
 
-    path: .json (texts, objects as in LPO's 4k_training_prompts.json, or an object of columns), .jsonl, .txt (one a
-    line), .csv or .parquet. column: where the text stands; null takes the first of caption, prompt, text.
-    White space is collapsed, and prompts that differ in it or in capitals only are the same one.
+    White space is collapsed. Prompts that differ only in white space or capitals are the same prompt.
 
-    test_path: a file of held-out prompts, of which the first num_test are used and left out of training. Without one,
-    num_test different prompts of `path` are held out, at most half of them, chosen by a hash of seed and text.
-    resolution: of the pictures to draw; nothing here depends on it.
-    Raises UserError where a file cannot be read or nothing is left.
+    Args:
+        path: .json (texts, objects as in LPO's 4k_training_prompts.json, or an object of columns), .jsonl, .txt (one
+            prompt per line), .csv or .parquet.
+        test_path: a file of held-out prompts; null holds out prompts of `path`.
+        num_test: with test_path, its first so many prompts are used. Without it, so many different prompts are held
+            out, at most half of them, chosen by a hash of seed and text.
+        column: of the text; null takes the first of caption, prompt, text.
+        seed: of that choice.
+        resolution: side of the pictures to draw. Nothing here depends on it.
+
+    Raises:
+        UserError: a file cannot be read, or nothing is left.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("prompts",)
@@ -114,7 +120,7 @@ class Prompts:
         return {**counts, **self._findings.report()}
 
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: nothing here can judge arbitrary prompts."""
+        """None: no network here grades arbitrary prompts."""
         return None
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What reading somebody's folder brought to light, by reason, so that nothing is dropped in silence."""
+"""Counts, by reason, what was left out or converted while files were read, so that nothing is lost in silence."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ EXAMPLES = 3
 
 @dataclass
 class Findings:
-    """Names by reason: `skipped` is not used, `noted` is used but converted or incomplete."""
+    """Names by reason. `skipped` were not used; `noted` were used, but converted or incomplete."""
 
     skipped: dict[str, list[str]] = field(default_factory=dict)
     noted: dict[str, list[str]] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Findings:
         return {"skipped": _counted(self.skipped), "noted": _counted(self.noted)}
 
     def line(self) -> str:
-        """The report as text for one line; empty when there is nothing to say."""
+        """The report in one line; empty where there is nothing to report."""
         parts = {"not used": _counted(self.skipped), "noted": _counted(self.noted)}
         return " | ".join(f"{title}: {_listed(found)}" for title, found in parts.items() if found)
 

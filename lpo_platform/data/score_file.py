@@ -34,10 +34,10 @@ def consistent(
     """Four columns (N,) -> mask (N,) of the rows to train on; gaps are the winner's score less the loser's.
 
     A pair with a winner (different_flag 1) stays where aesthetic_gap > 0, -0.5 or -1 (strategy 1, 2, 3; the paper
-    trains with 2) and the other two gaps > 0. A tie stays where the gaps are < 0.2, < 0.03 and < 0.07. All strict, as
-    in the code (the paper has >= and <=). The code takes no absolute value for ties, so a tie with large negative gaps
-    stays; `absolute_ties` compares |gap|, as the paper writes it. A gap that is not known (NaN) drops its row.
-    Raises ValueError for another strategy.
+    trains with 2) and the other two gaps are above 0. A tie stays where the gaps are below 0.2, 0.03 and 0.07. The
+    inequalities are strict, as in the released code; the paper has >= and <=. The code takes no absolute value for
+    ties, so that a tie with large negative gaps stays; `absolute_ties` compares |gap|, as the paper writes. A gap that
+    is unknown (NaN) drops its row. Raises ValueError for another strategy.
     """
     if strategy not in AESTHETIC:
         raise ValueError(f"strategy {strategy!r}; there are {', '.join(map(str, get_args(Strategy)))}")
@@ -51,10 +51,12 @@ def consistent(
 
 @dataclass(frozen=True)
 class Scores:
-    """A score file, row i about row i of the train split: different (N,) bool, gaps (N, 3) float64, NaN where unknown.
+    """A score file. Row i belongs to row i of the train split.
 
-    different: whether the pair has a winner. gaps: aesthetic (LAION predictor), CLIP (cosine) and VQA (probability)
-    score of the winner less that of the loser; of a tie, whatever the file has: its sign convention is not documented.
+    Attributes:
+        different: (N,) bool, whether the pair has a winner.
+        gaps: (N, 3) float64, NaN where unknown: aesthetic (LAION predictor), CLIP (cosine) and VQA (probability) score
+            of the winner less that of the loser. For a tie it is what the file has; its sign is not documented.
     """
 
     different: np.ndarray

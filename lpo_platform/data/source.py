@@ -1,4 +1,4 @@
-"""What a data option offers: two splits of captioned pictures, held out by content, and perhaps a judge."""
+"""The contract of a data option: two splits of captioned pictures and, if there is one, an independent judge."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned picture; `image` is (3, H, W) float32 in [0, 1], None where the data has captions only.
+    """One captioned picture, with what the data have annotated.
 
-    captions: all of them where there are several, `caption` is the first. What the data may have annotated:
-    condition, loser: (3, H, W) in [0, 1], control images of the picture and of a worse one. labels: an item of the
-    task's maps, (1, H, W) label numbers or (P, 17, 3) keypoints.
+    Attributes:
+        id: of the sample; it keys noise of evaluations.
+        image: (3, H, W) float32 in [0, 1]; None where the data have captions only.
+        caption: the first caption.
+        captions: all captions, where there are several.
+        condition: (3, H, W) in [0, 1], the control image of the picture.
+        loser: (3, H, W) in [0, 1], the control image of a worse picture.
+        labels: an item of the task's maps: (1, H, W) label numbers, or (P, 17, 3) keypoints.
     """
 
     id: str
@@ -46,7 +51,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Sample:
-        """Raises data.cells.Unusable for a row that turns out to be unreadable."""
+        """Raises Unusable for a row that turns out to be unreadable."""
         ...
 
     def caption(self, i: int) -> str:
@@ -84,7 +89,7 @@ def _usable(source: Source, findings: Findings) -> Iterator[Sample]:
 
 
 class Data(Protocol):
-    """What the data group builds: `instantiate(cfg.data, resolution=...)`."""
+    """A data option, as `instantiate(cfg.data, resolution=...)` builds it."""
 
     gives: ClassVar[tuple[str, ...]] = ()
     """What a method can read here: "pictures", "prompts" or "pairs"."""
@@ -97,24 +102,28 @@ class Data(Protocol):
     test: Source
 
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """(B, 3, H, W) in [0, 1] and B captions -> (B,) in [0, 1]; None where no independent judge exists."""
+        """Grades pictures (B, 3, H, W) for captions: (B,) in [0, 1]. None where there is no independent judge."""
         ...
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """What else is known of pictures: name -> (B,), nan where it is undefined; {} where nothing is.
+        """Further numbers about pictures: name -> (B,), nan where one is undefined; {} where there are none.
 
-        Higher is better, but for names that begin with "guard/": a method should leave those where they are.
+        Higher is better, except for names that begin with "guard/", which a method should not change.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Preference:
-    """One row of preference data: n pictures of one prompt, n = 2 for Pick-a-Pic.
+    """One row of preference data: n pictures of one prompt. Pick-a-Pic has n = 2.
 
-    images: (n, 3, H, W) float32 in [0, 1]. labels: (n, n), labels[i, j] is the probability that i is preferred to j,
-    0.5 for a tie and on the diagonal. weight: 1 / the number of rows with this prompt, 1 where the data does not say.
-    gaps: aesthetic, CLIP and VQA score of the first picture less that of the second, None where unknown.
+    Attributes:
+        id: of the row.
+        caption: the prompt.
+        images: (n, 3, H, W) float32 in [0, 1].
+        labels: (n, n); labels[i, j] is the probability that i is preferred to j, 0.5 for a tie and on the diagonal.
+        weight: 1 / the number of rows with this prompt; 1 where the data do not say.
+        gaps: aesthetic, CLIP and VQA score of the first picture less those of the second; None where unknown.
     """
 
     id: str
@@ -133,5 +142,5 @@ class Preferences(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Preference:
-        """Raises data.cells.Unusable for a row that turns out to be unreadable."""
+        """Raises Unusable for a row that turns out to be unreadable."""
         ...

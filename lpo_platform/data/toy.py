@@ -25,10 +25,18 @@ class ToySamples(ToySplit):
 
 
 class Toy:
-    """The embedded data: endless scenes, about a tenth of the captions held out for the test split.
+    """The embedded data: procedural scenes. About a tenth of the captions is held out for the test split.
 
-    people: share of the scenes with a person; null is 0.4, and 1 for task=pose, which scores nothing else. Raises
-    ValueError for a resolution at which faces and limbs cannot be drawn.
+    Args:
+        num_train: scenes to train on.
+        num_test: held-out scenes.
+        seed: of the scenes. The held-out captions do not depend on it.
+        people: share of the scenes with a person; null is 0.4, and 1 for task=pose, which scores people only.
+        resolution: side of the pictures in pixels, a multiple of 8 and at least 32.
+        task: the run's.
+
+    Raises:
+        ValueError: faces and limbs cannot be drawn at this resolution.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("pictures", "prompts")
@@ -61,9 +69,9 @@ class Toy:
         return Judge.load()
 
     def alignment(self, images: Tensor, captions: list[str]) -> Tensor:
-        """(B, 3, H, W) in [0, 1] and B toy captions -> (B,): share of the captioned attributes found."""
+        """The share of the captioned attributes that pictures show: (B, 3, H, W) in [0, 1], B captions -> (B,)."""
         return self.judge.alignment(images, captions)
 
     def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """Share of the picture that objects take, and every kind of attribute for every kind of prompt."""
+        """The share of the picture that objects take, and every kind of attribute for every kind of prompt."""
         return self.judge.guards(images, captions)

@@ -21,7 +21,7 @@ def world() -> tuple[int, int]:
 
 
 def lead() -> bool:
-    """Whether this is the process that speaks and writes; known before the processes have met."""
+    """Whether this is the process that prints and writes. It is known before the processes have connected."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return os.environ.get("RANK", "0") == "0"
@@ -37,7 +37,7 @@ def agree(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Waits until every process is here."""
     if world()[1] > 1:
         dist.barrier()
 

@@ -29,15 +29,22 @@ PATIENCE = timedelta(days=2)  # processes wait for each other while one writes a
 
 @dataclass(frozen=True)
 class Hardware:
-    """accelerator: auto, cpu or gpu; precision: auto or one of Lightning's (auto is bf16-mixed on a GPU, else 32-true).
+    """Devices, precision and processes of a run. The README of this folder says more.
 
-    micro_batch: samples in one forward of one process, null for all of its share of the batch, auto for as many of them
-    as fit into memory_gb (null: what is free), as lpo-plan counts (plan/budget.py): the gradient is the same, only
-    accumulated. strategy: single, ddp (every process holds all weights) or fsdp (each its share of them);
-    devices: processes of a node, one for each GPU, null for as many as there are GPUs; num_nodes: of equal nodes.
-    gradient_checkpointing: activations are computed again in the backward pass instead of kept. compile: torch.compile
-    of every block of the denoiser. attention: the kernel of torch's attention for the whole process, auto for its own
-    choice; what the kernel cannot serve falls back to math.
+    Attributes:
+        accelerator: `auto` takes a GPU if there is one.
+        precision: of the forward passes; `auto` is bf16-mixed on a GPU, else 32-true. Weights that learn are float32.
+        micro_batch: samples of one forward of one process. Null is its whole share of the batch; `auto` is as many as
+            fit into memory_gb by lpo-plan's count. The gradient is the same.
+        num_workers: processes that load data, for each process of the run.
+        strategy: `single` process, `ddp` (each process holds all weights) or `fsdp` (each holds its share of them).
+        devices: processes of a node, one for each GPU; null for as many as the node has GPUs.
+        num_nodes: nodes, all with as many processes.
+        gradient_checkpointing: computes activations again in the backward pass instead of keeping them.
+        compile: applies torch.compile to every block of the denoiser.
+        attention: the kernel of torch's attention for the whole process; `auto` leaves the choice to torch. What the
+            kernel cannot compute falls back to math.
+        memory_gb: memory of a process in GB (10^9 bytes) for micro_batch=auto; null is what is free.
     """
 
     unsharded: ClassVar[dict[str, str]] = {
@@ -90,7 +97,7 @@ class Hardware:
 
     @property
     def memory(self) -> float:
-        """Bytes that a process may use, of a CPU its share of what nobody uses."""
+        """Bytes that a process may use. On a CPU it is this process's share of the free memory."""
         if self.memory_gb is not None:
             return 1e9 * self.memory_gb
         if self.gpu:
@@ -105,11 +112,11 @@ class Hardware:
 
     @property
     def frozen_dtype(self) -> torch.dtype:
-        """Frozen parts need no master weights: they are kept in the precision they compute in."""
+        """The precision of frozen parts, which need no float32 weights: that in which they compute."""
         return DTYPES[self.chosen_precision]
 
     def join(self) -> None:
-        """Meets the other processes of the run; nothing to do for one. UserError if another number was started."""
+        """Connects to the other processes of the run, if there are any. UserError if another number was started."""
         started = int(os.environ.get("WORLD_SIZE", 1))
         if started != self.processes:
             wanted = f"hardware.devices={self.local_processes} hardware.num_nodes={self.num_nodes}"
@@ -122,7 +129,7 @@ class Hardware:
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.gpu else "gloo", timeout=PATIENCE)
 
     def prepare(self, networks: Iterable[nn.Module]) -> None:
-        """Gradient checkpointing, compiled blocks and a kernel of attention, if they are asked for, in each network."""
+        """Sets gradient checkpointing, compiled blocks and the kernel of attention, as configured, in each network."""
         if self.attention != "auto":
             for name, enable in KERNELS.items():
                 enable(name == self.attention)
@@ -134,7 +141,7 @@ class Hardware:
                     part.compile()
 
     def trainer(self, *, find_unused_parameters: bool = False) -> dict[str, Any]:
-        """What the Trainer has to know."""
+        """The arguments of Lightning's Trainer."""
         options: dict[str, Any] = {
             "accelerator": self.device.type,
             "devices": self.local_processes if self.processes > 1 else 1,
@@ -166,7 +173,7 @@ class Hardware:
         return micro, own // micro
 
     def arithmetic(self, batch: int) -> str:
-        """How a step's batch comes about: `64 samples a step = 2 processes x 4 micro-batches of 8`."""
+        """How a step's batch is made: `64 samples a step = 2 processes x 4 micro-batches of 8`."""
         micro, accumulation = self.split(batch)
         many = lambda count, noun: f"{count} {noun}" + ("" if count == 1 else "es")  # noqa: E731
         return (

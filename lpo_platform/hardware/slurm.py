@@ -1,6 +1,6 @@
 """A task of a job that submitit has started, on Slurm or on this machine, as one process of a run.
 
-A job of several tasks is one run of as many processes. Task 0 holds the run folder and speaks for all; every task
+A job of several tasks is one run of as many processes. Task 0 holds the run folder and reports for all; every task
 starts one process of `lpo_platform.commands.process` with torchrun's variables and watches it. The tasks agree through
 files, since a job may cover several nodes and the folder is what they share. When a process fails, every task ends its
 own.
@@ -97,7 +97,7 @@ def follow(task: Task, primary: str, folder: Path) -> None:
 
 
 def say(task: Task, word: str) -> None:
-    """Task 0's word to the others, GO or STOP; the first one counts."""
+    """Tells the other tasks GO or STOP. The first word counts."""
     task.files.mkdir(parents=True, exist_ok=True)
     if not (task.files / "word").exists():
         files.write_text(task.files / "word", word)

@@ -92,7 +92,7 @@ def finished(folder: Path) -> bool:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a living process holds the folder (see cli.claim)."""
+    """Whether a living process holds the folder (commands/main.py, claim)."""
     try:
         with (folder / ".lock").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""Pairs of pictures of a condition, one of which follows it better: what image-DPO for control learns from.
+"""Pairs of pictures of one condition, of which one follows it better: the data of image-DPO for control.
 
-The starting policy draws a group of pictures of each (caption, condition); the best and the worst aligned of them, by
-the task's own distance, are kept, and what a reward says of both. Nothing here depends on the weights being trained, so
-it is computed once and kept in a fingerprinted cache.
+The starting policy draws a group of pictures from each caption and condition. The best and the worst aligned one, by
+the task's own distance, are kept with their rewards. Nothing here depends on the weights that learn, so it is computed
+once and kept in a cache.
 """
 
 from functools import partial
@@ -29,11 +29,16 @@ WINNER_FIRST = torch.tensor([[0.5, 1.0], [0.0, 0.5]])
 
 
 class AlignedPairs(ConditionPairs):
-    """Rows of preferences between two pictures: moments (2, 2C, h, w), of the better aligned one first, its labels,
-    control, tokens and text.
+    """Pairs of pictures, the better aligned one first: moments (2, 2C, h, w), labels, control, tokens and text.
 
-    gap: by how much the first must also surpass the other in the reward, if there is one. Pairs that are equally far
-    from their condition are left out, too. Raises UserError if no pair is left.
+    Pairs that are equally far from their condition are left out.
+
+    Args:
+        cache: complete.
+        gap: the smallest difference by which the first must also surpass the second in the reward, if there is one.
+
+    Raises:
+        UserError: no pair is left.
     """
 
     def __init__(self, cache: Cache, gap: float) -> None:
@@ -66,7 +71,7 @@ def cache_of(
     group: int,
     folder: Path,
 ) -> Cache:
-    """The cache that these parts determine, existing or not. reward: the settings of the one that judges, or None."""
+    """The cache that these parts determine, existing or not. reward: the settings of the reward, or None."""
     key = fingerprint(
         "aligned", VERSION, source.fingerprint, policy.adapter.fingerprint, task.fingerprint, reward, control_digest,
         sampling.num_steps, sampling.guidance, sampling.eta, group,

@@ -1,9 +1,9 @@
 """Training samples with everything frozen already computed: VAE moments, text, the true condition and a worse one.
 
-The true condition is annotated in the data, or else detected. The worse one, too, or else it is what the detector finds
-in a picture that the starting ControlNet drew from the true condition and the same caption.
-Nothing here depends on the weights being trained, so it is computed once and kept in a fingerprinted cache. Rows that
-cannot be read when it is built are left out, and each opening of the cache says which.
+The true condition is annotated in the data, or else detected. The worse condition is annotated, or else it is what the
+detector finds in a picture that the starting ControlNet drew from the true condition and the same caption. Nothing here
+depends on the weights that learn, so it is computed once and kept in a cache. Rows that cannot be read are left out,
+and each opening of the cache says which.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Preference data that a model makes of itself: several pictures of each prompt, labelled by a reward.
+"""Preference data from the model's own pictures: several for each prompt, labelled by a reward.
 
-A latent reward model has to know the pictures of the policy that it will judge; one that has seen clean or drawn
-pictures only is hacked at once (methods/README.md, "LRM").
+A latent reward model must know the pictures of the policy that it will score. One that has seen only clean or drawn
+pictures is exploited at once (methods/README.md, "lrm").
 """
 
 from pathlib import Path
@@ -31,11 +31,16 @@ def labels_of(scores: Tensor, temperature: float) -> Tensor:
 
 
 class GeneratedPairs:
-    """prompts: a data option whose captions are drawn; labeller: a reward of pictures.
+    """Preferences between the model's own pictures of the captions of another data option.
 
-    num_images: pictures of each prompt; eta: noise of the sampler, 1 as in LPO's rollouts; temperature: the difference
-    of scores that is preferred with probability 0.73; num_validation: training prompts that choose the best model
-    instead of teaching it.
+    Args:
+        prompts: the data option whose captions are drawn.
+        labeller: the reward of pictures that labels them.
+        num_images: pictures of each prompt.
+        eta: noise of the sampler; 1 as in LPO's rollouts.
+        temperature: the difference of scores that is preferred with probability 0.73.
+        num_validation: training prompts that choose the best model and are not trained on.
+        resolution: side of the pictures in pixels.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("pairs",)

@@ -1,9 +1,9 @@
-"""From photographs to data of pose control: keypoints, skeleton pictures, and lines that name them (pose_ddpo.md 2.4).
+"""Makes data of pose control from photographs: keypoints, drawings of skeletons, and lines that name them.
 
-Hands and faces are drawn and stored where the task finds them (task.whole_body, or keypoint files of OpenPose).
-Leaves in a folder, below the name of each picture: `keypoints/<name>.json`, `skeletons/<name>.png`; and `train.jsonl`
-and `test.jsonl` with the seed's keys image, condition_image and text, and the people as labels under pose, which
-data=jsonl reads. Pictures whose keypoints are there are not looked at again.
+A folder gets `keypoints/<name>.json` and `skeletons/<name>.png` for each picture, and `train.jsonl` and `test.jsonl`
+with the keys image, condition_image and text, as IITP-CARTE-LGE/cnrl2 reads them, and the people under pose. data=jsonl
+reads these files. Hands and faces are drawn and stored where the task finds them (task.whole_body, or keypoint files of
+OpenPose). Pictures whose keypoints are there are not detected again.
 """
 
 import json

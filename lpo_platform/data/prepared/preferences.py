@@ -1,7 +1,7 @@
 """Preference data with everything frozen already computed: VAE moments of the pictures, tokens and text of the prompt.
 
-The posterior is still sampled at every step; only its parameters are kept, in half precision (64 KiB for a 512 px
-picture). Rows that cannot be read when the cache is built are counted, reported and left out.
+The parameters of the posterior are kept in half precision (64 KiB for a picture of 512 px), and it is sampled anew at
+every step. Rows that cannot be read are counted, reported and left out.
 """
 
 import copy

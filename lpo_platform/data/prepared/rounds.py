@@ -1,7 +1,7 @@
-"""Training batches as rounds: an epoch is a fixed number of steps, and its order is a function of seed and number.
+"""Training batches as rounds. An epoch is a fixed number of steps, and its order follows from seed and number.
 
-A round is the smallest amount of work worth a checkpoint. Because nothing but the round's number decides what it
-holds, a resumed run reads exactly what the straight run would have read.
+A round is the amount of work between two checkpoints. Only its number decides what it holds, so that a resumed run
+reads what an uninterrupted run would have read.
 """
 
 import lightning as L

@@ -1,4 +1,4 @@
-"""What a cell of a table holds, as a picture or as labels; what is wrong with it has a name."""
+"""Decodes a cell of a table as a picture or as labels. What is wrong with a cell is named."""
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def texts(value: object) -> tuple[str, ...]:
 
 
 def picture(cell: object, where: str, *, side: int) -> Decoded:
-    """From encoded bytes or, as `datasets` stores a picture, a mapping with `bytes`; `side` as in pictures.decode.
+    """From encoded bytes or, as `datasets` stores a picture, a mapping with `bytes`; `side` as in picture_files.decode.
 
     Raises Unusable, which names `where`.
     """

@@ -16,7 +16,7 @@ INCOMPLETE = "line without a required key"
 
 
 class LineFiles:
-    """As `row_files.RowFiles`. pictures: columns whose texts are paths, relative to the file that they stand in."""
+    """As parquet.RowFiles. pictures: columns whose texts are paths, relative to the file that they stand in."""
 
     def __init__(
         self, files: Sequence[Path], required: Sequence[str], findings: Findings, *, pictures: Sequence[str]

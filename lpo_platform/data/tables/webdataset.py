@@ -34,7 +34,7 @@ Row = dict[str, object]
 
 
 class TarFiles:
-    """As `row_files.RowFiles`. A member's column is its suffix, `image` for a picture, `text` for .txt and .caption;
+    """As parquet.RowFiles. A member's column is its suffix, `image` for a picture, `text` for .txt and .caption;
     what comes before the suffix of a picture names it (`0001.control_seg.png`); the keys of a .json are columns.
     """
 

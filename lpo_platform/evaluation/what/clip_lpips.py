@@ -137,7 +137,7 @@ class ClipScore:
 
 
 class Lpips:
-    """LPIPS v0.1 on AlexNet, pictures in [-1, 1] at their size, the mean over pairs of one name (pose_ddpo.md 3.3).
+    """LPIPS v0.1 on AlexNet, pictures in [-1, 1] at their size, the mean over pairs of one name.
 
     originals, generated: folders. weights: a file with torchvision's AlexNet (`alexnet-owt-*.pth`, or safetensors);
     the heads come with torchmetrics. A generated picture is resized to its original where they differ.
