@@ -1,4 +1,4 @@
-"""What can be measured: a step of training or sampling, in its authors' form and in ours, at random weights."""
+"""The contract of what is measured: a step of training or sampling in its authors' form and in ours."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -39,7 +39,16 @@ MODELS = {"tiny": tiny, "sd15": lambda: SD15, "sd21": lambda: SD21, "sdxl": lamb
 
 @dataclass(frozen=True)
 class Cell:
-    """batch, resolution (None: the model's) and options of the step; variants: all unless given."""
+    """A step to measure.
+
+    Attributes:
+        what: the kind of step, of STEPS.
+        model: of MODELS.
+        batch: pictures, pairs or prompts of a step.
+        resolution: in pixels; None is the model's own.
+        options: of the step.
+        chosen: variants; all if empty.
+    """
 
     what: str
     model: str
@@ -69,8 +78,10 @@ class Cell:
         return self.kind.build(shape, batch=self.batch, resolution=self.resolution, **place, **self.options)
 
     def counted(self, bench: Bench, *, memory: bool = False) -> dict[str, Result]:
-        """Of each variant of a step built on meta tensors FLOPs per unit, the host's waits in a step and, if asked for,
-        the most bytes that its tensors hold at once beside the weights, in float32."""
+        """Counts each variant of a step built on meta tensors: FLOPs per unit and the host's waits in a step.
+
+        With `memory` also the largest number of bytes that its tensors hold at once beside the weights, in float32.
+        """
         results: dict[str, Result] = {}
         for variant in self.variants:
             counts: list[int] = []

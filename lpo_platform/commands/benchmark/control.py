@@ -1,7 +1,9 @@
 """Supervised training of a ControlNet: loss and gradient of a batch of pictures.
 
-plain: diffusers' training script; exact: cached VAE moments and text, no graph in the frozen encoder, the same
-mathematics; -ckpt: the same with gradient checkpointing.
+Variants:
+    plain: as diffusers' training script.
+    exact: with cached VAE moments and text, and no graph in the frozen encoder. The mathematics is the same.
+    plain-ckpt, exact-ckpt: the same with gradient checkpointing.
 """
 
 from collections.abc import Callable

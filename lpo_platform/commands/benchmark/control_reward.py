@@ -1,8 +1,11 @@
 """ControlNet++'s micro-step on edges: loss and gradient of a batch, of which one in five has a rewarded timestep.
 
-plain-ckpt: VAE and text encoded, every predicted picture decoded and compared, with gradient checkpointing, as
-released; plain: the same without it. exact: cached VAE moments, text and targets, only rewarded pictures decoded, the
-same mathematics; exact-ckpt: the same with gradient checkpointing, for memory like for like.
+Variants:
+    plain-ckpt: as released: pictures and text are encoded, every predicted picture is decoded and compared, with
+        gradient checkpointing.
+    plain: the same without checkpointing.
+    exact: with cached VAE moments, text and targets; only rewarded pictures are decoded. The mathematics is the same.
+    exact-ckpt: the same with gradient checkpointing, to compare memory.
 """
 
 from collections.abc import Callable
@@ -27,7 +30,7 @@ ONE_IN = 5  # 201 timesteps of 1000 are rewarded
 
 @dataclass(frozen=True)
 class ControlRewardStep(ControlStep):
-    """A step is of five pictures for each one of the batch, so that one fifth of them is rewarded."""
+    """A step has five pictures for each one of `batch`, so that one fifth of them is rewarded."""
 
     without_sdxl: ClassVar[str] = "ControlNet++"
     without_flux: ClassVar[str] = "its share of rewarded timesteps is DDIM's; use method=control or method=cpo"
@@ -75,7 +78,7 @@ class ControlRewardStep(ControlStep):
 
 
 def positions(method: ControlReward, batch: int) -> Tensor:
-    """The first `batch` positions with a rewarded timestep and the first four times as many without, in turn."""
+    """Numbers of samples: after each one with a rewarded timestep four without, `batch` times."""
     candidates = torch.arange(100 * batch)
     rewarded = method.drawn_times({"position": candidates}, "pretrain") <= method.max_timestep
     with_, without = candidates[rewarded][:batch], candidates[~rewarded][: (ONE_IN - 1) * batch]

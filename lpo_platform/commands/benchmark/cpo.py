@@ -1,9 +1,12 @@
 """CPO's micro-step: losses and gradient of a batch.
 
-plain-ckpt: 5 ControlNet + 5 UNet forwards, VAE and text encoded, two backwards, with gradient checkpointing, as
-released for every task but ADE20K; plain: the same without it. exact: cached VAE moments and text, shared frozen
-encoder, one backward, the same mathematics; exact-ckpt: the same with gradient checkpointing, for memory like for like.
-shared: share_timestep=true, L_pre on the pair's (t, e), another estimator of the same loss.
+Variants:
+    plain-ckpt: as released for every task but ADE20K: 5 ControlNet and 5 UNet forwards, pictures and text encoded, two
+        backward calls, with gradient checkpointing.
+    plain: the same without checkpointing.
+    exact: with cached VAE moments and text, a shared frozen encoder and one backward. The mathematics is the same.
+    exact-ckpt: the same with gradient checkpointing, to compare memory.
+    shared: with share_timestep=true, which is another estimator of the same loss.
 """
 
 from collections.abc import Callable
@@ -28,7 +31,11 @@ SETTINGS = {"beta": 5000.0, "margin": 0.005, "pretrain_weight": 0.05}  # canny's
 
 @dataclass(frozen=True)
 class CPOStep(Bench):
-    """form: soft or hard."""
+    """CPO on an ordinary ControlNet.
+
+    Options:
+        form: soft or hard.
+    """
 
     variants: ClassVar[tuple[str, ...]] = ("plain-ckpt", "plain", "exact", "exact-ckpt", "shared")
     unit: ClassVar[str] = "image"

@@ -1,8 +1,11 @@
 """CPO's micro-step on a ControlNet with DINO: losses and gradient of a batch.
 
-plain: the losers drawn in the step and every look at a condition repeated, as released. exact: losers prepared, each
-condition looked at once, the same mathematics; cached: the reference's features prepared, too; shared: cached, with
-share_timestep=true; online: losers drawn in the step as ours are (method.losers=online).
+Variants:
+    plain: as released: losers are drawn in the step, and a condition is encoded in every forward.
+    exact: losers are prepared and each condition is encoded once. The mathematics is the same.
+    cached: the reference's features are prepared, too.
+    shared: as cached, with share_timestep=true.
+    online: losers are drawn in the step, in our way (method.losers=online).
 """
 
 from collections.abc import Callable
@@ -25,7 +28,12 @@ LACKS = {"exact": {"features"}, "online": {"features", "loser"}}
 
 @dataclass(frozen=True)
 class CPODinoStep(CPOStep):
-    """form: soft or hard; steps: of a loser."""
+    """CPO on a ControlNet with DINO.
+
+    Options:
+        form: soft or hard.
+        steps: sampling steps of a losing picture.
+    """
 
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact", "cached", "shared", "online")
     options: ClassVar[dict[str, Any]] = {"form": "hard", "steps": 20}

@@ -1,9 +1,11 @@
 """DDPO on a ControlNet: its update on the transitions of a round, and the whole round.
 
-plain: one timestep of `train_batch` samples after the other, the whole ControlNet and UNet for each. exact:
-methods/ddpo.py, transitions of all samples and timesteps in micro-batches of `micro`, a condition looked at once in
-each, no graph on the UNet's encoder. unfrozen: plain where the UNet's weights are left requiring a gradient that nobody
-uses. -ckpt: with gradient checkpointing.
+Variants:
+    plain: one timestep of `train_batch` samples after the other, each through the whole ControlNet and UNet.
+    exact: methods/ddpo.py: transitions of all samples and timesteps in micro-batches of `micro`; a condition is encoded
+        once in each, and the UNet's encoder has no graph.
+    unfrozen: plain, where the UNet's weights still require a gradient that is not used.
+    -ckpt: with gradient checkpointing.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,8 +32,13 @@ from lpo_platform.models.tuning import Control
 
 @dataclass(frozen=True)
 class DDPOBench(Bench):
-    """batch pictures, each of its own prompt and condition; steps: of a trajectory, all of which are trained; micro:
-    transitions in a micro-batch of ours, train_batch: samples in one of the original's."""
+    """`batch` pictures, each with a prompt and a condition of its own.
+
+    Options:
+        steps: of a trajectory; all are trained.
+        micro: transitions in a micro-batch of ours.
+        train_batch: samples in a micro-batch of the original.
+    """
 
     variants: ClassVar[tuple[str, ...]] = ("plain", "plain-ckpt", "plain-unfrozen", "exact", "exact-ckpt")
     unit: ClassVar[str] = "transition"

@@ -1,4 +1,4 @@
-"""All steps in one call of limited length, those that say most first; what does not fit into it is named.
+"""All steps in one call of limited length, the most telling first. What does not fit is named.
 
 A cell that the JSON file holds is not measured or counted again, so that a call goes on where the last one stopped, and
 counting, which needs no GPU, can be done elsewhere before (--flops-only).
@@ -77,7 +77,7 @@ def everything(hardware: Hardware, limit: float, file: Path | None, *, count_onl
 
 
 def measure(cell: Cell, found: dict[str, Any], hardware: Hardware, end: float, *, count_only: bool) -> None:
-    """Fills in one cell. What fails there is said there: the next cells do not depend on it."""
+    """Measures one cell. A failure is recorded in its row, and the next cells are measured all the same."""
     started, left = time.monotonic(), end - time.monotonic()
     try:
         if not found["variants"]:

@@ -1,8 +1,9 @@
 """Pictures for an evaluation, each of its own prompt and condition, with guidance.
 
-plain: a call of the pipeline for each prompt. exact: evaluation/generate.py, as Evaluator.draw uses it: all prompts in
-one batch, a condition looked at once for all steps, what precedes the first cross attention computed once for both
-halves.
+Variants:
+    plain: one call of the pipeline for each prompt.
+    exact: models/sampling.py, as evaluations use it: all prompts in one batch, a condition encoded once for all steps,
+        and what precedes the first cross-attention computed once for both halves of guidance.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,11 @@
 """LPO's update on preference pairs, its rollout with scoring, and both together.
 
-plain: policy and reference run twice per pair; candidates are scored inside the loop, every prompt encoded again for
-each of its candidates. exact: methods/lpo.py, one pass of each model per pair, scores after the rollout in large
-batches, each prompt encoded once. -ckpt: with gradient checkpointing of the policy, as SDXL is trained.
+Variants:
+    plain: policy and reference run twice per pair; candidates are scored inside the loop, and every prompt is encoded
+        for each of its candidates.
+    exact: methods/lpo.py: one pass of each model per pair, scores after the rollout in large batches, and each prompt
+        encoded once.
+    -ckpt: with gradient checkpointing of the policy, as SDXL is trained.
 """
 
 from collections.abc import Callable
@@ -29,9 +32,12 @@ UPDATE_BATCH = 10  # pairs of an optimiser's step per process, SD-1.5's
 
 @dataclass(frozen=True)
 class LPOBench(Bench):
-    """candidates: K; steps: of a trajectory; valid: share of a rollout's (prompt, step) that give a pair to learn from.
+    """LPO at random weights.
 
-    The share is an assumption, for nothing published says it; weights that are random do not tell either.
+    Options:
+        candidates: K.
+        steps: of a trajectory.
+        valid: share of a rollout's (prompt, step) that give a pair. It is an assumption: no publication states it.
     """
 
     without_flux: ClassVar[str] = "its reward model is half a UNet; use method=ddpo with a reward of pictures"
@@ -71,7 +77,7 @@ class LPOBench(Bench):
 
     @classmethod
     def pair_batches(cls, batch: int, steps: int, valid: float) -> list[int]:
-        """Of how many pairs each update is."""
+        """The number of pairs of each update."""
         return []
 
     @classmethod

@@ -1,7 +1,9 @@
 """A step of training a latent reward model on pairs of pictures.
 
-plain: both pictures go through the VAE and the empty prompt through the text encoder once for every pair. exact: cached
-VAE moments, the empty prompt once, what comes before the first cross attention shared by prompted and unprompted.
+Variants:
+    plain: as released: both pictures pass the VAE, and the empty prompt passes the text encoder for every pair.
+    exact: with cached VAE moments; the empty prompt is encoded once, and what precedes the first cross-attention is
+        shared by the passes with and without the prompt.
 """
 
 from collections.abc import Callable
@@ -87,6 +89,6 @@ class LRMStep(Bench):
 
 
 def towers(model: LatentReward) -> plain.Towers:
-    """The same modules in the plain form's hands: what a gradient or a score is compared on."""
+    """The same modules for the plain form, so that gradients and scores can be compared."""
     heads = model.visual_projection, model.text_projection, model.logit_scale
     return plain.Towers(model.unet, list(model.text_encoders), *heads, guidance=model.guidance)

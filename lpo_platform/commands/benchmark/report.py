@@ -1,4 +1,4 @@
-"""What was measured, as Markdown."""
+"""Writes what was measured as Markdown."""
 
 import os
 import platform
@@ -35,13 +35,13 @@ RATIOS = {
 
 
 def value(result: Result, name: str) -> float | None:
-    """What was found, the median where it was found several times."""
+    """The value, or the median where there are several."""
     found = result.get(name)
     return statistics.median(found) if isinstance(found, list) else found
 
 
 def ratio(base: Result, result: Result, name: str) -> float | None:
-    """How many times more `base` takes."""
+    """How many times as much `base` takes."""
     theirs, ours = value(base, name), value(result, name)
     return theirs / ours if theirs and ours else None
 
@@ -52,7 +52,7 @@ def spread(result: Result, name: str) -> str:
 
 
 def utilisation(result: Result, units: int, peak: float | None) -> float | None:
-    """Share of a device's FLOP/s that counted FLOPs per median second are."""
+    """The counted FLOPs per median second as a share of the device's FLOP/s."""
     seconds = value(result, "seconds")
     return result["flops"] * units / seconds / peak if seconds and peak else None
 

@@ -28,7 +28,13 @@ SIZE = {"width": 420, "height": 280, "left": 60, "bottom": 40, "top": 20, "right
 
 @dataclass(frozen=True)
 class Axis:
-    """name: of Cell's fields or of a step's options; variant: which is timed; why: what bends the line there."""
+    """One axis of the page.
+
+    Attributes:
+        name: of a field of Cell or of an option of the step.
+        variant: that is timed.
+        why: the reason why the line departs from FLOPs alone.
+    """
 
     name: str
     what: str

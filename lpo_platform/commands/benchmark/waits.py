@@ -1,4 +1,4 @@
-"""Where a step keeps the host waiting for the GPU, found without one.
+"""Finds, without a GPU, where a step makes the host wait for it.
 
 A host that runs ahead of the GPU hides its own work. Whatever asks for a value, or copies without non_blocking, ends
 that: the GPU's queue must run empty first. Meta tensors stand for the GPU's: they lie elsewhere and have no values.
