@@ -38,7 +38,7 @@ def report(
 class Oks:
     """Whether the people of `target` stand as those of `original`: OKS, detection rate, counts, CPO's mAP, COCO's AP.
 
-    original, target: folders of keypoint files or single ones (data/keypoint_files.py); pictures are paired by name.
+    original, target: folders of keypoint files or single ones (tasks/keypoint_files.py); pictures are paired by name.
     area: what OKS divides by (evaluation/keypoints.py); it moves the result a lot, so the report states it.
     """
 
