@@ -1,0 +1,25 @@
+"""Preference and reinforcement fine-tuning of diffusion models, from the command line or from Python:
+
+    import lpo_platform as lpo
+
+    run = lpo.train("method=cpo", "task=canny")
+    run.metrics["canny/f1"], run.export
+"""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["Run", "compose", "dataset", "evaluate", "load", "losses", "reward", "task", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is asked for: `import lpo_platform` alone loads nothing heavy."""
+    if name == "losses":
+        return import_module("lpo_platform.methods.losses")
+    if name in __all__:
+        return getattr(import_module("lpo_platform.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,74 @@
+"""The Python interface: the same checks as the command line, and the four examples as a reader runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lpo_platform as lpo
+from lpo_platform.config.errors import ConfigError, UserError
+
+REPO = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((REPO / "launchers" / "examples").glob("*.py"))
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, lpo_platform; assert dir(lpo_platform); "
+        "print([name for name in ('torch', 'hydra', 'omegaconf', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = lpo.trian
+
+
+def test_a_wrong_override_is_the_error_of_the_command() -> None:
+    with pytest.raises(ConfigError) as error:
+        lpo.train("method=cp0", "seed=abc")
+    assert error.value.problems[0].startswith("method=cp0: no such option; did you mean 'cpo'?")
+    assert error.value.problems[1] == "seed=abc: must be int"
+    for call, words in (
+        (lambda: lpo.compose("optim.lr=fast"), "optim.lr=fast: must be"),
+        (lambda: lpo.task("cany"), "task=cany: no such option; did you mean 'canny'?"),
+        (lambda: lpo.task("canny", lwo=0.1), "task.lwo: Canny has no such option; did you mean 'low'?"),
+        (lambda: lpo.reward("pickscor"), "reward=pickscor: no such option; did you mean 'pickscore'?"),
+        (lambda: lpo.dataset("toi"), "data=toi: no such option; did you mean 'toy'?"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert words in str(error.value)
+    with pytest.raises(UserError, match="one configuration at a time"):
+        lpo.train("sweep=seeds")
+
+
+def test_a_configuration_is_that_of_the_command() -> None:
+    cfg = lpo.compose("method=cpo", "task=hed", "optim.lr=1e-3")
+    assert (cfg.task._target_.split(".")[-1], cfg.optim.lr, "hydra" in cfg) == ("HED", 1e-3, False)
+
+
+def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
+    model = lpo.load("tiny", "hardware=cpu")
+    prompts = ["a red circle left of a blue square", "a green triangle above a red circle"]
+    both = model.sample(prompts, seed=3, num_steps=4)
+    assert both.shape == (2, 3, 64, 64) and both.min() >= 0 and both.max() <= 1
+    assert torch.allclose(model.sample(prompts[0], seed=3, num_steps=4), both[:1], atol=1e-4)
+    assert not torch.allclose(model.sample(prompts[0], seed=4, num_steps=4), both[:1], atol=1e-2)
+    with pytest.raises(UserError, match=r"the model has no ControlNet: sample\(\) takes no control="):
+        model.sample(prompts, control=torch.zeros(2, 3, 64, 64))
+    assert model.encode(both).shape == (2, *model.policy.adapter.latent_shape)
+    better, worse = lpo.reward("toy")(both, prompts), lpo.reward("toy")(both, prompts[::-1])
+    assert better.sum() > worse.sum()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_as_it_stands(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
+
+
+def test_there_are_four_examples() -> None:
+    assert len(EXAMPLES) == 4
