@@ -25,11 +25,11 @@ from lpo_platform.commands.command_line import _parse, _ready, quote
 from lpo_platform.commands.main import claim
 from lpo_platform.commands.table import work_of
 from lpo_platform.commands.terminal import Command
-from lpo_platform.config.compatibility import shipped
 from lpo_platform.config.compose import compose as compose_values
 from lpo_platform.config.compose import source
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import ConfigError, UserError, hint
+from lpo_platform.config.options import shipped
 from lpo_platform.config.paths import run_folder
 from lpo_platform.config.schema import CONF
 from lpo_platform.hardware import launch

@@ -252,13 +252,6 @@ class Captioned:
         """Counts, `skipped` and `noted` by reason with up to 3 examples."""
         return {"train": len(self.train), "test": len(self.test), **self._findings.report()}
 
-    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: no network here grades arbitrary captions."""
-        return None
-
-    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        return {}
-
     def _open(self, columns: Columns, *, alone: bool) -> tuple[Table, list[tuple[int, tuple[str, ...]]], Columns, bool]:
         """(the table, its usable rows with their captions, its columns, whether it has lists of captions)."""
         files = files_of(columns, self._findings, alone=alone)

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.caption_files import ORIGINS, Captions, find_captions, is_table, sidecars
@@ -136,13 +135,6 @@ class Folder:
     def report(self) -> dict[str, object]:
         """Counts, origins of the captions, `skipped` and `noted` by reason with up to 3 examples."""
         return {**self._report, **self._findings.report()}
-
-    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: no network here grades arbitrary captions."""
-        return None
-
-    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        return {}
 
     def _line(self, few: str) -> str:
         row = self._report

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.pair_prompts import PairPrompts
@@ -195,13 +194,6 @@ class ImagePairs:
     def prompts(self) -> PairPrompts:
         """What an evaluation draws."""
         return PairPrompts(self.train, self.test)
-
-    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: no network here grades arbitrary captions."""
-        return None
-
-    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        return {}
 
     def _split(self, key: str, name: str, number: int | None, resolution: int) -> Pairs:
         paths = find_split(self.path, name, self._findings)

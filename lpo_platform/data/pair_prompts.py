@@ -1,6 +1,5 @@
 """The prompts of preference data, for evaluations that draw a picture of each."""
 
-from torch import Tensor
 
 from lpo_platform.data.source import Sample
 
@@ -10,13 +9,6 @@ class PairPrompts:
 
     def __init__(self, train: object, test: object) -> None:
         self.train, self.test = Captions(train), Captions(test)
-
-    def alignment(self, images: Tensor, captions: list[str]) -> None:
-        """None: no network here grades arbitrary captions."""
-        return None
-
-    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        return {}
 
 
 class Captions:

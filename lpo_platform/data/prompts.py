@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
@@ -118,13 +117,6 @@ class Prompts:
         """Counts, and `skipped` by reason with up to 3 examples."""
         counts = {"train": len(self.train), "test": len(self.test)}
         return {**counts, **self._findings.report()}
-
-    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """None: no network here grades arbitrary prompts."""
-        return None
-
-    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        return {}
 
 
 def read_texts(setting: str, path: str | Path, column: str | None, findings: Findings) -> list[str]:

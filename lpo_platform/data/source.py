@@ -101,16 +101,6 @@ class Data(Protocol):
     train: Source
     test: Source
 
-    def alignment(self, images: Tensor, captions: list[str]) -> Tensor | None:
-        """Grades pictures (B, 3, H, W) for captions: (B,) in [0, 1]. None where there is no independent judge."""
-        ...
-
-    def guards(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """Further numbers about pictures: name -> (B,), nan where one is undefined; {} where there are none.
-
-        Higher is better, except for names that begin with "guard/", which a method should not change.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -144,3 +134,21 @@ class Preferences(Protocol):
     def __getitem__(self, i: int) -> Preference:
         """Raises Unusable for a row that turns out to be unreadable."""
         ...
+
+
+def alignment_of(data: Data, images: Tensor, captions: list[str]) -> Tensor | None:
+    """How well pictures (B, 3, H, W) in [0, 1] show what B captions say: (B,) in [0, 1].
+
+    `data.alignment` grades them. None where data have no such method, because no independent judge exists.
+    """
+    grade = getattr(data, "alignment", None)
+    return None if grade is None else grade(images, captions)
+
+
+def guards_of(data: Data, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+    """What else `data.guards` knows of pictures: name -> (B,), nan where it is undefined; {} without such a method.
+
+    Higher is better, but for names that begin with "guard/": a method should leave those where they are.
+    """
+    known = getattr(data, "guards", None)
+    return {} if known is None else known(images, captions)

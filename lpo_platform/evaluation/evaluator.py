@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.data.picture_files import save_png
-from lpo_platform.data.source import Data, Sample, first
+from lpo_platform.data.source import Data, Sample, alignment_of, first, guards_of
 from lpo_platform.data.truth import truth_of
 from lpo_platform.evaluation.compare import LATENT_FD, compare_evaluations
 from lpo_platform.evaluation.evaluation import Evaluation, joined, parts_in
@@ -212,11 +212,11 @@ class Evaluator:
         """What is said of one picture of each item, (B,) each."""
         captions, images = pictures.captions, drawn.images.cpu()
         scores = {} if task is None else task.score(drawn.maps, drawn.target) | task.judge(drawn.images, drawn.target)
-        alignment = data.alignment(images, captions)
+        alignment = alignment_of(data, images, captions)
         scores |= {} if alignment is None else {ALIGNMENT: alignment}
         if reward is not None:
             scores |= {f"reward/{part}": score for part, score in scores_of(reward, drawn, captions).items()}
-        scores |= data.guards(images, captions) if self.guards else {}
+        scores |= guards_of(data, images, captions) if self.guards else {}
         for measure in self.measures.values():
             scores |= measure.score(pictures)
         return scores

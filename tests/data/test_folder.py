@@ -19,6 +19,7 @@ from lpo_platform.data import caption_files as naming
 from lpo_platform.data import picture_files as reading
 from lpo_platform.data.caption_files import words
 from lpo_platform.data.folder import Folder
+from lpo_platform.data.source import alignment_of
 from lpo_platform.runs.given_files import NOT_TEXT, PICTURES
 
 Save = Callable[[Path], None]
@@ -604,4 +605,4 @@ def test_the_scan_of_many_pictures_is_parallel_and_complete(tmp_path: Path) -> N
     fill(tmp_path, 300, ".jpg")
     folder = open_folder(tmp_path)
     assert (len(folder.train), len(folder.test)) == (270, 30)
-    assert folder.alignment(torch.zeros(1, 3, 8, 8), ["x"]) is None
+    assert alignment_of(folder, torch.zeros(1, 3, 8, 8), ["x"]) is None

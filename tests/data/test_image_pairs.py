@@ -18,6 +18,7 @@ from lpo_platform.config.paths import is_hub_id
 from lpo_platform.data import image_pairs as pairing
 from lpo_platform.data.image_pairs import ImagePairs
 from lpo_platform.data.score_file import Scores, write_scores
+from lpo_platform.data.source import alignment_of
 from lpo_platform.data.tables import parquet
 from lpo_platform.data.tables.decode import BROKEN, NO_PICTURE, Unusable
 
@@ -55,7 +56,7 @@ def test_every_layout_gives_every_row_in_order(tmp_path: Path, layout: str) -> N
     assert torch.equal(data.validation[0].images[1], expected(row(100)["jpg_1"]))
     with pytest.raises(IndexError):
         data.train[11]
-    assert data.alignment(torch.zeros(1, 3, 8, 8), ["x"]) is None
+    assert alignment_of(data, torch.zeros(1, 3, 8, 8), ["x"]) is None
     assert data.guards(torch.zeros(1, 3, 8, 8), ["x"]) == {}
 
 

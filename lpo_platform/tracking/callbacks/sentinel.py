@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lpo_platform.data.source import Data, Sample
+from lpo_platform.data.source import Data, Sample, alignment_of
 from lpo_platform.evaluation.appearance import appearance
 from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.evaluation.evaluator import ALIGNMENT, Drawing, scores_of
@@ -92,7 +92,7 @@ class Sentinel(Callback):
         if self.reward is not None:
             trained = {"reward/score": scores_of(self.reward, drawn, captions)["score"]}
         gold = {} if self.task is None else self.task.judge(images, drawn.target)
-        alignment = self.data.alignment(images.cpu(), captions)
+        alignment = alignment_of(self.data, images.cpu(), captions)
         gold |= {} if alignment is None else {ALIGNMENT: alignment}
         gold |= {f"gold/{name}": scores_of(reward, drawn, captions)["score"] for name, reward in self.gold.items()}
         looks = {f"image/{name}": value for name, value in appearance(images).items()}
