@@ -15,7 +15,7 @@ from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.evaluation.pictures import save_pictures
-from lpo_platform.evaluation.statistics import many, not_finite, table
+from lpo_platform.evaluation.statistics import cautions, many, table
 from lpo_platform.hardware.distributed import agree, lead, wait
 from lpo_platform.runs import record
 from lpo_platform.runs.files import fingerprint
@@ -112,7 +112,7 @@ def conclude(
     say(f"\n{table(metrics)}\n\n{len(samples)} held-out items{noise}.")
     if line := many(metrics):
         say(line)
-    for line in not_finite(metrics):
+    for line in cautions(metrics):
         say(line)
     for line in alarms:
         say(f"sentinel: {line}")

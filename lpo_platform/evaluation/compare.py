@@ -8,10 +8,11 @@ from torch import Tensor
 
 from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.evaluation.measure import Measure
-from lpo_platform.evaluation.statistics import alone, compare, compare_frechet, compare_pooled
+from lpo_platform.evaluation.statistics import alone, beside_real, compare, compare_frechet, compare_pooled
 from lpo_platform.tasks.task import Task
 
 LATENT_FD = "image/latent_fd"
+GUARD = "guard/"  # of what a method should leave where it is
 
 
 def compare_evaluations(
@@ -22,7 +23,7 @@ def compare_evaluations(
         own = {name: value.numpy() for name, value in after.of_items().items()}
         return alone(compare_evaluations(after, after, task, measures), own)
     measures = measures or {}
-    better = {name: None if name.startswith("guard/") else True for name in before.scores} | (
+    better = {name: None if name.startswith(GUARD) else True for name in before.scores} | (
         task.scores if task else {}
     )
     for measure in measures.values():
@@ -38,6 +39,8 @@ def compare_evaluations(
             for side in (before, after)
         ]
         metrics |= measure.compare(*sides, _of(name, before.real_rows))
+    for name, real in before.real_scores.items():
+        metrics[name] |= beside_real(real.numpy(), numbers[1][name])
     return metrics
 
 

@@ -13,7 +13,7 @@ from lpo_platform.runs.files import write_atomically
 
 TENSORS = ("features", "real", "images", "control", "detected", "counts", "numbers")
 PICTURES = ("images", "control", "detected")
-GROUPS = ("scores", "rows", "real_rows")
+GROUPS = ("scores", "rows", "real_rows", "real_scores")
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Evaluation:
 
     scores: per metric (N,), what is said of an item, or (N, K), of each of its pictures; nan where it is undefined.
     rows, real_rows: what measures make set statistics of, (N, K, F) and (N, F) of the data's own pictures.
+    real_scores: what the guards among the scores are of these, (N,).
     features, real: (N, F) latent statistics of the first drawn and of the true picture. counts: what a task pools over
     the set, with a first axis N. numbers: (N,) places of the items in the split, None for 0 to N - 1. control, images,
     detected: of the first items, the condition, the first picture and what the detector finds in it, (n, 3, H, W) in
@@ -37,6 +38,7 @@ class Evaluation:
     counts: Tensor | None = None
     rows: dict[str, Tensor] = field(default_factory=dict)
     real_rows: dict[str, Tensor] = field(default_factory=dict)
+    real_scores: dict[str, Tensor] = field(default_factory=dict)
     numbers: Tensor | None = None
 
     def of_items(self) -> dict[str, Tensor]:

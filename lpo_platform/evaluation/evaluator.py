@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lpo_platform.data.picture_files import save_png
 from lpo_platform.data.source import Data, Sample, alignment_of, first, guards_of
 from lpo_platform.data.truth import truth_of
-from lpo_platform.evaluation.compare import LATENT_FD, compare_evaluations
+from lpo_platform.evaluation.compare import GUARD, LATENT_FD, compare_evaluations
 from lpo_platform.evaluation.evaluation import Evaluation, joined, parts_in
 from lpo_platform.evaluation.measure import Measure, Pictures
 from lpo_platform.evaluation.protocol import Protocol
@@ -192,8 +192,9 @@ class Evaluator:
         if task is not None and (each_count := [task.counts(d.maps, d.target) for d in drawn])[0] is not None:
             counts = torch.stack(each_count).sum(0)
         rows = [self._features(p) for p in pictures]
-        true, latents = {}, None
+        true, latents, guards = {}, None, {}
         if real is not None:
+            guards = self._guards(data, real.cpu(), captions)
             true = self._features(Pictures(real, captions, ids, drawn=False))
             moments = policy.adapter.encode_moments(real)
             latents = latent_statistics(policy.adapter.sample_latents(moments, torch.zeros_like(one.latents)))
@@ -204,6 +205,7 @@ class Evaluator:
             *(None if value is None else value.cpu() for value in (one.images, one.control, one.detected, counts)),
             {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]},
             true,
+            {name: value.float() for name, value in guards.items() if name.startswith(GUARD)},
         )
 
     def _scores(
@@ -216,10 +218,13 @@ class Evaluator:
         scores |= {} if alignment is None else {ALIGNMENT: alignment}
         if reward is not None:
             scores |= {f"reward/{part}": score for part, score in scores_of(reward, drawn, captions).items()}
-        scores |= guards_of(data, images, captions) if self.guards else {}
+        scores |= self._guards(data, images, captions)
         for measure in self.measures.values():
             scores |= measure.score(pictures)
         return scores
+
+    def _guards(self, data: Data, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        return guards_of(data, images, captions) if self.guards else {}
 
     def _features(self, pictures: Pictures) -> dict[str, Tensor]:
         """The rows of every measure, (B, F) under "<measure>:<name>"."""

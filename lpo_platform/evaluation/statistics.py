@@ -73,6 +73,31 @@ def many(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{len(adjusted)} metrics at 95 %: about one in 20 would leave 0 by chance. {held}."
 
 
+def beside_real(real: ArrayLike, after: ArrayLike) -> dict[str, Any]:
+    """What the real pictures of the same items add to a guard's entry: their mean, and the interval of after - real."""
+    real, after = _both(real, after)
+    return {"real": _mean(real), "from_real_ci95": list(paired_interval(real, after))}
+
+
+def cautions(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader of these metrics has to know beside them, a line each: not_finite() and passed()."""
+    return [*not_finite(metrics), *passed(metrics)]
+
+
+def passed(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each guard that has clearly changed, and is clearly beyond the real pictures in that direction."""
+    lines = []
+    for name, metric in metrics.items():
+        way = {"changed": 1 if (metric["difference"] or 0.0) > 0 else -1}.get(verdict(metric), 0)
+        low, high = (math.nan if bound is None else bound for bound in metric.get("from_real_ci95", (None, None)))
+        if way and (low > 0 if way > 0 else high < 0):
+            before, after, real = (number(metric[key], decimals(metric)) for key in ("before", "after", "real"))
+            went = "rose" if way > 0 else "fell"
+            past = "past" if way * (metric["real"] - metric["before"]) > 0 else "further away from"
+            lines.append(f"{name} {went} {past} the real pictures, from {before} to {after}; they have {real}")
+    return lines
+
+
 def not_finite(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for each metric of which a number is not finite, and which therefore has no verdict."""
     return [
@@ -328,19 +353,19 @@ def moments(features: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float6
 def table(metrics: Mapping[str, Mapping[str, Any]], *, unicode: bool | None = None) -> str:
     """The metrics as aligned text: metric, before, after, difference [95 % interval], wins if there are any, verdict.
 
-    Of one model alone (see alone()): metric and value [95 % interval]. `unicode=None` asks the terminal; without it
+    Beside a guard stands what real pictures have, if that is known. Of one model alone (see alone()): metric and value
+    [95 % interval]. `unicode=None` asks the terminal; without it
     the arrows that show where the value went are left out.
     """
     if unicode is None:
         unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
     rows = [_alone(n, m) if "own_ci95" in m else _compared(n, m, unicode) for n, m in metrics.items()]
-    heads = ("metric", "before", "after", "difference [95 % interval]", "items better", "")
+    heads = ("metric", "before", "after", "real", "difference [95 % interval]", "items better", "")
     if all("own_ci95" in metric for metric in metrics.values()):
-        heads = ("metric", "value", "[95 % interval]", "", "", "")
-    rows = [heads, *rows]
-    if not any(row[4] for row in rows[1:]):
-        rows = [(*row[:4], "", row[5]) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        heads = ("metric", "value", "[95 % interval]", "real", "", "", "")
+    empty = {column for column in range(1, 6) if not any(row[column] for row in rows)}
+    rows = [tuple("" if column in empty else cell for column, cell in enumerate(row)) for row in [heads, *rows]]
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
     lines = [_line(row, widths) for row in rows]
     return "\n".join([lines[0], ("\u2500" if unicode else "-") * max(map(len, lines)), *lines[1:]])
 
@@ -350,7 +375,7 @@ def _compared(name: str, metric: Mapping[str, Any], unicode: bool) -> tuple[str,
     rate, *bounds = (None if share is None else 100 * share for share in metric.get("wins", (None,)))
     wins = "" if rate is None or math.isnan(rate) else f"{rate:.0f} % {_bounds(bounds, 0)}"
     before, after = number(metric["before"], digits), number(metric["after"], digits)
-    return name, before, after, change(metric), wins, _word(metric, unicode)
+    return name, before, after, real(metric, digits), change(metric), wins, _word(metric, unicode)
 
 
 def _alone(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
@@ -358,7 +383,14 @@ def _alone(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
     digits = decimals({"ci95": own})
     known = all(bound is not None and math.isfinite(bound) for bound in own)  # a statistic of the set has none
     bounds = _bounds(own, digits) if known else ""
-    return name, number(metric["after"], digits), bounds, "", "", ""
+    return name, number(metric["after"], digits), bounds, real(metric, digits), "", "", ""
+
+
+def real(metric: Mapping[str, Any], digits: int | None = None) -> str:
+    """What real pictures have of a guard, "" where it is not known."""
+    if metric.get("real") is None or math.isnan(metric["real"]):
+        return ""
+    return number(metric["real"], decimals(metric) if digits is None else digits)
 
 
 def _bounds(interval: Sequence[float | None], digits: int, *, sign: bool = False) -> str:

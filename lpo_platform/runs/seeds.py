@@ -21,7 +21,8 @@ class Row:
     """One metric of one setting: `differences` holds trained minus base of each seed, in the order of `seeds`.
 
     items: how many held-out items the seed with the fewest has, None where a run did not say. not_finite: the sides on
-    which a seed has a number that is not finite.
+    which a seed has a number that is not finite. real: what real pictures have of a guard; from_real_ci95: the interval
+    of what the trained models have more than these.
     """
 
     setting: str
@@ -35,6 +36,8 @@ class Row:
     higher_is_better: bool | None
     items: int | None = None
     not_finite: list[str] = field(default_factory=list)
+    real: float | None = None
+    from_real_ci95: tuple[float, float] | None = None
 
     @property
     def difference(self) -> float:
@@ -50,7 +53,7 @@ class Row:
             "higher_is_better": self.higher_is_better,
             "items": self.items,
             "not_finite": self.not_finite,
-        }
+        } | ({} if self.real is None else {"real": self.real, "from_real_ci95": self.from_real_ci95})
 
 
 def rows(results: Sequence[tuple[str, int | None, Mapping[str, Metric]]]) -> list[Row]:
@@ -75,16 +78,18 @@ def _row(setting: str, name: str, runs: list[tuple[int | None, Metric]]) -> Row:
     metrics = [metric for _, metric in runs]
     before, after = ([math.nan if m[side] is None else float(m[side]) for m in metrics] for side in ("before", "after"))
     differences = [b - a for a, b in zip(before, after, strict=True)]
-    bounds = [[math.nan if bound is None else float(bound) for bound in metric["ci95"]] for metric in metrics]
+    low, high = _interval(differences, [metric["ci95"] for metric in metrics])
     if len(runs) == 1:
-        (low, high) = bounds[0]
         interval = "paired bootstrap over the held-out items of the one run"
-    elif not np.isfinite(bounds).all():
-        low = high = math.nan
+    elif math.isnan(low):
         interval = "none where a seed has too few items or a number that is not finite"
     else:
-        low, high = seed_interval(differences, [(high - low) / (2 * NORMAL) for low, high in bounds])
         interval = f"Student t over {len(runs)} seeds, widened by the error that the held-out items leave"
+    real = from_real = None
+    if all(metric.get("real") is not None for metric in metrics):
+        real = float(np.mean([metric["real"] for metric in metrics]))
+        beyond = [b - metric["real"] for b, metric in zip(after, metrics, strict=True)]
+        from_real = _interval(beyond, [metric["from_real_ci95"] for metric in metrics])
     return Row(
         setting,
         name,
@@ -97,7 +102,20 @@ def _row(setting: str, name: str, runs: list[tuple[int | None, Metric]]) -> Row:
         metrics[0]["higher_is_better"],
         min((n for m in metrics if (n := m.get("items")) is not None), default=None),
         sorted({side for m in metrics for side in m.get("not_finite", ())}, reverse=True),
+        real,
+        from_real,
     )
+
+
+def _interval(differences: Sequence[float], of_items: Sequence[Sequence[float | None]]) -> tuple[float, float]:
+    """Of the mean over seeds, of whose differences each has its own interval over the items; nan where one has none."""
+    bounds = [[math.nan if bound is None else float(bound) for bound in own] for own in of_items]
+    if len(differences) == 1:
+        low, high = bounds[0]
+        return low, high
+    if not np.isfinite(bounds).all():
+        return math.nan, math.nan
+    return seed_interval(differences, [(high - low) / (2 * NORMAL) for low, high in bounds])
 
 
 def seed_interval(

@@ -1,5 +1,6 @@
 """Wherever a verdict is printed, a metric of too few items and one that is not finite have none, and say so."""
 
+import html
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from toys import report as toy_report
 from lpo_platform.commands import diff
 from lpo_platform.commands.export import card
 from lpo_platform.commands.export.trained import Trained
-from lpo_platform.evaluation.statistics import compare, table
+from lpo_platform.evaluation.statistics import beside_real, cautions, compare, table
 from lpo_platform.runs import files, record, sweep
 from lpo_platform.tracking.loggers import final_tables
 from lpo_platform.tracking.report import sweep_table
@@ -31,9 +32,19 @@ MAIN = "canny/f1"
 
 def metric(kind: str) -> dict:
     """Of a difference that would be as clear as can be: five items, or one number that is infinite."""
+    if kind == "guard":
+        return guard()
     before, after = np.linspace(0.2, 0.4, 5 if kind == "few" else 100), np.full(5 if kind == "few" else 100, 0.9)
     after[0] = math.inf if kind == "wrong" else after[0]
     return compare({MAIN: before}, {MAIN: after}, {MAIN: True})
+
+
+def guard() -> dict:
+    """An area of .12 that grew to .21, of pictures whose real ones have .16."""
+    noise = np.random.default_rng(0).normal(0, 0.01, (3, 100))
+    before, after, real = (level + noise[i] for i, level in enumerate((0.125, 0.215, 0.165)))
+    found = compare({MAIN: before}, {MAIN: after}, {MAIN: None})
+    return {MAIN: found[MAIN] | beside_real(real, after)}
 
 
 def run(folder: Path, kind: str) -> Path:
@@ -55,6 +66,11 @@ def of_sweep(folder: Path, kind: str) -> Path:
         record.write_json(job / "result.json", files.read_json(job / "result.json") | {"seed": seed})
     record.write_json(folder / "sweep.json", {})
     return folder
+
+
+def terminal(folder: Path) -> str:
+    metrics = Run.read(folder).metrics
+    return "\n".join([table(metrics, unicode=True), *cautions(metrics)])
 
 
 def logged(folder: Path) -> str:
@@ -85,7 +101,7 @@ def summary(folder: Path) -> str:
 
 
 PLACES: dict[str, tuple[Callable, Callable[[Path], str]]] = {
-    "terminal": (run, lambda folder: table(Run.read(folder).metrics, unicode=True)),
+    "terminal": (run, terminal),
     "report": (run, lambda folder: write_report(folder).read_text()),
     "card": (run, lambda folder: card._results(Trained(Run.read(folder), {}, "raw", "raw"))),
     "logger": (run, logged),
@@ -109,6 +125,15 @@ def test_no_verdict_is_printed_where_there_is_none(place: str, kind: str, tmp_pa
     assert WORDS[kind] in text
     for claim in CLAIMS:
         assert claim not in text, claim
+
+
+@pytest.mark.parametrize("place", PLACES.keys() - {"logger", "results.py --make"})
+def test_a_guard_that_passes_the_real_pictures_is_warned_of_beside_their_value(place: str, tmp_path: Path) -> None:
+    make, show = PLACES[place]
+    text = html.unescape(show(make(tmp_path / "guard", "guard")))
+    assert re.search(r"canny/f1.* rose past the real pictures, from 0\.1\d+ to 0\.2\d+; they have 0\.16\d*", text)
+    if place in ("terminal", "card", "sweep, terminal"):
+        assert re.search(r"real +(difference|\|)", text)
 
 
 def test_a_diff_of_five_items_has_no_verdict(tmp_path: Path) -> None:

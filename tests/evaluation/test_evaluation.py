@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lpo_platform.data.source import guards_of
 from lpo_platform.data.toy import Toy
 from lpo_platform.evaluation.evaluator import ALIGNMENT, LATENT_FD, Evaluation, Evaluator, compare_evaluations
+from lpo_platform.evaluation.statistics import passed
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.tuning import Control
@@ -76,3 +78,21 @@ def test_latent_distance_sees_collapse(evaluation: Evaluation) -> None:
     metric = compare_evaluations(Evaluation(features=real, **fields), Evaluation(features=copies, **fields), None)
     assert metric[LATENT_FD]["before"] == pytest.approx(0, abs=1e-3)
     assert metric[LATENT_FD]["after"] > 1
+
+
+def test_real_pictures_of_the_same_items_stand_beside_every_guard(policy: Policy, data: Toy, tmp_path: Path) -> None:
+    """Their guards are those of the scenes themselves, in any batch, and are kept with the evaluation."""
+    found = Evaluator(num_samples=7, batch=3, rows=2, guards=True)(policy, data, Canny(), title="test")
+    scenes = [data.test[i] for i in range(7)]
+    expected = guards_of(data, torch.stack([s.image for s in scenes]), [s.caption for s in scenes])
+    names = {name for name in expected if name.startswith("guard/")}
+    assert names == set(found.real_scores) == {"guard/area"}
+    torch.testing.assert_close(found.real_scores["guard/area"], expected["guard/area"])
+    found.save(tmp_path / "kept.safetensors")
+    assert torch.equal(Evaluation.load(tmp_path / "kept.safetensors").real_scores["guard/area"], expected["guard/area"])
+    grown = Evaluation.load(tmp_path / "kept.safetensors")
+    grown.scores["guard/area"] = expected["guard/area"] + 0.3
+    metrics = compare_evaluations(found, grown, Canny())
+    assert metrics["guard/area"]["real"] == pytest.approx(expected["guard/area"].mean().item())
+    assert metrics["guard/area"]["from_real_ci95"] == pytest.approx([0.3, 0.3], abs=1e-6)
+    assert passed(metrics)[0].startswith("guard/area rose") and "real" not in metrics[ALIGNMENT]

@@ -11,6 +11,8 @@ import scipy.stats
 from lpo_platform.evaluation.significance import bootstrap_interval, bootstrap_p, holm, reconciled, swap_p, swaps
 from lpo_platform.evaluation.statistics import (
     alone,
+    beside_real,
+    cautions,
     compare,
     compare_frechet,
     compare_pooled,
@@ -23,6 +25,7 @@ from lpo_platform.evaluation.statistics import (
     not_finite,
     number,
     paired_interval,
+    passed,
     statistic_interval,
     table,
     verdict,
@@ -308,6 +311,28 @@ def test_p_of_a_set_statistic_goes_with_its_interval() -> None:
     better = compare_pooled(counts, counts + np.array([4, 0]), pool, higher_is_better=True)
     same = compare_pooled(counts, counts[::-1], pool, higher_is_better=True)
     assert better["ci95"][0] > 0 and better["p"] < 0.01 and same["p"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "real", "said"),
+    [(0.12, 0.21, 0.17, "rose past"), (0.18, 0.25, 0.17, "rose further away from"), (0.12, 0.16, 0.17, None),
+     (0.25, 0.18, 0.17, None), (0.25, 0.12, 0.17, "fell past"), (0.15, 0.12, 0.17, "fell further away from"),
+     (0.2, 0.2, 0.17, None)],
+)  # fmt: skip
+def test_a_guard_that_passes_the_real_value_is_named(before: float, after: float, real: float, said: str) -> None:
+    """And one that moves away from it; one that comes nearer, or does not move, is not."""
+    noise = np.random.default_rng(14).normal(0, 0.01, (3, 200))
+    sides = [before + noise[0], after + noise[0] + noise[1] * (before != after), real + noise[2]]
+    metrics = compare({"guard/area": sides[0]}, {"guard/area": sides[1]}, {"guard/area": None})
+    plain = table(metrics, unicode=False)
+    metrics["guard/area"] |= beside_real(sides[2], sides[1])
+    assert passed(metrics) == cautions(metrics) and bool(passed(metrics)) == (said is not None)
+    if said:
+        assert passed(metrics)[0].startswith(f"guard/area {said} the real pictures, from 0.")
+    head, _, row = table(metrics, unicode=False).splitlines()
+    assert head.split()[:4] == ["metric", "before", "after", "real"]
+    assert float(row.split()[3]) == pytest.approx(sides[2].mean(), abs=1e-3)
+    assert " real" not in plain
 
 
 def test_one_model_alone_has_values_and_no_verdict() -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from lpo_platform.commands.export.trained import Trained
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation.statistics import change, decimals, not_finite, number, verdict
+from lpo_platform.evaluation.statistics import cautions, change, decimals, number, real, verdict
 from lpo_platform.models.weights import ASSETS, digest, is_path, locate
 from lpo_platform.runs import record
 from lpo_platform.runs.files import fingerprint
@@ -145,12 +145,14 @@ def _code(trained: Trained, to: str) -> Iterator[str]:
 
 def _results(trained: Trained) -> str:
     run = trained.run
-    rows = [(name, *_values(metric), verdict(metric)) for name, metric in run.metrics.items()]
-    table = _table(("metric", "before", "after", "difference [95 % interval]", ""), rows)
+    rows = [(name, *_values(metric), verdict(metric), real(metric)) for name, metric in run.metrics.items()]
+    heads = ("metric", "before", "after", "difference [95 % interval]", "", "real")
+    width = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
+    table = _table(heads[:width], [row[:width] for row in rows])
     notes = [f"{run.result.get('samples')} held-out items, the same noise before and after."]
     if trained.weights != trained.evaluated:
         notes.append(f"Of the `{trained.evaluated}` weights; those here are the `{trained.weights}` ones.")
-    notes += [f"{line}." for line in not_finite(run.metrics)]
+    notes += [f"{line}." for line in cautions(run.metrics)]
     notes += [f"Not as in the protocol: {_public(line)}" for line in run.result.get("deviations", [])]
     return f"{table}\n\n{' '.join(notes)}"
 

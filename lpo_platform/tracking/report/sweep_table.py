@@ -45,8 +45,7 @@ def _table(rows: Sequence[Row]) -> str:
         return ""
     from lpo_platform.evaluation.statistics import table
 
-    names = {_name(row): row.entry() for row in rows}
-    return f"{table(names)}\n\n{_legend(rows)}"
+    return f"{table({_name(row): row.entry() for row in rows})}\n\n{_legend(rows)}"
 
 
 def _name(row: Row) -> str:
@@ -55,8 +54,11 @@ def _name(row: Row) -> str:
 
 
 def _legend(rows: Sequence[Row]) -> str:
+    from lpo_platform.evaluation.statistics import cautions
+
     kinds = list(dict.fromkeys(row.interval for row in rows))
-    return f"Means over the seeds of a setting. 95 % interval: {'; '.join(kinds)}."
+    lines = [f"Means over the seeds of a setting. 95 % interval: {'; '.join(kinds)}."]
+    return "\n\n".join([*lines, *(f"{line}." for line in cautions({_name(row): row.entry() for row in rows}))])
 
 
 def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row], pictures: bool) -> str:

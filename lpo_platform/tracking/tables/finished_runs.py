@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.paths import run_folder
-from lpo_platform.evaluation.statistics import change, decimals, number, verdict
+from lpo_platform.evaluation.statistics import cautions, change, decimals, number, verdict
 from lpo_platform.runs import seeds, sweep
 from lpo_platform.tracking.report.page.run import Run, mapping
 from lpo_platform.tracking.tables.table import Code, Table
@@ -84,6 +84,7 @@ class Figure:
     change: str = ""
     verdict: str = ""
     interval: str = ""
+    cautions: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, group: Sequence[Outcome], metric: str, scale: float = 1) -> Figure | None:
@@ -92,7 +93,8 @@ class Figure:
         for row in seeds.rows([("", seed, {metric: entry}) for seed, entry in found]):
             entry = _scaled(row.entry(), scale)
             before, after = (number(entry[side], decimals(entry)) for side in ("before", "after"))
-            return cls(", ".join(map(str, row.seeds)), after, before, change(entry), verdict(entry), row.interval)
+            told = tuple(cautions({f"{group[0].label}: {metric}": row.entry()}))
+            return cls(", ".join(map(str, row.seeds)), after, before, change(entry), verdict(entry), row.interval, told)
         alone = [(seed, entry) for seed, entry in found if "own_ci95" in entry and entry["after"] is not None]
         if not alone:
             return None
@@ -104,16 +106,17 @@ class Figure:
 
 def summary(outcomes: Sequence[Outcome], metrics: Sequence[str] = ()) -> Table:
     """A line for each setting and task: the metric that it was for, or those that are named."""
-    rows, intervals = [], []
+    rows, intervals, told = [], [], []
     for group in _groups(outcomes, lambda o: (o.label, o.task)):
         for metric in metrics or [group[0].main]:
             if (f := Figure.of(group, metric)) is not None:
                 rows.append([group[0].label, metric, f.seeds, f.before, f.after, f.change, f.verdict, command(group)])
                 intervals.append(f.interval)
+                told += [f"{line}." for line in f.cautions]
     heads = ["setting", "metric", "seeds", "before", "after", "difference [95 % interval]", "", "command"]
     kinds = [kind for kind in dict.fromkeys(intervals) if kind]
     notes = [f"Means over the seeds. Interval: {'; '.join(kinds)}."] if kinds else []
-    notes += departures([outcome for outcome in outcomes if outcome.deviations])
+    notes += told + departures([outcome for outcome in outcomes if outcome.deviations])
     return Table("Results", heads, rows, notes)
 
 
@@ -172,7 +175,8 @@ def _cells(group: Sequence[Outcome], column: Mapping[str, Any]) -> tuple[str, st
 
 
 def _scaled(entry: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    numbers = {name: scale * entry[name] for name in ("before", "after", "difference") if name in entry}
+    known = (name for name in ("before", "after", "difference", "real") if name in entry)
+    numbers = {name: scale * entry[name] for name in known}
     return {**entry, **numbers, "ci95": [None if bound is None else scale * bound for bound in entry["ci95"]]}
 
 

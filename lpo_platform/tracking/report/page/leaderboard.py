@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, change, verdict
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, cautions, change, verdict
 from lpo_platform.runs import record
 from lpo_platform.runs.sweep import Job, Sweep, repeat
 from lpo_platform.tracking.report.page.guards import counted
@@ -48,7 +48,9 @@ def leaderboard(sweep: Sweep) -> str:
     intervals = "; ".join(dict.fromkeys(row.interval for row in sweep.rows))
     words = f"Means over the seeds of a setting. 95\u00a0% interval: {intervals}. Click a heading to sort."
     table = f'<table class="metrics sortable">{heads(*columns)}<tbody>{body}</tbody></table>'
-    return f"<div class=controls>{choice}</div>{table}{note(words)}"
+    named = {f"{row.metric} ({row.setting or 'all'})": row.entry() for row in sweep.rows}
+    warned = "".join(note(f"{line}.") for line in cautions(named))
+    return f"<div class=controls>{choice}</div>{table}{warned}{note(words)}"
 
 
 def _row(row: "Row", place: int, main: bool) -> str:

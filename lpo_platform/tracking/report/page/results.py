@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpo_platform.evaluation.significance import MIN_ITEMS
-from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, decimals, many, not_finite, number, verdict
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, cautions, decimals, many, number, real, verdict
 from lpo_platform.tracking.report.page.guards import counted
 from lpo_platform.tracking.report.page.markup import absent, cell, escape, heads, note
 from lpo_platform.tracking.report.page.run import Run
@@ -36,7 +36,7 @@ def results(run: Run) -> str:
         return absent("result.json holds no metrics.")
     deviations = "".join(note(f"Not as in the protocol: {line}.") for line in run.result.get("deviations", ()))
     if all(map(_alone, run.metrics.values())):
-        return _values(run) + "".join(note(f"{line}.") for line in not_finite(run.metrics)) + deviations
+        return _values(run) + "".join(note(f"{line}.") for line in cautions(run.metrics)) + deviations
     columns = [("", "metric"), ("number", "before"), ("number", "after"), ("number", "difference")]
     head = heads(*columns, ("", "95\u00a0% interval"), ("", ""), ("", "verdict"), ("number", "win rate"))
     body = "".join(_row(name, metric) for name, metric in run.metrics.items())
@@ -45,13 +45,14 @@ def results(run: Run) -> str:
     words += "The interval is a paired bootstrap of the difference; \u201cunclear\u201d means that it contains 0. "
     words += f"Fewer than {MIN_ITEMS} items have no verdict. "
     words += f"Win rate: the share of items that got better, a tie counting half. {many(run.metrics)}"
-    wrong = "".join(note(f"{line}.") for line in not_finite(run.metrics))
+    wrong = "".join(note(f"{line}.") for line in cautions(run.metrics))
     return f'<table class="metrics sortable">{head}<tbody>{body}</tbody></table>{wrong}{note(words)}{deviations}'
 
 
 def _row(name: str, metric: Metric) -> str:
     better, wins = metric["higher_is_better"], _percent(metric.get("wins"))
     direction = "should stay" if better is None else "higher is better" if better else "lower is better"
+    direction += f", real pictures have {shown}" if (shown := real(metric)) else ""
     first = cell(f"{escape(name)}<br><span class=note>{direction}</span>", name, kind="name")
     rate = cell(wins, metric["wins"][0], kind="number wide", label="win rate") if wins else cell("", "")
     return f"<tr>{first}{''.join(numbers(metric))}{rate}</tr>"
