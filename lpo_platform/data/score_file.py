@@ -40,7 +40,7 @@ def consistent(
     is unknown (NaN) drops its row. Raises ValueError for another strategy.
     """
     if strategy not in AESTHETIC:
-        raise ValueError(f"strategy {strategy!r}; there are {', '.join(map(str, get_args(Strategy)))}")
+        raise ValueError(f"strategy {strategy!r}: must be one of {', '.join(map(str, get_args(Strategy)))}")
     gaps = (aesthetic_gap, clipscore_gap, vqascore_gap)
     bounds = (AESTHETIC[strategy], 0.0, 0.0)
     agree = np.logical_and.reduce([gap > bound for gap, bound in zip(gaps, bounds, strict=True)])

@@ -61,7 +61,7 @@ class DDIM:
         if self.alphas_cumprod[-1] == 0 and prediction == "epsilon" and spacing != "leading":
             raise ValueError(
                 f"timestep_spacing={spacing!r} with rescale_betas_zero_snr starts where x_t has no signal, and "
-                "prediction_type='epsilon' tells nothing about x_0 there; what works: 'v_prediction'"
+                "prediction_type='epsilon' does not determine x_0 there; what works: 'v_prediction'"
             )
         self.final = torch.ones(()) if final_alpha_is_one else self.alphas_cumprod[0].clone()
         self.num_train_steps, self.prediction, self.steps_offset = num_train_steps, prediction, steps_offset

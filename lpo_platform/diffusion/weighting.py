@@ -31,6 +31,6 @@ def step_weights(rule: Weighting, slope: Tensor, std: Tensor) -> Tensor:
         std: standard deviations.
     """
     if rule not in get_args(Weighting):
-        raise ValueError(f"weighting={rule!r}: there are {', '.join(get_args(Weighting))}")
+        raise ValueError(f"weighting={rule!r}: must be one of {', '.join(get_args(Weighting))}")
     weight = {"none": torch.ones_like(std), "unit": std / slope.abs(), "noise": std}[rule]
     return weight / weight.mean()

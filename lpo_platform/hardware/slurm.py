@@ -91,7 +91,7 @@ def follow(task: Task, primary: str, folder: Path) -> None:
     """Every other task: runs its process when task 0 says so; what goes wrong in it, task 0 tells."""
     word = _listen(task)
     if word is None:
-        raise UserError(f"task {task.rank} has heard nothing from task 0 for {PATIENCE} s; do they share {task.files}?")
+        raise UserError(f"task {task.rank} waited {PATIENCE} s for task 0; both must see the folder {task.files}")
     if word == GO:
         _run(task, primary, folder)
 

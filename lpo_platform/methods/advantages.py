@@ -33,7 +33,7 @@ def standardise_groups(rewards: Tensor, groups: Tensor, *, spread: str = "group"
         ValueError: spread is something else.
     """
     if spread not in ("group", "batch"):
-        raise ValueError(f"spread={spread!r}: there are group, batch")
+        raise ValueError(f"spread={spread!r}: must be group or batch")
     values = rewards.double()
     _, place, count = torch.unique(groups, return_inverse=True, return_counts=True)
 
@@ -70,7 +70,7 @@ class Tracker:
 
     def __init__(self, size: int = 16, minimum: int = 16, *, eps: float = 1e-6) -> None:
         if not 1 <= minimum <= size:
-            raise ValueError(f"minimum={minimum}, size={size}: needs 1 <= minimum <= size, or no history is ever used")
+            raise ValueError(f"minimum={minimum}, size={size}: must satisfy 1 <= minimum <= size")
         self.size, self.minimum, self.eps = size, minimum, eps
         self.history: dict[int, deque[float]] = {}
 

@@ -64,7 +64,10 @@ class CPO(Method):
     def columns(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
         online, cached = settings.get("losers") == "online", settings.get("cache_features")
         if online and cached:
-            raise UserError("method.cache_features=true: losers drawn online have none; use method.losers=cached")
+            raise UserError(
+                "method.cache_features=true: losers that are drawn online have no cached features; use "
+                "method.losers=cached"
+            )
         return tuple(name for name in cls.needs if name != "loser" or not online) + (("features",) if cached else ())
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

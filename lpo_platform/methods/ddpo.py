@@ -76,12 +76,12 @@ class DDPO(Trajectories):
         self.trained = int(len(self.t) * fraction)
         if not 1 <= self.trained <= len(self.t):
             raise UserError(
-                f"method.fraction={fraction}: {self.trained} of {len(self.t)} steps; what works: one of them to all"
+                f"method.fraction={fraction}: trains {self.trained} of {len(self.t)} steps; what works: 1 to all"
             )
         rows = self.prompts * self.group * self.trained
         if form == "score" and (self.batch < rows or inner_epochs > 1):
             raise UserError(
-                f"method.form=score: right for one update a round only; what works: method.inner_epochs=1 and "
+                f"method.form=score allows one update per round only; what works: method.inner_epochs=1 and "
                 f"method.batch={rows} ({self.prompts} prompts x {self.group} pictures x {self.trained} steps)"
             )
         self.tracker = advantages.Tracker(history, history_minimum) if baseline == "history" else None

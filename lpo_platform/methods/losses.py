@@ -47,7 +47,7 @@ def cpo(
     Raises ValueError for an unknown form.
     """
     if form not in FORMS:
-        raise ValueError(f"form={form!r}: CPO has {', '.join(FORMS)}")
+        raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}")
     s = preference_weight(winner, loser, reference_winner, reference_loser, beta=beta)
     d = winner - loser
     loss = s * (d + margin).clamp_min(0)
@@ -118,7 +118,7 @@ def kl_estimate(form: str, log_ratio: Tensor) -> Tensor:
         return 0.5 * log_ratio.square()
     if form == "k3":
         return torch.expm1(log_ratio) - log_ratio
-    raise ValueError(f"form={form!r}: there are k1, k2, k3")
+    raise ValueError(f"form={form!r}: must be k1, k2 or k3")
 
 
 def gaussian_kl(mean: Tensor, reference: Tensor, std: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def thresholds(rule: Rule, low: float, high: float, t: Tensor, sigma: Tensor) ->
     sigma^2 (`variance`) or t (`linear`). `constant` is high everywhere. Raises ValueError for an unknown rule.
     """
     if rule not in get_args(Rule):
-        raise ValueError(f"threshold rule {rule!r}: there are {', '.join(get_args(Rule))}")
+        raise ValueError(f"threshold rule {rule!r}: must be one of {', '.join(get_args(Rule))}")
     if rule == "constant":
         return torch.full_like(sigma, high)
     v = {"linear": t.to(sigma), "sigma": sigma, "variance": sigma**2}[rule]

@@ -27,7 +27,7 @@ class Policy(nn.Module):
         self._active: dict[str, nn.Module | None] = {"unet": adapter.unet, "control": control}
         self._frozen: dict[str, nn.Module] | None = None
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise ValueError(f"tune={type(tune).__name__} leaves nothing to train")
+            raise ValueError(f"tune={type(tune).__name__} trains no weight")
 
     @property
     def adapter(self) -> Adapter:

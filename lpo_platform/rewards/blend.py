@@ -22,7 +22,7 @@ class Blend:
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
         if not rewards:
-            raise UserError("rewards={}: name some; add +reward@reward.rewards.clip=clip for reward=clip")
+            raise UserError("rewards={}: a blend needs one at least; add +reward@reward.rewards.clip=clip for instance")
         for part, reward in rewards.items():
             if isinstance(reward, StepReward):
                 raise UserError(f"rewards.{part}: reads latents; a blend is of rewards that read pictures")

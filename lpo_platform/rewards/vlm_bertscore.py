@@ -41,7 +41,7 @@ class VlmBertscore(VisionLanguage):
         if "{caption}" not in reference:
             raise UserError(f"reference={reference!r}: must contain {{caption}}, which stands for the prompt")
         if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}: an answer has at least 1")
+            raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
         super().__init__(weights, batch, dtype)
         self.question, self.max_new_tokens, self.reference = question, max_new_tokens, reference
         self.embed = TokenEmbeddings(encoder, layer)

@@ -107,7 +107,9 @@ def weight_file(weights: str, *, setting: str = SETTING) -> Path:
     try:
         return hub_file(place.removeprefix("spaces/"), name, kind="space" if space else "model")
     except OutOfReach as error:
-        raise UserError(f"{setting}={weights}: no file, nor within reach; {help_}. Reason: {error}") from error
+        raise UserError(
+            f"{setting}={weights}: no such file, and the hub does not give it; {help_}. Reason: {error}"
+        ) from error
 
 
 def from_transformers(

@@ -83,7 +83,7 @@ class PeopleNetwork(nn.Module):
 
 
 def _none() -> None:
-    raise UserError("task.people: has no random form; pass null to look at whole pictures")
+    raise UserError("task.people: a person detector with random weights finds nobody; pass null to take whole pictures")
 
 
 class PoseNetwork(nn.Module):

@@ -56,7 +56,7 @@ def test_absolute_ties_drop_a_tie_with_large_negative_gaps() -> None:
 
 
 def test_another_strategy_is_refused() -> None:
-    with pytest.raises(ValueError, match="strategy 4; there are 1, 2, 3"):
+    with pytest.raises(ValueError, match="strategy 4: must be one of 1, 2, 3"):
         consistent(np.ones(1), np.ones(1), np.ones(1), np.ones(1), 4)
 
 

@@ -95,7 +95,7 @@ def test_tracker_continues_from_its_state_and_forgets_the_oldest() -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="minimum <= size"):
         Tracker(4, 5)
-    with pytest.raises(ValueError, match="group, batch"):
+    with pytest.raises(ValueError, match="group or batch"):
         standardise_groups(torch.ones(2), torch.zeros(2), spread="rows")
 
 

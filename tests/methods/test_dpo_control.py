@@ -101,7 +101,7 @@ def test_the_reward_must_agree_and_ties_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_group_is_more_than_one(policy: Policy) -> None:
-    with pytest.raises(UserError, match=r"^method.group=1: a better and a worse picture take at least 2"):
+    with pytest.raises(UserError, match=r"^method.group=1: must be at least 2"):
         alignment_pairs.prepare(None, None, policy, Canny(), None, sampling=SAMPLING, group=1, gap=0.0, batch=1)
 
 

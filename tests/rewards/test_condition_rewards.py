@@ -258,7 +258,7 @@ def test_a_blend_is_the_weighted_sum_of_its_parts(people: Tensor) -> None:
     torch.testing.assert_close(parts(several, people, [""] * 3)["score"], 3 * said["red"])
     with pytest.raises(UserError, match=r"weights.smal: no such part; did you mean 'small'"):
         Blend({"small": Compressibility()}, {"smal": 1.0})
-    with pytest.raises(UserError, match=r"rewards=\{\}: name some; add \+reward@reward.rewards.clip=clip"):
+    with pytest.raises(UserError, match=r"rewards=\{\}: a blend needs one at least; add \+reward@reward"):
         Blend({}, {})
     broken = Blend({"dark": lambda images, prompts, condition: images[:, 0, 0]}, {})
     with pytest.raises(UserError, match="returned shape"):

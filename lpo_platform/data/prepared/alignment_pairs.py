@@ -93,7 +93,7 @@ def prepare(
 ) -> AlignedPairs:
     """Draws what is missing of the cache, `batch` pictures at a time, and opens it."""
     if group < 2:
-        raise UserError(f"method.group={group}: a better and a worse picture take at least 2")
+        raise UserError(f"method.group={group}: must be at least 2, for a better and a worse picture")
     encode = partial(_encode, policy=policy, task=task, reward=reward, sampling=sampling, group=group, batch=batch)
     fill(cache, source, encode, title="groups", batch=max(1, batch // group))
     return AlignedPairs(cache, gap)

@@ -40,7 +40,7 @@ class PreferenceRows(Dataset):
         decided = copy.copy(self)
         decided._keep(self.rows[winner[self.rows]])
         if len(decided) == 0:
-            raise UserError(f"all {len(self)} usable preferences are ties: there is nothing to prefer")
+            raise UserError(f"all {len(self)} usable preferences are ties; the method needs rows with a winner")
         return decided
 
     def _keep(self, rows: Tensor) -> None:
