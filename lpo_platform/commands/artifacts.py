@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpo_platform.models.reward_folder import folder_of
 from lpo_platform.models.weights import digest
-from lpo_platform.rewards.lrm import LRM
 from lpo_platform.runs.files import fingerprint
 from lpo_platform.tracking.loggers.service import Artifact, RunLogger
 
@@ -31,8 +29,7 @@ def inputs(job: Job) -> list[Artifact]:
     splits = {name: source.fingerprint for name in ("train", "test") if (source := getattr(job.data, name, None))}
     metadata = {"data": job.cfg.data._target_.rsplit(".", 1)[-1], **splits}
     found = [Artifact("dataset", fingerprint(splits), metadata)]
-    if isinstance(job.reward, LRM):
-        folder = folder_of(job.policy.adapter, job.cfg.reward.weights)
+    if (folder := getattr(job.reward, "folder", None)) is not None:  # a reward that another run has trained
         found.append(Artifact("reward_model", fingerprint(digest(str(folder))), files=(folder,)))
     return found
 

@@ -17,7 +17,6 @@ from lpo_platform.data.prepared.rounds import Rounds
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.methods.method import Method
-from lpo_platform.methods.online import Online
 from lpo_platform.methods.rollouts import Rollouts
 from lpo_platform.models.export import export
 from lpo_platform.tracking.callbacks.best import Best
@@ -52,7 +51,7 @@ def fit(
     checkup = checkup or Checkup(folder, averaged=ema is not None)
     trainer = L.Trainer(
         **job.hardware.trainer(find_unused_parameters="reward" in job.policy.learning),
-        max_epochs=method.steps if isinstance(method, Online) else rounds.num_rounds,
+        max_epochs=method.steps if method.online else rounds.num_rounds,
         reload_dataloaders_every_n_epochs=1,
         accumulate_grad_batches=accumulation,
         use_distributed_sampler=False,
@@ -75,7 +74,7 @@ def fit(
 
 def samples_of(job: Job, method: Method, rows: Rows, settings: Callbacks, micro_batch: int) -> Rollouts | Rounds:
     """What the method trains on, in rounds: its own samples for an online method, else the prepared rows."""
-    if isinstance(method, Online):
+    if method.online:
         return Rollouts(job.data.train, method, micro_batch=micro_batch, seed=job.cfg.seed)
     return Rounds(
         rows, job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps, every=settings.every,
@@ -93,7 +92,7 @@ def callbacks_of(
     checkup: Checkup,
 ) -> list[Callback]:
     """What watches the training, in the order in which it is called."""
-    online = isinstance(method, Online)
+    online = method.online
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
     callbacks = [Resume(), checkup, Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
     sentinel = sentinel_of(job, folder)

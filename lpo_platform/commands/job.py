@@ -22,7 +22,6 @@ from lpo_platform.data.source import Data
 from lpo_platform.hardware.distributed import lead, wait
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.method import Method
-from lpo_platform.methods.online import Online
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampling
 from lpo_platform.rewards.reward import Reward, StepReward
@@ -64,7 +63,7 @@ class Job:
 
     def rows(self, *, force: bool = False) -> ConditionPairs | PreferenceRows | None:
         """The training samples, from the cache as far as it has them; None for a method that makes its own."""
-        if issubclass(get_class(self.cfg.method._target_), Online):
+        if get_class(self.cfg.method._target_).online:
             return None
         if "labels" in self.needs() and "control" in self.needs():
             return self.aligned(force=force)

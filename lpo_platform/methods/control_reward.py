@@ -6,11 +6,13 @@ prediction is too blurred above it.
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods import losses
+from lpo_platform.methods.expectations import Samples
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
 from lpo_platform.tasks.task import Task
@@ -63,6 +65,14 @@ class ControlReward(Method):
             reward = self.task.loss(pictures, batch["target"][rows].float()).sum() / self.expected(len(drawn))
         report = {"control_reward/reward": reward.detach(), "control_reward/pretraining": pretraining.detach()}
         return pretraining + self.reward_weight * reward, report
+
+    def examples(self, samples: Samples, count: int) -> list[tuple[float, Batch]]:
+        """Micro-batches whose pictures are all rewarded, and all not: the first decode, and detect."""
+        candidates = torch.arange(100 * count)
+        rewarded = self.drawn_times({"position": candidates}, "pretrain") <= self.max_timestep
+        share = self.expected(1)
+        both = ((share, candidates[rewarded]), (1 - share, candidates[~rewarded]))
+        return [(part, samples.batch(count) | {"position": positions[:count]}) for part, positions in both]
 
     def expected(self, count: int) -> float:
         """The expected number of samples with t <= max_timestep among `count`."""

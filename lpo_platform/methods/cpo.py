@@ -14,6 +14,7 @@ from torch import Tensor
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.prepared.conditions import from_uint8, to_uint8, worse
 from lpo_platform.methods import losses
+from lpo_platform.methods.expectations import APART, FirstLoss
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.sampling import Sampling
@@ -103,6 +104,11 @@ class CPO(Method):
         preference = losses.cpo(*four, t[pair], beta=self.beta, margin=self.margin, form=self.form)
         pretraining = (pretrain[0] if pretrain else policy_winner).mean()
         return preference + self.pretrain_weight * pretraining, self._report(four, preference, pretraining)
+
+    def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
+        weight = float(self.trainer.callback_metrics["cpo/weight"])  # every step logs it
+        what = f"the first weight of a pair is {weight:.4f}; 0.5 while policy and reference agree"
+        return FirstLoss(what, abs(weight - 0.5), 0.01, APART)
 
     @torch.no_grad()
     def worse(self, batch: Batch) -> Tensor:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.data.prepared.conditions import to_uint8
 from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.hardware.distributed import Rows, share
 from lpo_platform.methods import advantages, losses
+from lpo_platform.methods.expectations import FirstLoss, Samples, Uniform
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.ratio_statistics import Ratios
 from lpo_platform.methods.trajectories import Trajectories
@@ -88,6 +90,39 @@ class DDPO(Trajectories):
         self.samples, self.ratios = {}, Ratios(self.t, clip)
         if kl:
             self.policy.freeze_reference()
+
+    def updates(self) -> float:
+        transitions = self.prompts * self.group * self.trained
+        return self.steps * self.inner_epochs * -(-transitions // self.batch)
+
+    def examples(self, samples: Samples, count: int) -> list[tuple[float, Batch]]:
+        """Transitions of as few pictures as a micro-batch may have."""
+        self.place(0)
+        self.ratios = Ratios(self.t, self.clip)
+        rows, kept, device = torch.arange(count), len(self.t), self.device
+        pictures = -(-count // kept)
+        prompts = -(-pictures // self.group)
+        shapes = {"latents": (kept + 1, *self.policy.adapter.latent_shape), "log_prob": (kept,), "advantage": ()}
+        self.samples = {name: torch.empty(pictures, *shape, device=device) for name, shape in shapes.items()}
+        self.samples["text"] = samples.column("tokens" if self.policy.trains_text else "text", prompts)
+        if self.pictures:
+            self.samples["control"] = to_uint8(samples.column("control", prompts), gray=True)
+        chosen = {"sample": rows // kept, "step": rows % kept, "weight": torch.ones(count)}
+        columns = {name: column.to(device) for name, column in self.of_samples(chosen).items()}
+        return [(1.0, columns | {"position": rows + self.batch})]
+
+    def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
+        drift = float(self.ratios.largest[1])
+        what = f"before the first update the ratio is 1 to {drift:.1e}"
+        return FirstLoss(what, drift, 1e-2, "sampling and training compute log-probabilities differently")
+
+    def uniform_rewards(self) -> Uniform | None:
+        rewards = {name: of for name, of in self.samples.items() if name.startswith("reward/")}
+        same = [name for name, of in rewards.items() if of.numel() > 1 and (of == of[0, 0]).all()]
+        if not same:
+            return None
+        count = next(iter(rewards.values())).numel()
+        return Uniform(f"{', '.join(same)} is the same for all {count} pictures of the first round", hopeless=False)
 
     def deal(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
         score, rewards = rows["reward/score"], {name: of for name, of in rows.items() if name.startswith("reward/")}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.methods import losses
+from lpo_platform.methods.expectations import FirstLoss, preference_loss
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.shared_encoder import Encoded
 from lpo_platform.rewards.reward import Reward, StepReward
@@ -60,6 +61,9 @@ class DiffusionDPO(Method):
         pairs = losses.diffusion_dpo(*policy, *reference, beta=self.beta)
         self.note("loss", pairs, t[: len(pairs)])
         return pairs.mean(), self._report(*policy, *reference)
+
+    def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
+        return preference_loss(loss)
 
     def outputs(
         self, x: Tensor, t: Tensor, text: Tensor, control: Tensor | None, rows: Tensor

@@ -5,6 +5,7 @@ starting ControlNet draws from one condition. Content and quality differ between
 that: it compares two conditions of one picture.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lpo_platform.methods.diffusion_dpo import DiffusionDPO
@@ -23,6 +24,10 @@ class DPOControl(DiffusionDPO):
     reads: ClassVar[str] = "pictures"
     rewards: ClassVar[tuple[str, ...]] = ("none", "pictures")
     needs: ClassVar[tuple[str, ...]] = (*DiffusionDPO.needs, "control")
+
+    @classmethod
+    def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
+        return super().small(settings, processes) | {"group": min(2, settings["group"])}
 
     def __init__(self, *, group: int = 20, gap: float = 0.0, **options: Any) -> None:
         super().__init__(**options)

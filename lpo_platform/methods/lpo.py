@@ -20,12 +20,15 @@ from lpo_platform.diffusion.rollout import rollout
 from lpo_platform.hardware.distributed import Rows
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods import losses
+from lpo_platform.methods.expectations import FirstLoss, Samples, SamplingWork, preference_loss
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 from lpo_platform.methods.preferences import Rule, select, thresholds
 from lpo_platform.methods.reward_refresh import Refresh
 from lpo_platform.models.sampling import Sampling
 from lpo_platform.rewards.reward import StepReward
+
+VALID = 0.35  # the share of a trajectory's steps that give a pair: an assumption, for nothing published says it
 
 
 class LPO(Online):
@@ -79,6 +82,41 @@ class LPO(Online):
         self.eta, self.guidance, self.beta, self.clip = eta, guidance, beta, clip
         self.threshold, self.threshold_rule = tuple(threshold), threshold_rule
         self.policy.freeze_reference()
+
+    def updates(self) -> float:
+        return self.steps * -(-self.prompts * self.points * VALID // self.batch)
+
+    @property
+    def points(self) -> int:
+        """Points of a trajectory that can give pairs."""
+        return self.num_steps
+
+    def assumed(self) -> list[str]:
+        return [f"{VALID:.0%} of a trajectory's steps give a pair"]
+
+    def examples(self, samples: Samples, count: int) -> list[tuple[float, Batch]]:
+        return [(1.0, self.example(samples.column("text", count), count))]
+
+    def example(self, text: Tensor, count: int) -> Batch:
+        """`count` pairs at the trajectory's timesteps in turn; x_t and both sides are noise."""
+        times, rows = self.policy.adapter.process.times(self.num_steps), torch.arange(count, device=self.device)
+        x, winner, loser = (torch.randn(count, *self.policy.adapter.latent_shape, device=self.device) for _ in range(3))
+        weight = torch.full((count,), 1 / count, device=self.device)
+        pairs = {"x": x, "winner": winner, "loser": loser, "weight": weight}
+        return pairs | {"t": times[rows % len(times)], "text": text[rows % len(text)]}
+
+    def sampling_work(self, samples: Samples) -> SamplingWork:
+        times = self.policy.adapter.process.times(self.num_steps)
+        shape = (self.num_steps, self.candidates, 1, *self.policy.adapter.latent_shape)
+        candidates = torch.empty(shape, device=self.device)
+        return SamplingWork(self.num_steps, ((1, lambda: self.score([""], times, candidates)),))
+
+    def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
+        # a process may have nothing but rows that even out the processes
+        return preference_loss(loss / (float(batch["weight"].sum()) or math.nan))
+
+    def without_samples(self) -> str:
+        return f"lower method.threshold={list(self.threshold)}, or check that the reward tells candidates apart"
 
     def play(self, number: int, captions: list[str], micro_batch: int) -> list[Batch]:
         report = {}

@@ -13,6 +13,7 @@ from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import mean
 from lpo_platform.hardware.sharding import whole
 from lpo_platform.hardware.transfer import upload
+from lpo_platform.methods.expectations import FirstLoss, Samples
 from lpo_platform.methods.histograms import Noted, histograms, note
 from lpo_platform.methods.optim import Optim
 from lpo_platform.models.policy import Policy
@@ -49,6 +50,8 @@ class Method(L.LightningModule):
     """Columns of a training sample."""
     needs_winner: ClassVar[bool] = False
     """Whether rows of preferences that name no winner are left out."""
+    online: ClassVar[bool] = False
+    """Whether it draws its own samples, in rounds."""
     schedule_interval: ClassVar[str] = "step"
 
     @classmethod
@@ -65,6 +68,29 @@ class Method(L.LightningModule):
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss, a scalar, and the numbers to log beside it, which carry no gradient."""
+
+    # What lpo-plan and lpo-doctor ask; expectations.py says what it is.
+
+    @classmethod
+    def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
+        """The settings of two short steps, as lpo-doctor takes them."""
+        return {"steps": 2, "batch": 2 * processes}
+
+    def updates(self) -> float:
+        """The optimiser steps of the run."""
+        return self.steps
+
+    def examples(self, samples: Samples, count: int) -> list[tuple[float, Batch]]:
+        """Micro-batches of `count` samples, each with its share of all; several where their cost differs."""
+        return [(1.0, samples.batch(count))]
+
+    def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
+        """What the first loss should be, while policy and reference are one; None where there is no closed form."""
+        return None
+
+    def assumed(self) -> list[str]:
+        """What the counts of lpo-plan rest on, in words."""
+        return []
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, report = self.loss(batch)

@@ -1,7 +1,7 @@
 """What online methods share: an epoch is a round, whose samples the policy draws at its start."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import Rows, gather, mean, share, world
 from lpo_platform.hardware.sharding import whole
+from lpo_platform.methods.expectations import Samples, SamplingWork, Uniform
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.policy import guides
 from lpo_platform.models.shared_encoder import Encoded
@@ -30,6 +31,7 @@ class Online(Method):
         guidance: classifier-free guidance of every prediction; 1 is none.
     """
 
+    online: ClassVar[bool] = True
     reads: ClassVar[str] = "prompts"
     needs: ClassVar[tuple[str, ...]] = ()
     guidance: float
@@ -52,6 +54,29 @@ class Online(Method):
         Returns columns with a common first axis, `prompt` and `step` (B,) among them. Means over these prompts, for the
         report, are left in `self.round`.
         """
+
+    @classmethod
+    def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
+        """The settings of one round of two prompts for each process."""
+        return {"rounds": 1, "prompts": 2 * processes, "batch": 16 * processes}
+
+    def examples(self, samples: Samples, count: int) -> list[tuple[float, Batch]]:
+        raise UserError(f"{type(self).__name__}: cannot be counted, for it has no `examples` of its micro-batches")
+
+    def sampling_work(self, samples: Samples) -> SamplingWork:
+        """What one prompt of a round costs."""
+        raise UserError(f"{type(self).__name__}: cannot be counted, for it has no `sampling_work`, what a prompt costs")
+
+    def uniform_rewards(self) -> Uniform | None:
+        """Whether the rewards of the round that was just sampled are all the same; None where they differ."""
+        spread = self.round.get("reward/spread")
+        if spread is None or float(spread) > 0:
+            return None
+        return Uniform("the reward gives all candidates of a step the same score", hopeless=True)
+
+    def without_samples(self) -> str:
+        """What to do where a round gave nothing to learn from."""
+        return "check that the reward tells samples apart"
 
     def begin(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Callable[[], Rows]:
         """Starts collect() and returns the function that ends it, so that a part may overlap with the next prompts."""

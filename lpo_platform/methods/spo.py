@@ -16,6 +16,7 @@ from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.hardware.distributed import Rows
 from lpo_platform.hardware.transfer import upload
+from lpo_platform.methods.expectations import Samples, SamplingWork
 from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.preferences import select
@@ -85,6 +86,22 @@ class SPO(LPO):
         if not 0 <= skip_steps < num_steps:
             raise UserError(f"method.skip_steps={skip_steps}: what works: 0 to num_steps - 1 = {num_steps - 1}")
         self.skip_steps, self.inner_steps, self.decode_batch = skip_steps, inner_steps, decode_batch
+
+    @property
+    def points(self) -> int:
+        return self.num_steps - self.skip_steps
+
+    def example(self, text: Tensor, count: int) -> Batch:
+        batch = super().example(text, count)
+        if self.inner_steps:
+            batch |= {"x_loser": batch["x"], "step": torch.ones(count, dtype=torch.long, device=self.device)}
+        return batch
+
+    def sampling_work(self, samples: Samples) -> SamplingWork:
+        latents = torch.empty(1, *self.policy.adapter.latent_shape, device=self.device)
+        alone = self.skip_steps + 1 + self.candidates * (self.num_steps - self.skip_steps - 1)
+        forks = len(range(self.skip_steps, self.num_steps, 1 + self.inner_steps))
+        return SamplingWork(alone, ((forks * self.candidates, lambda: self.policy.adapter.decode(latents)),))
 
     def collect(self, captions: list[str], positions: range) -> Rows:
         text = self.embed(captions)

@@ -1,6 +1,6 @@
 """Samples for policy gradients: pictures, the trajectories that led to them, and their rewards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.rollout import rollout
 from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
 from lpo_platform.hardware.distributed import Rows
+from lpo_platform.methods.expectations import Samples, SamplingWork
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 from lpo_platform.methods.overlap import Overlap
@@ -80,6 +81,18 @@ class Trajectories(Online):
                 f"method.eta={eta}: the step from t={silent[0]} draws no noise, so its outcome has no probability; "
                 "what works: method.eta above 0, and a method.window that leaves out a step from t=0"
             )
+
+    @classmethod
+    def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
+        own, group = super().small(settings, processes), min(4, settings["group"])
+        first, last = settings.get("window") or (0, settings["num_steps"])
+        kept = int((last - first) * settings.get("fraction", 1.0))
+        return own | {"group": group, "batch": own["prompts"] * group * kept}
+
+    def sampling_work(self, samples: Samples) -> SamplingWork:
+        latents = torch.empty(1, *self.policy.adapter.latent_shape, device=self.device)
+        scored = (self.group, lambda: self.score(latents, [""], None))
+        return SamplingWork(self.group * self.num_steps, (scored,))
 
     def place(self, number: int) -> None:
         """Moves the window to its place in round `number`."""

@@ -1,13 +1,14 @@
 """A latent reward model (arXiv:2502.01051) as a reward of noisy latents."""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.latent_reward import Text
-from lpo_platform.models.reward_folder import load_reward
+from lpo_platform.models.latent_reward import LatentReward, Text
+from lpo_platform.models.reward_folder import folder_of, load_reward
 
 
 class LRM:
@@ -33,9 +34,22 @@ class LRM:
         timestep: Literal["current", "next"] = "current",
         batch: int = 256,
     ) -> None:
-        self.adapter, self.timestep, self.batch = adapter, timestep, batch
+        self.adapter, self.weights, self.timestep, self.batch = adapter, weights, timestep, batch
         self.model = load_reward(adapter, weights)
         self.empty = None
+
+    @classmethod
+    def counted(cls, adapter: Adapter) -> "LRM":
+        """One with a model that has not been trained: lpo-plan counts its work, and reads no weights."""
+        made = cls.__new__(cls)
+        made.adapter, made.weights, made.timestep, made.batch, made.empty = adapter, "auto", "current", 256, None
+        made.model = LatentReward.start(adapter).requires_grad_(False).eval()
+        return made
+
+    @property
+    def folder(self) -> Path:
+        """Where its weights lie."""
+        return folder_of(self.adapter, self.weights)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Text:

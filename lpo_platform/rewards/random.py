@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.diffusion import noise
+from lpo_platform.models.adapter import Adapter
 
 
 class RandomPreference:
@@ -24,6 +25,11 @@ class RandomPreference:
 
     def __init__(self, scale: float = 0.1) -> None:
         self.scale = scale
+
+    @classmethod
+    def counted(cls, adapter: Adapter) -> "RandomPreference":
+        """Itself: it costs nothing."""
+        return cls()
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         return {"key": torch.tensor([noise.key("random", *prompts)])}

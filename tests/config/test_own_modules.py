@@ -50,7 +50,8 @@ def test_the_error_of_one_that_is_not_there_says_where_it_may_lie(
     (line,) = diagnose("train", ["experiment=ddpo_toy", "reward=mine"], [folder])
     assert line == (
         "reward._target_='nowhere_at_all.Mine' in reward/mine.yaml: no 'nowhere_at_all' to import; "
-        f"a module of your own may be installed, or lie in the current folder ({tmp_path}) or beside --config-dir ({tmp_path}/elsewhere)"
+        f"a module of your own may be installed, or lie in the current folder ({tmp_path}) or beside --config-dir "
+        f"({tmp_path}/elsewhere)"
     )
 
 

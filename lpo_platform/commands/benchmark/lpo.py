@@ -20,12 +20,12 @@ from lpo_platform.commands.benchmark.bench import Bench, Setting
 from lpo_platform.commands.benchmark.lrm import PROMPT, towers
 from lpo_platform.commands.benchmark.plain import lpo as plain
 from lpo_platform.commands.benchmark.plain.lrm import encode_text, encoder_half
-from lpo_platform.commands.plan.stand_ins import RandomLRM, pair_batch
-from lpo_platform.methods.lpo import LPO
+from lpo_platform.methods.lpo import LPO, VALID
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.shared_encoder import split_text
 from lpo_platform.models.tuning import Lora
+from lpo_platform.rewards.lrm import LRM
 
 UPDATE_BATCH = 10  # pairs of an optimiser's step per process, SD-1.5's
 
@@ -56,7 +56,7 @@ class LPOBench(Bench):
     @classmethod
     def made(cls, setting: Setting, *, candidates: int = 4, steps: int = 20, valid: float = 0.35) -> "LPOBench":
         model, batch, autocast = setting.model(), setting.batch, setting.autocast
-        reward = RandomLRM(model)
+        reward = LRM.counted(model)
         policy = setting.place(Policy(model, Lora()))
         reward.model.to(model.device, model.vae.dtype)
         settings = plain.Settings(candidates, steps)
@@ -72,7 +72,7 @@ class LPOBench(Bench):
         with torch.no_grad(), autocast():
             text = method.embed(captions)
         sizes = cls.pair_batches(batch, steps, valid)
-        pairs = [pair_batch(method, text, count) for count in sizes]
+        pairs = [method.example(text, count) for count in sizes]
         return cls(cls.units_of(batch, sizes), autocast, method, parts, settings, captions, pairs)
 
     @classmethod
@@ -176,7 +176,7 @@ class Iteration(LPOBench):
 
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact")
     unit: ClassVar[str] = "prompt"
-    options: ClassVar[dict[str, Any]] = Rollout.options | {"valid": 0.35}
+    options: ClassVar[dict[str, Any]] = Rollout.options | {"valid": VALID}
     published: ClassVar[dict[str, dict[str, float]]] = LPOBench.published_parts
 
     @classmethod

@@ -21,17 +21,12 @@ from lpo_platform.commands.doctor.finding import Finding, doubtful, failed, ok, 
 from lpo_platform.commands.plan.bytes import CHECKPOINTS, checkpoint, exported, learning, size
 from lpo_platform.config.errors import UserError
 from lpo_platform.hardware.distributed import lead, world
-from lpo_platform.methods.cpo import CPO
-from lpo_platform.methods.ddpo import DDPO
-from lpo_platform.methods.diffusion_dpo import DiffusionDPO
-from lpo_platform.methods.lpo import LPO
+from lpo_platform.methods.expectations import FirstLoss
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.online import Online
-from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.models.policy import Policy
 
 DISCONNECTED = "its branch is disconnected, or skipped in the forward pass: check tune= and control="
-APART = "the reference is not the policy's start: check what is frozen, and when"
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +53,7 @@ class Checkup(Callback):
             self._note(disk(module, self.folder, averaged=self.averaged))
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not self._stepped and isinstance(module, Online):
+        if not self._stepped and module.online:
             self._note(*first_round(module))
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
@@ -104,25 +99,13 @@ def disk(method: Method, folder: Path, *, averaged: bool) -> Finding:
 def first_round(method: Online) -> Iterator[Finding]:
     """Whether the rewards of the first round differ, each by name."""
     if not float(method.round.get("rollout/samples", 1)):
-        threshold = f"method.threshold={list(getattr(method, 'threshold', ()))}"
-        advice = f"lower {threshold}, or check that the reward tells candidates apart"
-        yield doubtful("round", "the first round gave no pair to learn from", advice)
-        return
-    if isinstance(method, Trajectories):
-        rewards = {name: of for name, of in method.samples.items() if name.startswith("reward/")}
-        constant = [name for name, of in rewards.items() if of.numel() > 1 and (of == of[0, 0]).all()]
-        what = (
-            f"{', '.join(constant)} is the same for all {rewards['reward/score'].numel()} pictures of the first round"
-        )
-    else:
-        constant = ["reward"] if not float(method.round["reward/spread"]) > 0 else []
-        what = "the reward gives all candidates of a step the same score"
-    if constant == ["reward"]:
-        yield failed("round", what, "nothing can be learned from it: check reward= and its weights")
-    elif constant:  # a reward that is rarely given may still come
-        yield doubtful("round", what, "nothing is learned from it: check reward= and its weights")
-    else:
+        yield doubtful("round", "the first round gave nothing to learn from", method.without_samples())
+    elif (same := method.uniform_rewards()) is None:
         yield ok("round", "rewards of the first round differ")
+    elif same.hopeless:
+        yield failed("round", same.what, "nothing can be learned from it: check reward= and its weights")
+    else:
+        yield doubtful("round", same.what, "nothing is learned from it: check reward= and its weights")
 
 
 def gradient(policy: Policy, *, scaled: bool = False) -> Finding:
@@ -167,25 +150,14 @@ def first_loss(method: Method, loss: Tensor, batch: dict[str, Tensor], *, exact:
     value = float(loss)
     if not math.isfinite(value):
         return failed("loss", f"the first loss is {value}", "lower optim.lr or use hardware.precision=32-true")
-    if isinstance(method, DDPO):
-        drift, said = float(method.ratios.largest[1]), "before the first update the ratio is 1"
-        what = f"{said} to {drift:.1e}"
-        return _judged(what, drift, 1e-2, exact, "sampling and training compute log-probabilities differently")
-    if isinstance(method, CPO):
-        weight = float(method.trainer.callback_metrics["cpo/weight"])  # logged by every step
-        what = f"the first weight of a pair is {weight:.4f}; 0.5 while policy and reference agree"
-        return _judged(what, abs(weight - 0.5), 0.01, exact, APART)
-    if isinstance(method, LPO | DiffusionDPO):
-        # a process may have nothing but rows that even out the processes
-        value = value / (float(batch["weight"].sum()) or math.nan) if isinstance(method, LPO) else value
-        what = f"the first loss is {value:.4f}; -log sigmoid(0) = 0.6931 while policy and reference agree"
-        return _judged(what, abs(value - math.log(2)), 0.02, exact, APART)
+    if (found := method.first_loss(value, batch)) is not None:
+        return _judged(found, exact)
     return ok("loss", f"the first loss is {value:.4g}, finite; it has no closed form")
 
 
-def _judged(what: str, error: float, limit: float, exact: bool, advice: str) -> Finding:
-    if not error > limit:
-        return ok("loss", what)
+def _judged(found: FirstLoss, exact: bool) -> Finding:
+    if not found.error > found.limit:
+        return ok("loss", found.what)
     if exact:
-        return failed("loss", what, advice)
-    return doubtful("loss", what, f"rounding, or {advice}; hardware.precision=32-true tells them apart")
+        return failed("loss", found.what, found.advice)
+    return doubtful("loss", found.what, f"rounding, or {found.advice}; hardware.precision=32-true tells them apart")

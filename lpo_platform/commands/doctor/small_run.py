@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.data.prepared.own_pairs import GeneratedPairs
@@ -18,17 +19,7 @@ def small(cfg: DictConfig, processes: int) -> DictConfig:
     """Two steps of two samples on each process, or one round of two prompts; sizes divide as the run's own do."""
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     method = cfg.method
-    if "prompts" in method:
-        method.rounds, method.prompts, transitions = 1, 2 * processes, 16 * processes
-        if "group" in method:
-            method.group = min(4, method.group)
-            first, last = method.window or (0, method.num_steps)
-            transitions = method.prompts * method.group * int((last - first) * method.fraction)
-        method.batch = transitions
-    else:
-        method.steps, method.batch = 2, 2 * processes
-        if "group" in method:
-            method.group = min(2, method.group)
+    method.update(get_class(method._target_).small(method, processes))
     own = method.batch // processes
     asked = cfg.hardware.micro_batch
     most = own if asked in (None, "auto") else min(asked, own)

@@ -11,7 +11,6 @@ from torch import nn
 
 from lpo_platform.data.prepared.own_pairs import GeneratedPairs
 from lpo_platform.evaluation.pairs import PairEvaluator
-from lpo_platform.methods.online import Online
 from lpo_platform.methods.optim import Adafactor, AdamW8bit, Optim
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
@@ -115,7 +114,7 @@ def exported(policy: Policy) -> int:
 
 def cache(job: Job, *, half: bool) -> float:
     """Bytes of the training samples' frozen parts, as data/ keeps them."""
-    if isinstance(job.method, Online):
+    if job.method.online:
         return 0
     preferences, columns = "labels" in job.needs, job.columns(1)
     row = sum(columns[name]().nbytes for name in ("moments", "tokens"))

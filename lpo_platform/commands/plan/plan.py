@@ -12,11 +12,10 @@ from lpo_platform.commands.plan.budget import ROOM, largest
 from lpo_platform.commands.plan.bytes import counts, disk, memory, size
 from lpo_platform.commands.plan.rates import Device, device_of
 from lpo_platform.commands.plan.settings import Settings
-from lpo_platform.commands.plan.work import VALID, Job, Piece, activations, assemble, pieces, steps
+from lpo_platform.commands.plan.work import Job, Piece, activations, assemble, pieces, steps
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.config.signature import attribute
-from lpo_platform.methods.online import Online
 
 
 @dataclass(frozen=True)
@@ -174,13 +173,11 @@ def assumptions(found: Plan) -> list[str]:
         "activations as the meta device makes them with fused attention; a GPU's libraries add about 1 GB",
     ]
     method, data = found.job.method, found.job.cfg.data
-    if not isinstance(method, Online) and "prompts" not in data and data.get("num_train") is None:
+    if not method.online and "prompts" not in data and data.get("num_train") is None:
         lines.append(
             "every sample that a step sees is another one: with fewer in the data, less is prepared and cached"
         )
-    if isinstance(method, Online) and hasattr(method, "candidates"):
-        lines.append(f"{VALID:.0%} of a trajectory's steps give a pair")
-    return lines
+    return lines + method.assumed()
 
 
 def verdict(found: Plan, needed: float) -> list[str]:

@@ -1,13 +1,10 @@
-"""Stand-ins for rewards and batches on the meta device, for counting."""
+"""Stand-ins for detectors and rewards on the meta device, for counting."""
 
 import torch
 from torch import Tensor
 
-from lpo_platform.methods.lpo import LPO
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.latent_reward import LatentReward
-from lpo_platform.rewards.lrm import LRM
-from lpo_platform.rewards.reward import Asked
+from lpo_platform.rewards.reward import Asked, Reward, StepReward
 from lpo_platform.tasks.canny import Canny
 
 
@@ -23,19 +20,23 @@ def brightness(images: Tensor, prompts: list[str], condition: Asked | None = Non
     return images.mean((1, 2, 3))
 
 
-class RandomLRM(LRM):
-    """A reward model as it is before any training."""
+class Free:
+    """A reward of latents that costs nothing."""
 
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter, self.timestep, self.batch, self.empty = adapter, "current", 256, None
-        self.model = LatentReward.start(adapter).requires_grad_(False).eval()
+    timestep = "current"
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {}
+
+    def __call__(self, latents: Tensor, t: Tensor, text: dict[str, Tensor], prompt: Tensor) -> Tensor:
+        return torch.zeros_like(t, dtype=torch.float32)
 
 
-def pair_batch(method: LPO, text: Tensor, count: int) -> dict[str, Tensor]:
-    """`count` pairs at the trajectory's timesteps in turn, x_t and both sides noise."""
-    times, device = method.policy.adapter.process.times(method.num_steps), method.device
-    rows = torch.arange(count, device=device)
-    latents = {name: torch.randn(count, *method.policy.adapter.latent_shape, device=device) for name in ("x", "winner")}
-    latents["loser"] = torch.randn_like(latents["x"])
-    weight = torch.full((count,), 1 / count, device=device)
-    return latents | {"t": times[rows % len(times)], "text": text[rows % len(text)], "weight": weight}
+def reward_like(kind: type, adapter: Adapter) -> Reward | StepReward:
+    """What stands for a class of rewards: what it offers as `counted`, else something that costs nothing.
+
+    adapter: a model of its own, on the meta device.
+    """
+    if hasattr(kind, "counted"):
+        return kind.counted(adapter)
+    return Free() if getattr(kind, "judges", "pictures") == "latents" else brightness

@@ -14,28 +14,17 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from lpo_platform.commands.benchmark.lpo import Iteration as LPOIteration
 from lpo_platform.commands.build import create
 from lpo_platform.commands.plan.count import flops, peak
 from lpo_platform.commands.plan.shapes import adapter_of, policy_of
-from lpo_platform.commands.plan.stand_ins import Given, RandomLRM, brightness, pair_batch
+from lpo_platform.commands.plan.stand_ins import Given, reward_like
 from lpo_platform.config.signature import signature
-from lpo_platform.data.prepared.conditions import to_uint8
 from lpo_platform.data.prepared.own_pairs import GeneratedPairs
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.hardware.hardware import Hardware
-from lpo_platform.methods.control_reward import ControlReward
-from lpo_platform.methods.ddpo import DDPO
-from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.method import Batch, Method
-from lpo_platform.methods.online import Online
-from lpo_platform.methods.ratio_statistics import Ratios
-from lpo_platform.methods.spo import SPO
-from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.models.policy import Policy, guides
 from lpo_platform.models.sampling import Sampling
-
-VALID = LPOIteration.options["valid"]  # share of the steps of a trajectory that give LPO a pair
 
 
 @dataclass(frozen=True)
@@ -94,6 +83,17 @@ class Job:
             "features": lambda: torch.stack([self.policy.features(picture())] * 2, 1).detach(),
         }
 
+    def column(self, name: str, count: int) -> Tensor:
+        return self.columns(count)[name]()
+
+    def batch(self, count: int) -> Batch:
+        """A micro-batch as training has it (methods/expectations.py, Samples)."""
+        made = self.columns(count)
+        batch = {name: made[name]() for name in self.needs if name in made}
+        if "labels" in batch:
+            batch["weight"] = _meta(count)
+        return batch | {"position": torch.arange(count)}
+
 
 def assemble(cfg: DictConfig) -> Job:
     """UserError where a batch does not divide, or the model's shape is not known.
@@ -116,92 +116,38 @@ def _method(cfg: DictConfig, policy: Policy) -> Method:
     live: dict[str, Any] = {"policy": policy, "optim": create(cfg.optim), "seed": cfg.seed}
     if asked is None or asked["task"]:
         live["task"] = Given() if cfg.get("task") else None
-    if issubclass(get_class(node["_target_"]), Online):
-        latent = str((cfg.get("reward") or {}).get("_target_")).endswith(".lrm.LRM")
-        live["reward"] = RandomLRM(adapter_of(cfg.model)) if latent else _free(cfg)  # of a UNet without LoRA
+    if cfg.get("reward") and (asked is None or asked["reward"]):
+        live["reward"] = reward_like(get_class(cfg.reward._target_), adapter_of(cfg.model))  # of a UNet without LoRA
     method: Method = create(node, **live).to("meta")
     adapter.process.to("meta")
-    if isinstance(method, Trajectories):
-        method.place(0)
-        method.ratios = Ratios(method.t, method.clip)
     return method
-
-
-def _free(cfg: DictConfig) -> object:
-    """A reward that costs nothing; LPO asks for one of latents."""
-    of_latents = issubclass(get_class(cfg.method._target_), LPO) and cfg.reward._target_.endswith(".Random")
-    return create(cfg.reward) if of_latents else brightness
 
 
 def activations(job: Job) -> int:
     """Bytes at the peak of a micro-batch's forward and backward, beside weights and their gradients, in float32."""
     for weight in job.policy.trainable().values():
         weight.grad = torch.zeros_like(weight)
-    return max(peak(partial(_gradient, job, batch)) for _, batch in _batches(job))
+    return max(peak(partial(_gradient, job, batch)) for _, batch in job.method.examples(job, job.micro))
 
 
 def update(job: Job) -> float:
     """FLOPs of an optimiser's step, of all processes."""
-    share = job.method.batch / job.micro
-    return share * sum(weight * flops(partial(_gradient, job, batch)) for weight, batch in _batches(job))
+    share, examples = job.method.batch / job.micro, job.method.examples(job, job.micro)
+    return share * sum(weight * flops(partial(_gradient, job, batch)) for weight, batch in examples)
 
 
 def _gradient(job: Job, batch: Batch) -> None:
     job.method.loss(batch)[0].backward()
 
 
-def _batches(job: Job) -> list[tuple[float, Batch]]:
-    """Micro-batches and what part of all each stands for; they differ where work depends on the timestep."""
-    method, micro = job.method, job.micro
-    if isinstance(method, DDPO):
-        return [(1.0, _transitions(job))]
-    if isinstance(method, LPO):
-        return [(1.0, _pairs(job))]
-    columns = {name: make() for name, make in job.columns(micro).items() if name in job.needs}
-    if "labels" in columns:
-        columns["weight"] = _meta(micro)
-    if not isinstance(method, ControlReward):
-        return [(1.0, columns | {"position": torch.arange(micro)})]
-    candidates = torch.arange(100 * micro)
-    rewarded = method.drawn_times({"position": candidates}, "pretrain") <= method.max_timestep
-    share = method.expected(1)
-    both = ((share, candidates[rewarded]), (1 - share, candidates[~rewarded]))
-    return [(part, columns | {"position": positions[:micro]}) for part, positions in both]
-
-
 def _meta(*size: int) -> Tensor:
     return torch.empty(size, device="meta")
-
-
-def _text(job: Job, count: int) -> Tensor:
-    columns = job.columns(count)
-    return columns["tokens" if job.policy.trains_text else "text"]()
-
-
-def _pairs(job: Job) -> Batch:
-    batch = pair_batch(job.method, _text(job, job.micro), job.micro)
-    if getattr(job.method, "inner_steps", 0):
-        batch |= {"x_loser": batch["x"], "step": torch.ones(job.micro, dtype=torch.long, device="meta")}
-    return batch
-
-
-def _transitions(job: Job) -> Batch:
-    """Those of as few samples as a micro-batch may have."""
-    method, adapter, rows, kept = job.method, job.policy.adapter, torch.arange(job.micro), len(job.method.t)
-    count = -(-job.micro // kept)
-    prompts = -(-count // method.group)
-    drawn = {"latents": _meta(count, kept + 1, *adapter.latent_shape), "log_prob": _meta(count, kept)}
-    method.samples = drawn | {"advantage": _meta(count), "text": _text(job, prompts)}
-    if method.pictures:
-        method.samples["control"] = to_uint8(job.columns(prompts)["control"](), gray=True)
-    place = method.of_samples({"sample": rows // kept, "step": rows % kept, "weight": torch.ones(job.micro)})
-    return {name: column.to("meta") for name, column in place.items()} | {"position": rows + method.batch}
 
 
 def pieces(job: Job) -> list[Piece]:
     """Everything that a run computes with its models."""
     method, found = job.method, []
-    if isinstance(method, Online):
+    if method.online:
         found.append(Piece("rollouts of a round", method.prompts * _rollout(job), method.steps))
     else:
         found.append(Piece("preparation of a sample", _preparation(job), job.rows))
@@ -211,31 +157,15 @@ def pieces(job: Job) -> list[Piece]:
 
 def steps(job: Job) -> float:
     """Optimiser steps of a run."""
-    method = job.method
-    if isinstance(method, DDPO):
-        transitions = method.prompts * method.group * method.trained
-        return method.steps * method.inner_epochs * -(-transitions // method.batch)
-    if isinstance(method, LPO):
-        points = method.num_steps - getattr(method, "skip_steps", 0)
-        return method.steps * -(-method.prompts * points * VALID // method.batch)
-    return method.steps
+    return job.method.updates()
 
 
 def _rollout(job: Job) -> float:
     """FLOPs of one prompt's samples, scored."""
-    method, decode = job.method, partial(job.policy.adapter.decode, _meta(1, *job.policy.adapter.latent_shape))
-    start, step = _prediction(job, method.guidance)
+    start, step = _prediction(job, job.method.guidance)
     with torch.no_grad():
-        if isinstance(method, SPO):
-            forks = range(method.skip_steps, method.num_steps, 1 + method.inner_steps)
-            alone = method.skip_steps + 1 + method.candidates * (method.num_steps - method.skip_steps - 1)
-            return start + alone * step + len(forks) * method.candidates * flops(decode)
-        if isinstance(method, LPO):
-            times = method.policy.adapter.process.times(method.num_steps)
-            candidates = _meta(method.num_steps, method.candidates, 1, *job.policy.adapter.latent_shape)
-            return start + method.num_steps * step + flops(lambda: method.score([""], times, candidates))
-        judged = method.group * flops(lambda: method.score(_meta(1, *job.policy.adapter.latent_shape), [""], None))
-        return start + method.group * method.num_steps * step + judged
+        work = job.method.sampling_work(job)
+        return start + work.predictions * step + sum(times * flops(more) for times, more in work.more)
 
 
 def _prediction(job: Job, guidance: float) -> tuple[float, float]:
