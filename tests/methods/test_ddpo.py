@@ -474,7 +474,7 @@ def test_step_weights() -> None:
         ({"eta": 0.0}, "method.eta=0.0: the step from t=751 draws no noise"),
         ({"process": {"steps_offset": 0}}, "the step from t=0 draws no noise.*a method.window that leaves out"),
         ({"window": (3, 9)}, r"method.window=\[3, 9\]: what works: 0 <= first < last <= 4"),
-        ({"fraction": 0.1}, "method.fraction=0.1: 0 of 4 steps"),
+        ({"fraction": 0.1}, "method.fraction=0.1: trains 0 of 4 steps"),
         ({"form": "score"}, r"method.batch=24 \(2 prompts x 3 pictures x 4 steps\)"),
         ({"form": "score", "batch": 24, "inner_epochs": 2}, "method.inner_epochs=1"),
     ],
