@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from diffusers import (
 )
 from diffusers.loaders import single_file_utils as original
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import flux as toy_flux
@@ -27,6 +30,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lpo_platform.commands.build import create, policy_of
 from lpo_platform.commands.export import keys
+from lpo_platform.commands.export.card import BASE, CONDITION, HERE, card
 from lpo_platform.commands.export.export import export, main
 from lpo_platform.commands.export.forms import FILE, FORMS, Form
 from lpo_platform.commands.export.publish import Check, _compare_weights, _passed
@@ -195,6 +199,37 @@ def test_every_form_draws_the_runs_pictures(
     assert float(line.split("changed them by ")[1].split()[0]) > 0.05
     assert float(line.split("run's by ")[1].split()[0]) < 1e-3
     _check_card(folder, (request.getfixturevalue("sd15"), request.getfixturevalue(kind)))
+
+
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"), [("lora", "diffusers"), ("control", "diffusers"), ("full", "diffusers"), ("control", "merged")]
+)
+def test_the_code_of_the_card_draws_a_picture(
+    kind: str, to: str, sd15: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, but for the folders that a reader fills in; with the steps and the size of the run."""
+    run = request.getfixturevalue(kind)
+    write(run, to, tmp_path / "here")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "condition.png")
+    (code,) = CODE.findall(card(find(str(run)), to, "nobody"))
+    for place, own in ((BASE, sd15), (HERE, tmp_path / "here"), (CONDITION, tmp_path / "condition.png")):
+        code = code.replace(place, str(own))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "card", "exec"), names)
+    assert Image.open("picture.png").size == (64, 64) and names["pipeline"].scheduler.num_inference_steps == 4
+    assert PROMPTS[0] in code and isinstance(names["pipeline"].scheduler, DDIMScheduler)
+
+
+def test_the_code_of_a_reward_models_card_scores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["method=lrm", "model=tiny", "data=toy_pairs", "metrics=pairs"]
+    run = run_of(tmp_path / "run", *words)
+    (code,) = CODE.findall(card(find(str(run)), "safetensors", "nobody"))
+    exec(compile(code.replace("<the run>", str(run)), "card", "exec"), {})
+    assert math.isfinite(float(re.search(r"tensor\(\[(.*?)\]", capsys.readouterr().out)[1]))
 
 
 def _check_card(folder: Path, places: tuple[Path, ...]) -> None:

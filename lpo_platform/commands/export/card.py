@@ -17,7 +17,7 @@ from lpo_platform.config.schema import CONF
 from lpo_platform.evaluation.statistics import cautions, change, decimals, number, real, verdict
 from lpo_platform.models.weights import ASSETS, digest, is_path, locate
 from lpo_platform.runs import record
-from lpo_platform.runs.files import fingerprint
+from lpo_platform.runs.files import fingerprint, read_json
 from lpo_platform.tracking.report.page.run import mapping
 from lpo_platform.tracking.report.report import title
 
@@ -27,7 +27,7 @@ LICENCES = {  # of the weights that conf/model names
 }  # fmt: skip
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~\w*)?/(?:[^\s,'\"\]}=/]+/)*([^\s,'\"\]}=/]*)")
 CHANGES = ("unet", "transformer", "vae", "text_encoder", "lora")  # keys of a model that put something in a part's place
-BASE, HERE = "<the base model>", "<this folder>"
+BASE, HERE, CONDITION = "<the base model>", "<this folder>", "<condition image>"
 NODES = {
     "control": "Load ControlNet Model (`models/controlnet`)",
     "lora": "LoraLoaderModelOnly (`models/loras`)",
@@ -108,18 +108,42 @@ def metadata(trained: Trained) -> dict[str, str]:
 def _what(trained: Trained, to: str) -> str:
     """How it is used."""
     model = trained.run.config["model"]
+    if trained.kind == "reward":
+        return _of_reward(trained)
     if to == "comfyui":
         known = _stock(model) and model["name"] in ("sd15", "sd21", "sdxl")
         note = "" if known else " It recognises models by the sizes of SD-1.x, SD-2.x and SDXL and opens no other."
         return f"`model.safetensors` is for ComfyUI's {NODES[trained.kind]}.{note}"
     if to == "safetensors":
         return "`model.safetensors` holds the trained weights in the names of their module's state dict."
-    code = "\n".join(_code(trained, to))
-    names = sorted(set(re.findall(r"(?<!\.)\b\w+(?=\.from_pretrained)", code)))
-    more = "import transformers\n" if "transformers." in code else ""
+    code = "\n".join([*_code(trained, to), *_call(trained)])
+    names = sorted(set(re.findall(r"(?<!\.)\b\w+(?=\.from_)", code)))
+    imports = ["import torch", *(["import transformers"] if "transformers." in code else [])]
+    imports += [f"from diffusers import {', '.join(names)}"]
+    imports += ["from diffusers.utils import load_image"] if "load_image" in code else []
     changed = to != "merged" and any(model.get(key) for key in CHANGES)
     note = "\n\nThe base model is the one with the changes that its lineage names." if changed else ""
-    return f"```python\n{more}from diffusers import {', '.join(names)}\n\n{code}\n```{note}"
+    return "```python\n{}\n\n{}\n```{}".format("\n".join(imports), code, note)
+
+
+def _of_reward(trained: Trained) -> str:
+    """A reward model is called in Python, and named in the command line of a training."""
+    unet = mapping(read_json(trained.parts["reward"] / "unet" / "config.json"))
+    shape = [unet.get("in_channels", 4), *[unet.get("sample_size", 64)] * 2]
+    place = "<the run>/export/reward"
+    return f"""`model.safetensors` holds the trained weights in the names of their module's state dict. \
+The run's folder `export/reward` is read by lpo-platform:
+
+```python
+import lpo_platform as lpo
+import torch
+
+score = lpo.reward("lrm", model="{trained.run.config["model"]["name"]}", weights="{place}")
+latents = torch.randn(1, {", ".join(map(str, shape))})  # of the model, scaled and noised to the timestep
+print(score(latents, torch.tensor([1]), [{json.dumps(_prompt(trained))}]))
+```
+
+Differences of scores are log-odds of being preferred. A training uses it by `reward=lrm reward.weights={place}`."""
 
 
 def _code(trained: Trained, to: str) -> Iterator[str]:
@@ -131,8 +155,8 @@ def _code(trained: Trained, to: str) -> Iterator[str]:
         yield f'pipeline = DiffusionPipeline.from_pretrained("{base}")'
         yield f'pipeline.load_lora_weights("{HERE}")'
     elif trained.kind == "control":
-        pipeline = f"{model['_target_'].rpartition('.')[2]}ControlNetPipeline"  # named as ours
         yield f'control = {trained.config("controlnet")["_class_name"]}.from_pretrained("{HERE}")'
+        pipeline = f"{model['_target_'].rpartition('.')[2]}ControlNetPipeline"  # named as ours
         yield f'pipeline = {pipeline}.from_pretrained("{base}", controlnet=control)'
     else:
         for part in trained.parts:
@@ -141,6 +165,37 @@ def _code(trained: Trained, to: str) -> Iterator[str]:
             yield f'{part} = {kind}.from_pretrained("{place}")'
         given = ", ".join(f"{part}={part}" for part in trained.parts)
         yield f'pipeline = DiffusionPipeline.from_pretrained("{base}", {given})'
+
+
+def _call(trained: Trained) -> Iterator[str]:
+    """From the pipeline to a picture, with the sampler, the steps and the guidance of the run's evaluation."""
+    model, metrics = trained.run.config["model"], mapping(trained.run.config.get("metrics"))
+    steps = metrics.get("num_steps") or model["num_inference_steps"]
+    guidance = model["guidance"] if metrics.get("guidance") is None else metrics["guidance"]
+    side = model["resolution"]
+    if not trained.flux:
+        yield "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)"
+    yield 'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")'
+    given = ""
+    if trained.kind == "control":
+        task = trained.run.option("task")
+        yield f'condition = load_image("{CONDITION}")  # of {task}, as in samples/condition of the run'
+        given = f"    {'control_image' if trained.flux else 'image'}=condition,\n"
+    yield f"""picture = pipeline(
+    {json.dumps(_prompt(trained))},
+{given}    num_inference_steps={steps},
+    guidance_scale={guidance},
+    height={side},
+    width={side},
+    generator=torch.Generator().manual_seed(0),
+).images[0]
+picture.save("picture.png")"""
+
+
+def _prompt(trained: Trained) -> str:
+    """Of the first held-out item."""
+    caption = next((item["caption"] for item in trained.run.items if item.get("caption")), "a photograph")
+    return _public(caption)
 
 
 def _results(trained: Trained) -> str:
