@@ -239,6 +239,16 @@ def test_offline_run_is_read_back_and_continued(
     [same] = all_of(read_back(folders[1]), "artifact")
     assert same["name"] == used["name"] and same["digest"] == used["digest"]
     assert set(made["aliases"]) == {"latest", "best"} and made["type"] == "model"
+    # as tracking/README.md says that it is read on this machine
+    shown = [inspected(option, folders[0]) for option in ("--summary", "--json")]
+    assert "finished (exit code 0)" in shown[0] and "train/loss           0.333" in shown[0]
+    rows = [json.loads(line) for line in shown[1].splitlines() if '"type":"history"' in line]
+    assert next(row["history"]["item"]["train/loss"] for row in rows if "train/loss" in row["history"]["item"]) == 1
+
+
+def inspected(option: str, folder: Path) -> str:
+    words = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", option, str(folder)]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def test_switched_off_is_silent(
