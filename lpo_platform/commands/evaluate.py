@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.commands.build import create, evaluator_of, identity_of, located, plain, policy_of
-from lpo_platform.commands.conclude import conclude, evaluate_once
+from lpo_platform.commands.conclude import conclude
+from lpo_platform.commands.evaluate_once import evaluate_once
 from lpo_platform.commands.job import assemble
 from lpo_platform.commands.job_log import quiet, say
 from lpo_platform.commands.train import load_trained, trained_identity  # fmt: skip

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from lpo_platform.commands import artifacts
 from lpo_platform.commands.build import create, evaluator_of, plain, title
-from lpo_platform.commands.conclude import conclude, evaluate_once
+from lpo_platform.commands.conclude import conclude
+from lpo_platform.commands.evaluate_once import evaluate_once
 from lpo_platform.commands.fit import fit
 from lpo_platform.commands.job import assemble, method_of
 from lpo_platform.commands.job_log import say

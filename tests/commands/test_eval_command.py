@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lpo_platform.commands import conclude, main
+from lpo_platform.commands import evaluate_once, main
 from lpo_platform.data.toy import Toy
 from lpo_platform.evaluation import evaluator
 from lpo_platform.models.weights import ASSETS
@@ -148,7 +148,7 @@ def test_an_evaluation_that_was_stopped_draws_nothing_twice(lpo_eval, monkeypatc
 
     monkeypatch.setattr(evaluator, "sample_latents", counted)
     code, said = lpo_eval(*words, "hydra.run.dir=stopped", "metrics.batch=2")
-    assert code == 130 and len(list(conclude.UNDER_WAY.glob("*/*.safetensors"))) == 2, said
+    assert code == 130 and len(list(evaluate_once.UNDER_WAY.glob("*/*.safetensors"))) == 2, said
     assert not Path("stopped/evaluation/after.safetensors").exists()
     assert lpo_eval(*words, "hydra.run.dir=stopped", "metrics.batch=16")[0] == 0
     assert len(drawn) == len(set(drawn)) == 12

@@ -51,11 +51,11 @@ def test_every_file_that_a_text_names_exists() -> None:
 
 def test_the_search_finds_what_is_missing() -> None:
     found = {
-        "(specs/cpo.md section 1)": ["specs/cpo.md"],
+        "(notes/cpo.md section 1)": ["notes/cpo.md"],
         "see data/mpcf.py.": ["data/mpcf.py"],
         "`../rewards/README.md`": ["../rewards/README.md"],
         "https://a.org/b/c.py": [],
         "<run>/x.md": [],
     }
     assert {line: FILE.findall(line) for line in found} == found
-    assert "rewards/README.md" in names() and not {"specs/cpo.md", "data/mpcf.py"} & names()
+    assert "rewards/README.md" in names() and not {"notes/cpo.md", "data/mpcf.py"} & names()
