@@ -19,8 +19,9 @@ class Optim:
 
     Args:
         warmup_steps: optimiser steps of the warm-up. (The scripts of CPO count otherwise; see the README.)
-        warmup: `linear`, or `log`, with the logarithm of the step, as DeepSpeed's WarmupDecayLR does, whose first step
-            has a rate of 0. LRM and SPO were trained with it.
+        warmup: `linear`, whose first step has 1 / warmup_steps of the rate; `from_zero`, whose first step has a rate of
+            0, as diffusers' get_scheduler gives it to CPO, ControlNet++ and Diffusion-DPO; or `log`, with the logarithm
+            of the step, as DeepSpeed's WarmupDecayLR gives it to LRM and SPO, whose first step has a rate of 0, too.
         schedule: after the warm-up: `constant`, or to 0 at the end of the run along a `linear` or a `cosine` curve.
         clip: limit of the gradient's global norm; null for none.
     """
@@ -46,7 +47,7 @@ class Optim:
     def _rise(self, step: int) -> float:
         if self.warmup == "log":
             return math.log(step + 1) / math.log(max(2, self.warmup_steps))
-        return (step + 1) / self.warmup_steps
+        return (step + (self.warmup == "linear")) / self.warmup_steps
 
 
 class AdamW(Optim):
@@ -67,7 +68,7 @@ class AdamW(Optim):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
-        warmup: Literal["linear", "log"] = "linear",
+        warmup: Literal["linear", "from_zero", "log"] = "linear",
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         clip: float | None = 1.0,
     ) -> None:
@@ -121,7 +122,7 @@ class Adafactor(Optim):
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
-        warmup: Literal["linear", "log"] = "linear",
+        warmup: Literal["linear", "from_zero", "log"] = "linear",
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         clip: float | None = None,
     ) -> None:

@@ -53,12 +53,13 @@ TABLE = {
     "diffusion_dpo_sd15": {
         "method.beta": 5000.0, "method.drop_text": 0.2, "method.steps": 2000, "method.batch": 16 * 128,
         "optim.lr": 2.048e-5, "optim.warmup_steps": 500, "optim.weight_decay": 0.01, "optim.clip": 1.0,
-        "optim.schedule": "constant", "optim._target_": "lpo_platform.methods.optim.AdamW",
+        "optim.schedule": "constant", "optim.warmup": "from_zero",
+        "optim._target_": "lpo_platform.methods.optim.AdamW",
         "tune._target_": "lpo_platform.models.tuning.Full",
     },
     "diffusion_dpo_sdxl": {
         "method.beta": 5000.0, "method.batch": 2048, "method.steps": 2000, "optim.warmup_steps": 200,
-        "optim.lr": 2.048e-5, "optim._target_": "lpo_platform.methods.optim.Adafactor", "optim.clip": None,
+        "optim.lr": 2.048e-5, "optim._target_": "lpo_platform.methods.optim.Adafactor", "optim.clip": 1.0,
         "hardware.gradient_checkpointing": True,
     },
 }  # fmt: skip
@@ -83,6 +84,7 @@ def test_an_experiment_has_the_published_numbers(name: str, given: dict[str, lis
     assert diagnose("train", overrides) == []
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
     assert {key: OmegaConf.select(cfg, key) for key in TABLE[name]} == TABLE[name]
+    assert cfg.hardware.precision == ("auto" if name.startswith("lrm") else "16-mixed")  # lrm: bf16, as auto is
     assert cfg.model.name == name.split("_")[-1]
     micro = cfg.hardware.micro_batch
     assert cfg.method.batch % micro == 0
@@ -104,6 +106,7 @@ def test_an_experiment_of_spo_asks_for_its_reward(given: dict[str, list[str]]) -
 # real warm-up is that of the script x accumulation / GPUs.
 PUBLIC, PLUS_PLUS = "lllyasviel/control_v11p_sd15_", "limingcv/reward_controlnet::checkpoints/"
 AVERAGED, RAW = {"callbacks.ema_decay": 0.9999}, {"callbacks.ema_decay": None, "callbacks.evaluate": "raw"}
+BF16 = ("cpo_pose_sd15", "control_pose_sd15")
 CONTROL: dict[str, dict[str, object]] = {}
 MULTIGEN = dict.fromkeys(("lineart", "canny", "hed"), "limingcv/MultiGen-20M_train")
 CAPTIONED = {"depth": "limingcv/MultiGen-20M_depth", "seg_ade20k": "limingcv/Captioned_ADE20K",
@@ -149,6 +152,12 @@ for task, (lr, weight, margin, steps, warmup) in {
     }  # fmt: skip
 for name in ("control_dino_canny_sd15", "cpo_dino_canny_sd15"):
     CONTROL[name] |= {"task.low": 0.15, "task.high": 0.3, "data.condition": None}
+DEPTH_EVALUATION = {
+    "data.test.path": "limingcv/MultiGen-20M_depth_eval", "data.test.split": "validation", "data.test.caption": "text",
+    "data.test.condition": "control_depth", "data.test.loser": None,
+}  # fmt: skip
+for name in ("cpo_depth_sd15", "cpo_dino_depth_sd15"):
+    CONTROL[name] |= DEPTH_EVALUATION
 for task, (weight, steps, warmup) in {
     "seg_ade20k": (0.5, 5000, 200), "seg_coco": (0.2, 5000, 10), "canny": (1.0, 10000, 0), "hed": (1.0, 10000, 10),
     "lineart": (0.5, 10000, 10), "depth": (1.0, 10000, 10),
@@ -159,16 +168,23 @@ for task, (weight, steps, warmup) in {
         "optim.lr": 1e-5, "optim.warmup_steps": warmup * 4 // 8, "data.path": (MULTIGEN | CAPTIONED)[task],
         **({} if task.startswith("seg_") else {"control.weights": start}),
     }  # fmt: skip
-FINE_TUNED = AVERAGED | {"method.batch": 256, "optim.lr": 1e-5}
-CONTROL["control_seg_ade20k_sd15"] = FINE_TUNED | {
+FINE_TUNED = {"method.batch": 256, "optim.lr": 1e-5}
+CONTROL["control_seg_ade20k_sd15"] = RAW | FINE_TUNED | {
     "method.steps": 5000, "optim.warmup_steps": 200 * 4 // 8, "control.weights": f"{PUBLIC}seg",
     "data.path": CAPTIONED["seg_ade20k"],
 }  # fmt: skip
 CONTROL["control_seg_coco_sd15"] = CONTROL["control_seg_ade20k_sd15"] | {"data.path": CAPTIONED["seg_coco"]}
-CONTROL["control_pose_sd15"] = FINE_TUNED | {
+CONTROL["control_pose_sd15"] = AVERAGED | FINE_TUNED | {
     "method.steps": 20000, "control.weights": f"{PUBLIC}openpose", "data.path": "ucfzl/Pose_Reward_DPO",
     "data.caption": "caption", "data.condition": "control_pose", "data.labels": "pose",
+    "data.test.path": "limingcv/Captioned_COCOPose", "data.test.split": "validation", "data.test.caption": "prompt",
 }  # fmt: skip
+
+# bf16 in the two scripts of poses, fp16 in all others
+CONTROL = {
+    name: values | {"hardware.precision": "bf16-mixed" if name in BF16 else "16-mixed"}
+    for name, values in CONTROL.items()
+}
 
 # What an experiment asks for: pairs that were never published, and a start that is another experiment's result.
 OWN = ("lineart", "canny", "hed", "depth")
@@ -189,6 +205,7 @@ def test_an_experiment_of_control_has_the_published_numbers(name: str, tmp_path:
     assert diagnose("train", overrides) == []
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
     assert {key: OmegaConf.select(cfg, key) for key in CONTROL[name]} == CONTROL[name]
+    assert cfg.optim.warmup == ("from_zero" if cfg.optim.warmup_steps else "linear")
     kind, task = re.fullmatch("(control_dino|cpo_dino|controlnetpp|control|cpo)_(.+)_sd15", name).groups()
     method = {"controlnetpp": "ControlReward"}.get(kind, {"cpo": "CPO", "con": "Control"}[kind[:3]])
     assert (cfg.model.name, cfg.method._target_.split(".")[-1]) == ("sd15", method)
@@ -202,7 +219,7 @@ def test_every_experiment_of_control_is_in_the_table() -> None:
 
 
 def test_rates_of_the_schedules() -> None:
-    """Diffusion-DPO: linear over 500 steps, then constant; LPO: constant from the first step on."""
-    dpo = AdamW(warmup_steps=500)
-    assert [dpo.factor(step, 2000) for step in (0, 249, 499, 500, 1999)] == [1 / 500, 0.5, 1.0, 1.0, 1.0]
+    """Diffusion-DPO: from 0 over 500 steps, then constant; LPO: constant from the first step on."""
+    dpo = AdamW(warmup_steps=500, warmup="from_zero")
+    assert [dpo.factor(step, 2000) for step in (0, 250, 499, 500, 1999)] == [0, 0.5, 499 / 500, 1.0, 1.0]
     assert {AdamW().factor(step, 1000) for step in range(1000)} == {1.0}

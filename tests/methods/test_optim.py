@@ -87,6 +87,22 @@ def test_rates_of_lrm_training(run: tuple[int, int], expected: dict[int, float])
     assert optimizer.param_groups[0]["lr"] == 0
 
 
+@pytest.mark.parametrize("warmup", [1, 3, 200])
+def test_a_warmup_from_zero_is_diffusers_constant_with_warmup(warmup: int) -> None:
+    from diffusers.optimization import get_scheduler
+
+    optimizer, schedule = AdamW(lr=1e-5, warmup_steps=warmup, warmup="from_zero").build(
+        [nn.Parameter(torch.zeros(1))], 300
+    )
+    theirs = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-5)
+    reference = get_scheduler("constant_with_warmup", theirs, num_warmup_steps=warmup)
+    for step in range(300):
+        assert optimizer.param_groups[0]["lr"] == theirs.param_groups[0]["lr"], step
+        assert step > 0 or optimizer.param_groups[0]["lr"] == 0
+        for part in (optimizer, theirs, schedule, reference):
+            part.step()
+
+
 def test_warmup_of_a_single_step_has_a_rate() -> None:
     assert AdamW(warmup_steps=1, warmup="log").factor(0, 10) == 0
     assert AdamW(warmup_steps=1, warmup="linear").factor(0, 10) == 1
