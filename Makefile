@@ -5,6 +5,9 @@ STAMP  := $(VENV)/.installed
 DEVICE ?= auto
 SEED   ?= 0
 ARGS   ?=
+EXTRAS ?=
+FLOOR  ?= 3.12
+FLOORS := .venv-floor-$(FLOOR)
 
 # Spinning OpenMP threads make torch tens of times slower on a machine that does anything else.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -13,12 +16,14 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-dist test-slurm test-gpu bench-gpu wheels tiny real lint lock clean
+.PHONY: help install demo test test-slow test-dist test-slurm test-gpu test-floor bench-gpu wheels tiny real lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## install the pinned packages and this one into .venv
+install: $(STAMP)  ## install the pinned packages and this one into .venv (EXTRAS=optuna,tensorboard those of extras, too)
+	$(if $(EXTRAS),$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --constraints requirements-extras.lock \
+	  --editable '.[$(EXTRAS)]')
 
 demo: $(STAMP)  ## CPO on canny with the embedded model and data: a table, a report, a trained ControlNet (SEED=0 DEVICE=auto ARGS=)
 	$(BIN)/lpo-train method=cpo task=canny resume=auto seed=$(SEED) hardware=$(DEVICE) $(ARGS)
@@ -38,6 +43,9 @@ test-slurm: $(STAMP)  ## the tests that submit jobs to Slurm; makes this machine
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-floor: $(FLOORS)/.installed  ## the tests on the lowest versions that pyproject.toml allows (FLOOR=3.12, the Python)
+	$(FLOORS)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
 bench-gpu: $(STAMP)  ## every speed and memory figure of a GPU in nine minutes, into outputs/benchmark.json
 	$(BIN)/python launchers/benchmark.py --everything --limit 540 --json outputs/benchmark.json $(ARGS)
@@ -60,11 +68,14 @@ real: $(STAMP)  ## the same job on photographs and rendered pictures that come w
 lint: $(STAMP)  ## check the style
 	$(BIN)/ruff check .
 
-lock:  ## resolve the versions again and write requirements.lock (needs .venv)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 --upgrade --quiet --output-file requirements.lock
+# Both locks name every file by its hash; the larger one has every extra, in the versions of the smaller one.
+LOCK := pip compile pyproject.toml --generate-hashes --no-emit-index-url --python-version 3.11 --quiet
+lock:  ## resolve the versions again and write requirements.lock and requirements-extras.lock (needs .venv)
+	$(BIN)/uv $(LOCK) --extra dev --upgrade --output-file requirements.lock
+	$(BIN)/uv $(LOCK) --all-extras --upgrade --constraints requirements.lock --output-file requirements-extras.lock
 
 clean:  ## remove .venv and what tools have cached; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .venv-floor-* .pytest_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml Makefile
@@ -76,4 +87,15 @@ $(STAMP): requirements.lock pyproject.toml Makefile
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.lock
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-build-isolation --no-deps --offline --editable .
+	@touch $@
+
+# A pyenv puts a python3.12 on the PATH that does not start; the interpreter itself lies among its versions.
+$(FLOORS)/.installed: pyproject.toml $(STAMP)
+	@found=$(FLOOR); for python in python$(FLOOR) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(FLOOR).*/bin/python; do \
+	  "$$python" -c '' 2>/dev/null && found=$$(command -v "$$python") && break; done; \
+	  $(BIN)/uv venv --quiet --clear --python "$$found" $(FLOORS)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --resolution lowest-direct --python $(FLOORS)/bin/python \
+	  --no-emit-index-url --quiet --output-file $(FLOORS)/requirements.txt
+	$(BIN)/uv pip sync --python $(FLOORS)/bin/python --compile-bytecode $(FLOORS)/requirements.txt
+	$(BIN)/uv pip install --python $(FLOORS)/bin/python --quiet --no-build-isolation --no-deps --offline --editable .
 	@touch $@

@@ -9,6 +9,7 @@
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
 __all__ = ["Run", "compose", "dataset", "evaluate", "load", "losses", "reward", "task", "train"]
 
 

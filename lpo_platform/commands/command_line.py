@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpo_platform.commands.terminal import Command, say, shown
+from lpo_platform.commands.terminal import VERSION, Command, say, shown
 from lpo_platform.config import own_modules, stored
 from lpo_platform.config.check import check
 from lpo_platform.config.compose import several
@@ -53,6 +53,9 @@ def _split(override: str) -> tuple[str, str]:
 def _parse(arguments: Sequence[str]) -> Line:
     from hydra._internal.utils import get_args_parser
 
+    if "--version" in arguments:
+        print(VERSION)
+        sys.exit()
     args = get_args_parser().parse_intermixed_args(list(arguments))
     left = list(args.overrides)
     flags = [word for word in arguments if word not in left]

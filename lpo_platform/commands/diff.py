@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lpo_platform.commands.terminal import VERSION
 from lpo_platform.config import stored
 from lpo_platform.config.compose import compose
 from lpo_platform.config.diagnose import diagnose
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "lpo-diff", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     words = "a run folder (or the one above it: its newest), a resolved.yaml, or quoted overrides of lpo-train"
     parser.add_argument("a", metavar="A", help=words)
     parser.add_argument("b", metavar="B", help="the same")

@@ -5,7 +5,6 @@ Nothing heavy is imported before the check has passed: help, completion and a wr
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import sys
@@ -25,7 +24,7 @@ from lpo_platform.commands.terminal import Command, say, set_threads, shown
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.hardware import launch, slurm
-from lpo_platform.runs import record, sweep
+from lpo_platform.runs import lock, record, sweep
 from lpo_platform.tracking.report import sweep_table
 
 if TYPE_CHECKING:
@@ -269,13 +268,12 @@ def claim(folder: Path) -> Iterator[None]:
 
     Of several processes of a run, started by torchrun or Slurm, the first holds it for all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if launch.rank():
+        folder.mkdir(parents=True, exist_ok=True)
         yield
         return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Taken(f"{shown(folder)} is in use by another process; wait for it or end it") from None
-        yield
+    try:
+        with lock.hold(folder):
+            yield
+    except lock.InUse:
+        raise Taken(f"{shown(folder)} is in use by another process; wait for it or end it") from None

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lpo_platform.commands.terminal import VERSION
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.paths import run_folder
 
@@ -32,6 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "lpo-report", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument("folder", type=Path, help="a run, a folder of runs (its newest counts), or a sweep")
     parser.add_argument("--watch", action="store_true", help="serve the page on 127.0.0.1 and keep it up to date")
     parser.add_argument("--port", type=int, default=8765, help="where --watch serves (default 8765; 0 is any free one)")

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+from lpo_platform import __version__
+
+VERSION = f"lpo-platform {__version__}"  # what --version prints
+
 
 @dataclass
 class Command:

@@ -63,7 +63,7 @@ def _setting(place: str) -> str | None:
         return "model.lora"
     config = _file(place, "config.json")
     try:
-        return SETTINGS.get(json.loads(config.read_text())["_class_name"]) if config else None
+        return SETTINGS.get(json.loads(config.read_text(encoding="utf-8"))["_class_name"]) if config else None
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -227,7 +227,7 @@ def _state(path: Path) -> list[int]:
 
 def _stored(store: Path | None) -> dict[str, tuple[list[int], Look]]:
     try:
-        rows = json.loads(store.read_text()) if store else {}
+        rows = json.loads(store.read_text(encoding="utf-8")) if store else {}
         return {
             name: (state, Look(row["file"], row["content"], tuple(row["notes"]), row["problem"]))
             for name, (state, row) in rows.items()

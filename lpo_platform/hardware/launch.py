@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NOTES = ".processes"  # folder of a run folder while its processes run
 COMMAND, PARENT = "LPO_COMMAND", "LPO_PARENT"  # environment of the processes: the user's command, who started them
 GRACE = 10  # seconds that interrupted processes have to end
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
 
 class ProcessFailed(Exception):

@@ -107,7 +107,7 @@ def _listen(task: Task) -> str | None:
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         try:
-            return (task.files / "word").read_text()
+            return (task.files / "word").read_text(encoding="utf-8")
         except FileNotFoundError:
             time.sleep(LOOK)
     return None

@@ -126,7 +126,7 @@ SDXL = Shape(
 
 def tiny() -> Shape:
     """The embedded model's shape."""
-    read = lambda part: json.loads((ASSETS / "tiny" / part / "config.json").read_text())  # noqa: E731
+    read = lambda part: json.loads((ASSETS / "tiny" / part / "config.json").read_text(encoding="utf-8"))  # noqa: E731
     return Shape("tiny", 64, read("unet"), read("vae"), read("text_encoder"))
 
 

@@ -66,7 +66,7 @@ def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward
 
 def _read(adapter: Adapter, folder: Path, settings: dict[str, Any], weights: str) -> LatentReward:
     known = folder / "reward.json"
-    settings = (json.loads(known.read_text()) if known.is_file() else {}) | settings
+    settings = (json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}) | settings
     head = _read_head(folder)
     config = UNet2DConditionModel.load_config(folder / "unet")
     check(UNET, config, f"weights={weights}: unet/config.json")

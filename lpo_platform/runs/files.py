@@ -1,16 +1,16 @@
 """Files that are whole or not there, and what identifies their content."""
 
 import contextlib
-import fcntl
+import glob
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from pathlib import Path
 from typing import Any
 
-ABANDONED_AFTER = 60.0  # seconds; longer than between the creation of a file and its lock
+ABANDONED_AFTER = 3600.0  # seconds without a byte written
 
 
 def fingerprint(*parts: object) -> str:
@@ -29,58 +29,47 @@ def file_digest(path: str | Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: readers, and a crash at any moment, find the old file or the whole new one."""
+    """Puts `content` at `path`: readers, and a crash at any moment, find the old file or the whole new one."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(descriptor, "wb") as file:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # "somebody writes this"; gone when the writer dies
+        with open(half, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+        os.replace(half, path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)  # a write that fails does not say where
         raise
     _sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for text."""
+    write_atomically(path, text.encode("utf-8"))
+
+
 def _remove_abandoned(path: Path) -> None:
-    """Remove what killed writers of this very file left; one that is being written is locked or young."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError), open(left, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Removes what killed writers of this very file left; no living writer pauses for so long."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED_AFTER:
                 left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
+    """Makes the new name itself survive a power failure; Windows cannot open a folder and needs no such call."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step: a reader, or a run that is killed, sees the old text or the new one."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> Any | None:
@@ -104,9 +93,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return [row for row in rows if isinstance(row, dict)]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

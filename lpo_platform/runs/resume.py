@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lpo_platform.config import stored
 from lpo_platform.config.compose import Values, compose
 from lpo_platform.config.schema import CONF
 from lpo_platform.runs import files
+from lpo_platform.runs.lock import in_use
 
 # Keys that do not change what a run computes.
 FREE = frozenset({"resume", "name"})
@@ -89,15 +89,3 @@ def _essential(values: Values) -> Values:
 def finished(folder: Path) -> bool:
     result = files.read_json(folder / "result.json")
     return isinstance(result, dict) and result.get("status") == "finished"
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a living process holds the folder (commands/main.py, claim)."""
-    try:
-        with (folder / ".lock").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -12,7 +12,7 @@ OFF = (1, -1, 1)  # levels between two classes of one published colour; not a gr
 
 def published(name: str) -> Tensor:
     """(K, 3) uint8: "ade20k" has 151 rows, row 0 is black for "no label"; "coco" the 133 panoptic classes."""
-    rows = json.loads(Path(__file__).with_name("palettes.json").read_text())[name]
+    rows = json.loads(Path(__file__).with_name("palettes.json").read_text(encoding="utf-8"))[name]
     return torch.tensor([list(bytes.fromhex(row)) for row in rows], dtype=torch.uint8)
 
 

@@ -99,7 +99,7 @@ class ToyDetector(nn.Module):
     @classmethod
     def load(cls, folder: Path = FOLDER) -> ToyDetector:
         """The trained detector in evaluation mode; `launchers/tiny.py --parts detector` makes its weights again."""
-        detector = cls(tuple(json.loads((folder / "config.json").read_text())["widths"]))
+        detector = cls(tuple(json.loads((folder / "config.json").read_text(encoding="utf-8"))["widths"]))
         detector.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         return detector.eval().requires_grad_(False)
 

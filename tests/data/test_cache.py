@@ -1,6 +1,5 @@
 """The cache: what was written comes back, whatever was torn, altered, foreign or stale does not."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lpo_platform.data.prepared import cache as module
 from lpo_platform.data.prepared.cache import Cache, CacheError
-from lpo_platform.runs.files import file_digest, fingerprint, write_atomically
+from lpo_platform.runs.files import ABANDONED_AFTER, file_digest, fingerprint, write_atomically
 
 
 def content(shard: range) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
@@ -175,17 +173,15 @@ def test_a_writer_killed_at_any_moment_leaves_whole_shards_or_none(tmp_path: Pat
     assert_holds_everything(cache)
 
 
-def test_what_a_killed_writer_left_is_removed_and_a_living_writer_is_not_disturbed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ABANDONED_AFTER", 0.0)
+def test_what_a_killed_writer_left_is_removed_and_a_living_writer_is_not_disturbed(tmp_path: Path) -> None:
     dead, living = tmp_path / ".x.json.dead.tmp", tmp_path / ".x.json.living.tmp"
     other = tmp_path / ".y.json.dead.tmp"
     for path in (dead, living, other):
         path.write_text("half")
-    with open(living, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        write_atomically(tmp_path / "x.json", json.dumps([1]).encode())
+    long_ago = time.time() - ABANDONED_AFTER - 1
+    for path in (dead, other):
+        os.utime(path, (long_ago, long_ago))
+    write_atomically(tmp_path / "x.json", json.dumps([1]).encode())
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", living.name, other.name}
 
 

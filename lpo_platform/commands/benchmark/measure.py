@@ -1,12 +1,12 @@
 """FLOPs, time and memory of a step, whatever the step is."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from lpo_platform.commands.benchmark.bench import Bench
@@ -74,12 +74,17 @@ def interleaved(
 def resident() -> dict[str, int]:
     """Resident bytes of this process now and at its peak.
 
-    From /proc, because Linux lets a child inherit its parent's ru_maxrss; elsewhere ru_maxrss is all there is.
+    From /proc, because Linux lets a child inherit its parent's ru_maxrss; other systems keep one figure each.
     """
     status = Path("/proc/self/status")
     if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
         return {name: int(fields[key].split()[0]) * 1024 for name, key in (("now", "VmRSS"), ("peak", "VmHWM"))}
+    if sys.platform == "win32":
+        memory = psutil.Process().memory_info()
+        return {"now": memory.rss, "peak": memory.peak_wset}
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"now": peak, "peak": peak}
 

@@ -224,7 +224,8 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _stock(model: dict[str, Any]) -> bool:
     """Whether the weights are those that conf/model names."""
     file = CONF / "model" / f"{model['name']}.yaml"
-    return file.is_file() and mapping(yaml.safe_load(file.read_text())).get("weights") == model["weights"]
+    values = mapping(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return values.get("weights") == model["weights"]
 
 
 def _is_hub_id(weights: str) -> bool:

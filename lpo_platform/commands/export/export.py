@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lpo_platform.commands.export.trained import FORMS, SUFFIXES, Trained, check_form, find
+from lpo_platform.commands.terminal import VERSION
 from lpo_platform.config.errors import UserError, hint, users
 from lpo_platform.runs import files
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "lpo-export", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument("settings", nargs="+", metavar="key=value")
     try:
         export(_settings(parser.parse_args().settings))

@@ -62,7 +62,7 @@ def _config(model: DictConfig, part: str) -> Config | None:
     place = model.get(part)
     weights, subfolder = split(place) if place else (model.weights, part)
     file = Path(locate(weights), subfolder or "") / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def policy_of(cfg: DictConfig) -> Policy:

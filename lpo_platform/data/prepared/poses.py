@@ -84,7 +84,7 @@ def extract(pictures: str, out: Path, task: Pose, device: torch.device) -> Findi
 
 def _claim(out: Path, task: Pose) -> None:
     note = out / "detector.json"
-    known = json.loads(note.read_text()) if note.is_file() else None
+    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
     if known not in (None, task.fingerprint):
         raise UserError(f"export={out}: holds poses of another detector; what works: another folder")
     if lead():
@@ -100,7 +100,7 @@ def _places(out: Path, picture: Picture) -> tuple[Path, Path]:
 def _is_done(out: Path, picture: Picture) -> bool:
     """Whether its keypoints are there, of this very file."""
     try:
-        return json.loads(_places(out, picture)[0].read_text())["picture"] == picture.look.file
+        return json.loads(_places(out, picture)[0].read_text(encoding="utf-8"))["picture"] == picture.look.file
     except (OSError, ValueError, KeyError):
         return False
 

@@ -88,7 +88,7 @@ def indexed(file: Path, cache_folder: str | Path | None) -> tuple[list[Row], boo
         return index(file)
     store = Path(cache_folder) / f"tar-{fingerprint('tar', VERSION, identity(file))[:16]}.json"
     try:
-        rows, whole = json.loads(store.read_text())
+        rows, whole = json.loads(store.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         rows, whole = index(file)
         try:

@@ -110,7 +110,7 @@ class PictureSet:
     def _claim(self, settings: dict[str, Any], wanted: list[Picture]) -> None:
         note, prompts = self.folder / "manifest.json", {p.name: p.prompt for p in wanted}
         if note.is_file():
-            known = json.loads(note.read_text())
+            known = json.loads(note.read_text(encoding="utf-8"))
             other = any(prompts.get(name, prompt) != prompt for name, prompt in known["prompts"].items())
             foreign = other or known["settings"] != settings
             prompts |= known["prompts"]

@@ -112,7 +112,7 @@ class Judge(nn.Module):
     @classmethod
     def load(cls, folder: Path = FOLDER) -> Judge:
         """The trained judge in evaluation mode; `make tiny` makes its weights again."""
-        judge = cls(tuple(json.loads((folder / "config.json").read_text())["widths"]))
+        judge = cls(tuple(json.loads((folder / "config.json").read_text(encoding="utf-8"))["widths"]))
         judge.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         return judge.eval().requires_grad_(False)
 

@@ -148,7 +148,7 @@ def save_half_reward(trained: Path, folder: Path) -> None:
 def tidy(folder: Path) -> None:
     """Drops the path that the weights came from, and has transformers read half precision as float32 for everybody."""
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     if "dtype" in config:
         config["dtype"] = "float32"

@@ -156,7 +156,7 @@ def has_key(environ: Mapping[str, str]) -> bool:
 def run_id(folder: Path) -> str:
     """The id of this run at W&B: read from the folder, made and written there at the first start."""
     file = Path(folder) / "wandb-id"
-    if file.is_file() and (known := file.read_text().strip()):
+    if file.is_file() and (known := file.read_text(encoding="utf-8").strip()):
         return known
     Path(folder).mkdir(parents=True, exist_ok=True)
     made = uuid.uuid4().hex[:8]

@@ -88,6 +88,7 @@ def test_make_help_lists_every_target():
         "test-dist",
         "test-slurm",
         "test-gpu",
+        "test-floor",
         "tiny",
         "real",
         "lint",
