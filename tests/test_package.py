@@ -159,7 +159,7 @@ for name in {sorted(NOT_ON_WINDOWS - {"posix"})}:
     sys.modules[name] = None
 for name in ("SIGHUP", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD"):
     delattr(signal, name)
-for name in ("getuid", "getpgid", "killpg", "setsid", "getloadavg", "sched_getaffinity", "uname", "statvfs"):
+for name in ("getuid", "getpgid", "killpg", "setsid", "getloadavg", "sched_getaffinity"):
     delattr(os, name)
 from lpo_platform.__main__ import main
 main()
