@@ -150,7 +150,7 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
         found = report["parts"] | {variant: result["flops"] for variant, result in results.items()}
         print("\n" + against_published(found, published))
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1, default=str) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
     return report
 
 

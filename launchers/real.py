@@ -180,7 +180,7 @@ def write(scenes: list[Scene], out: Path) -> None:
         if scene.mask is not None:
             scene.mask.save(masks / file)
         rows.append({"file_name": file, "text": scene.caption, "source": scene.source})
-    (out / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def remove_earlier(out: Path, masks: Path) -> None:
@@ -188,7 +188,7 @@ def remove_earlier(out: Path, masks: Path) -> None:
     captions = out / "captions.jsonl"
     if not captions.exists():
         return
-    for line in captions.read_text().splitlines():
+    for line in captions.read_text(encoding="utf-8").splitlines():
         for folder in (out, masks):
             (folder / Path(json.loads(line)["file_name"]).name).unlink(missing_ok=True)
     captions.unlink()

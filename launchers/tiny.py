@@ -252,24 +252,24 @@ def _keep(trained: Path, place: Path) -> None:
 
     from lpo_platform.models.tiny.stable_diffusion import save_half
 
-    config = json.loads((trained / "config.json").read_text())
+    config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
     name = config.get("_class_name") or config["architectures"][0]
     save_half(getattr(diffusers if "_class_name" in config else transformers, name).from_pretrained(trained), place)
 
 
 def _result(run: Path) -> Figures:
     """The metrics of a run after training."""
-    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    metrics = json.loads((run / "result.json").read_text(encoding="utf-8"))["metrics"]
     return {name: values["after"] for name, values in metrics.items()}
 
 
 def remember(part: str, seconds: float, figures: Figures) -> None:
     """Writes what is known about each part to figures.json, and from all of it the model card."""
     path = TINY / "figures.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known[part] = {"seconds": round(seconds), **{name: round(value, 4) for name, value in figures.items()}}
-    path.write_text(json.dumps(known, indent=1) + "\n")
-    (TINY / "README.md").write_text(card(known, TINY.parent))
+    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    (TINY / "README.md").write_text(card(known, TINY.parent), encoding="utf-8")
 
 
 def card(known: dict[str, Figures], folder: Path) -> str:

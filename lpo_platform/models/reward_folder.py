@@ -42,7 +42,8 @@ def save_reward(model: LatentReward, folder: Path, base: UNet2DConditionModel | 
         encoder.save_pretrained(folder / name)
     head = {name: value.detach().float().cpu().contiguous() for name, value in _head(model).items()}
     save_file(head, folder / "reward.safetensors")
-    (folder / "reward.json").write_text(json.dumps({name: getattr(model, name) for name in SETTINGS}) + "\n")
+    settings = {name: getattr(model, name) for name in SETTINGS}
+    (folder / "reward.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
     nested: dict[str, Any] = {name.removesuffix(".weight"): {"weight": head[name]} for name in head if "." in name}
     torch.save(nested | {"logit_scale": head["logit_scale"].item()}, folder / "state_dict.pt")
 

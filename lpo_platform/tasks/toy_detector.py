@@ -94,7 +94,8 @@ class ToyDetector(nn.Module):
     def save(self, folder: Path = FOLDER) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps({"widths": self.widths, "heads": HEADS}, indent=1) + "\n")
+        config = {"widths": self.widths, "heads": HEADS}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path = FOLDER) -> ToyDetector:

@@ -107,7 +107,7 @@ class Judge(nn.Module):
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
         save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
         config = {"widths": self.widths, "parts": PARTS, "colours": COLOUR_NAMES, "poses": POSES}
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path = FOLDER) -> Judge:

@@ -152,7 +152,7 @@ def tidy(folder: Path) -> None:
     config.pop("_name_or_path", None)
     if "dtype" in config:
         config["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 class Crops:
