@@ -42,7 +42,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(half, path)
     except BaseException as error:
         half.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             error.filename = error.filename or str(path)  # a write that fails does not say where
         raise
     _sync_folder(path.parent)

@@ -141,7 +141,7 @@ def test_a_damaged_or_foreign_shard_is_missing_explained_and_rebuilt(tmp_path: P
 
 WRITER = """
     import sys, torch
-    from lpo_platform.data.cache import Cache
+    from lpo_platform.data.prepared.cache import Cache
     cache = Cache(sys.argv[1], "a" * 64, 4, 2)
     print("ready", flush=True)
     while True:
@@ -188,7 +188,7 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_writer_is_not_disturb
 def test_two_processes_build_disjoint_shards(tmp_path: Path) -> None:
     code = """
         import sys, torch
-        from lpo_platform.data.cache import Cache
+        from lpo_platform.data.prepared.cache import Cache
         cache = Cache(sys.argv[1], "a" * 64, 40, 2)
         for shard in cache.shards[int(sys.argv[2])::2]:
             cache.write(shard, {"x": torch.arange(shard.start, shard.stop)}, {"t": [str(i) for i in shard]})
