@@ -9,7 +9,7 @@ import lpo_platform
 PACKAGE = Path(lpo_platform.__file__).parent
 FROM_BELOW = (
     "config", "diffusion", "runs", "hardware", "models", "tasks", "rewards", "data", "methods", "evaluation",
-    "tracking", "commands", "api",
+    "tracking", "commands", "api", "__main__",
 )  # fmt: skip
 
 
