@@ -127,7 +127,7 @@ def test_no_verdict_is_printed_where_there_is_none(place: str, kind: str, tmp_pa
         assert claim not in text, claim
 
 
-@pytest.mark.parametrize("place", PLACES.keys() - {"logger", "results.py --make"})
+@pytest.mark.parametrize("place", sorted(PLACES.keys() - {"logger", "results.py --make"}))
 def test_a_guard_that_passes_the_real_pictures_is_warned_of_beside_their_value(place: str, tmp_path: Path) -> None:
     make, show = PLACES[place]
     text = html.unescape(show(make(tmp_path / "guard", "guard")))
