@@ -80,7 +80,7 @@ def compare(
         )  # fmt: skip
     if before is not None and (watch := OmegaConf.select(job.cfg, "callbacks.sentinel")):
         better = {name: metric["higher_is_better"] for name, metric in metrics.items()}
-        alarms = last_look(folder / "sentinel.json", before, after, better, job.task, watch.effect)
+        alarms = last_look(folder / "sentinel.json", before, after, better, job.task, job.reward, watch.effect)
     return Comparison(metrics, samples, deviations, alarms)
 
 

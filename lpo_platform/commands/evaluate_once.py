@@ -15,6 +15,7 @@ from lpo_platform.hardware.distributed import agree, lead, wait
 from lpo_platform.runs.files import fingerprint
 
 UNDER_WAY = Path("outputs/cache/evaluations")
+ROWS = 2  # raise it when rows are called otherwise, so that both sides of a run have the same ones
 SIDES = {"before": "evaluate base", "after": "evaluate trained"}
 
 
@@ -52,4 +53,4 @@ def _key(job: Job, side: str, identity: str) -> str:
     metrics = {name: value for name, value in cfg["metrics"].items() if name != "batch"}
     parts = [cfg.get("model"), cfg.get("control"), cfg.get("task"), cfg.get("reward"), metrics]
     source = getattr(getattr(job.drawn, "test", None), "fingerprint", None)
-    return fingerprint(side, identity, source, job.hardware.chosen_precision, *parts)[:16]
+    return fingerprint(ROWS, side, identity, source, job.hardware.chosen_precision, *parts)[:16]

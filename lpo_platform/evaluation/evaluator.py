@@ -20,7 +20,7 @@ from lpo_platform.hardware.distributed import agree, each, everywhere, lead
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampler, Sampling, sample_latents
-from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts, reward_of
+from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts, reward_of, row_of
 from lpo_platform.tasks.task import Task
 
 __all__ = ["ALIGNMENT", "DIVERSITY", "LATENT_FD", "Drawing", "Evaluation", "Evaluator", "compare_evaluations"]
@@ -217,7 +217,7 @@ class Evaluator:
         alignment = alignment_of(data, images, captions)
         scores |= {} if alignment is None else {ALIGNMENT: alignment}
         if reward is not None:
-            scores |= {f"reward/{part}": score for part, score in scores_of(reward, drawn, captions).items()}
+            scores |= {row_of(reward, part): score for part, score in scores_of(reward, drawn, captions).items()}
         scores |= self._guards(data, images, captions)
         for measure in self.measures.values():
             scores |= measure.score(pictures)

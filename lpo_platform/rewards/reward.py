@@ -65,7 +65,14 @@ class StepReward(Protocol):
 
 
 def name_of(reward: Reward | StepReward) -> str:
-    return getattr(reward, "name", type(reward).__name__.lower())
+    """What a reward is called in messages and results: its `name`, else that of its function or class."""
+    called = getattr(reward, "func", reward)  # of a partial function
+    return getattr(reward, "name", None) or getattr(called, "__name__", type(reward).__name__.lower())
+
+
+def row_of(reward: Reward | StepReward, part: str = "score") -> str:
+    """The row of a result that holds what a reward says, `reward/<name>`, or one of its named parts."""
+    return f"reward/{name_of(reward) if part == 'score' else part}"
 
 
 def checked(name: str, values: object, batch: int) -> Tensor:
@@ -93,6 +100,8 @@ def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Asked |
     name, said = name_of(reward), reward(images, prompts, condition)
     if not isinstance(said, dict):
         return {"score": checked(name, said, len(images))}
+    if name in said:
+        raise UserError(f"reward {name}: a part has the reward's own name, so that one row would hold both; rename one")
     named = {part: checked(f"{name}, {part}", values, len(images)) for part, values in said.items()}
     weights = weights_of(reward, named)
     return named | {"score": torch.stack([weights[part] * values for part, values in named.items()]).sum(0)}

@@ -171,7 +171,7 @@ def test_a_run_from_generated_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]  # fmt: skip
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
     metrics = train.train(copy.deepcopy(cfg), tmp_path / "run")
-    assert {"reward/score", "text/alignment", "image/latent_fd"} <= set(metrics)
+    assert {"reward/toy", "text/alignment", "image/latent_fd"} <= set(metrics)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in logged] == [0, 1, 2]

@@ -160,7 +160,7 @@ def test_a_run_from_pictures_resumes_bit_for_bit(tmp_path: Path, monkeypatch: py
     assert diagnose("train", overrides) == []
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
     metrics = train.train(copy.deepcopy(cfg), tmp_path / "straight")
-    assert {"canny/f1", "reward/score"} <= set(metrics)
+    assert {"canny/f1", "reward/toy"} <= set(metrics)
     lines = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
     assert sum("dpo/accuracy" in line for line in lines) == 4
 

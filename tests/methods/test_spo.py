@@ -205,7 +205,7 @@ def test_a_run_of_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
     metrics = train.train(copy.deepcopy(cfg), tmp_path / "run")
-    assert {"reward/score", "text/alignment"} <= set(metrics)
+    assert {"reward/toy", "text/alignment"} <= set(metrics)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("rollout/valid" in line for line in lines)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]

@@ -73,14 +73,16 @@ def test_dark_share_counts_pixels() -> None:
 
 def test_the_last_look_asks_about_all_that_a_run_measures(tmp_path: Path) -> None:
     generator, file = torch.Generator().manual_seed(0), tmp_path / "sentinel.json"
-    start = {name: torch.randn(200, generator=generator) for name in ("reward/score", "text/alignment", "depth/rmse")}
+    names = ("reward/brightness", "text/alignment", "depth/rmse")
+    start = {name: torch.randn(200, generator=generator) for name in names}
     start |= {"image/diversity": start["depth/rmse"].clone(), "guard/area": start["depth/rmse"].clone()}
-    better = {"reward/score": True, "text/alignment": True, "depth/rmse": False, "image/diversity": True,
+    better = {"reward/brightness": True, "text/alignment": True, "depth/rmse": False, "image/diversity": True,
               "guard/area": None}  # fmt: skip
 
     def look(**moved: float) -> list[str]:
         after = {name: start[name] + moved.get(name.partition("/")[0], 0.0) for name in start}
-        return [text.split()[0] for text in last_look(file, Evaluation(start), Evaluation(after), better, None, 0.1)]
+        sides = Evaluation(start), Evaluation(after)
+        return [text.split()[0] for text in last_look(file, *sides, better, None, Brightness(), 0.1)]
 
     write_json(file, [{"step": 3, "metric": "image/brightness", "kind": "drift", "message": "before"}])
     assert look(reward=0.5, text=-0.5, depth=0.5, image=-1.0, guard=-1.0) == ["text/alignment", "depth/rmse"]
@@ -111,7 +113,7 @@ def test_a_change_is_paired_and_knows_its_spread() -> None:
     [(0.5, -0.5, True), (0.5, 0.5, False), (0.5, -0.05, False), (-0.5, -0.5, False), (0.0, -0.5, False)],
 )
 def test_it_is_an_exploit_where_the_reward_rises_and_gold_falls(reward: float, gold: float, rings: bool) -> None:
-    found = hacked({"reward/score": shifted(reward)}, {"text/alignment": shifted(gold)}, 0.1)
+    found = hacked({"reward/brightness": shifted(reward)}, {"text/alignment": shifted(gold)}, 0.1)
     assert [(alarm.metric, alarm.kind) for alarm in found] == ([("text/alignment", "hacked")] if rings else [])
 
 

@@ -16,7 +16,7 @@ from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.evaluation.evaluator import ALIGNMENT, Drawing, scores_of
 from lpo_platform.hardware.distributed import agree, lead
 from lpo_platform.models.export import export
-from lpo_platform.rewards.reward import Reward, StepReward
+from lpo_platform.rewards.reward import Reward, StepReward, row_of
 from lpo_platform.runs.files import read_json
 from lpo_platform.runs.record import write_json
 from lpo_platform.tasks.task import Task
@@ -90,7 +90,7 @@ class Sentinel(Callback):
         own = {} if self.task is None else self.task.score(drawn.maps, drawn.target)
         trained = {name: value if self.task.scores[name] else -value for name, value in own.items()}
         if self.reward is not None:
-            trained = {"reward/score": scores_of(self.reward, drawn, captions)["score"]}
+            trained = {row_of(self.reward): scores_of(self.reward, drawn, captions)["score"]}
         gold = {} if self.task is None else self.task.judge(images, drawn.target)
         alignment = alignment_of(self.data, images.cpu(), captions)
         gold |= {} if alignment is None else {ALIGNMENT: alignment}
@@ -121,17 +121,26 @@ class Sentinel(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+        trained = self.start.get("trained", {})
+        if "reward/score" in trained and self.reward is not None:  # as rows of rewards were called once
+            trained[row_of(self.reward)] = trained.pop("reward/score")
 
 
 def last_look(
-    file: Path, before: Evaluation, after: Evaluation, better: dict[str, bool | None], task: Task | None, effect: float
+    file: Path,
+    before: Evaluation,
+    after: Evaluation,
+    better: dict[str, bool | None],
+    task: Task | None,
+    reward: Reward | StepReward | None,
+    effect: float,
 ) -> list[str]:
     """The same question about all items and metrics of a run's evaluation; its alarms join those of `file`.
 
     better: of each metric whether higher is, None where neither is. Returns what the alarms say.
     """
     sides = before.of_items(), after.of_items()
-    own = {"reward/score"} if "reward/score" in better else set(task.scores if task else ())
+    own = set(task.scores if task else ()) if reward is None else {row_of(reward)}
     sign = {name: 1 if higher else -1 for name, higher in better.items() if higher is not None and name in sides[0]}
     found = {name: change(way * sides[0][name], way * sides[1][name]) for name, way in sign.items()}
     gold = {name: of for name, of in found.items() if name not in own and not name.startswith(("image/", "reward/"))}

@@ -31,11 +31,11 @@ def test_ddpo_teaches_poses_and_keeps_the_text(seed: int, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("reward", ["compressibility", "lrm"])
 def test_ddpo_raises_other_rewards(reward: str, tmp_path: Path) -> None:
-    assert trained(tmp_path, "method=ddpo", f"reward={reward}")["reward/score"]["ci95"][0] > 0
+    assert trained(tmp_path, "method=ddpo", f"reward={reward}")[f"reward/{reward}"]["ci95"][0] > 0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ddpo_raises_the_alignment_that_it_does_not_see(seed: int, tmp_path: Path) -> None:
     metrics = trained(tmp_path, "experiment=ddpo_toy", f"seed={seed}")
-    assert metrics["text/alignment"]["ci95"][0] > 0 and metrics["reward/score"]["ci95"][0] > 0
+    assert metrics["text/alignment"]["ci95"][0] > 0 and metrics["reward/toy"]["ci95"][0] > 0
     assert metrics["image/diversity"]["after"] > 0.9 * metrics["image/diversity"]["before"]
