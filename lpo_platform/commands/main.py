@@ -232,7 +232,7 @@ def _run(command: Command, cfg: DictConfig) -> int:
             slurm.say(task, slurm.STOP)  # unless they were let go
 
 
-def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig, task: slurm.Task | None) -> int:
+def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig, task: slurm.SlurmTask | None) -> int:
     single = settings.mode is None or settings.mode.name == "RUN"
     try:
         if not single:

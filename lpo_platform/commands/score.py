@@ -35,14 +35,16 @@ VERSION = 1  # raise it when a score changes its meaning
 SHARD = 256  # pairs; what a killed run has to do again is less than that
 CHUNK = 16  # pairs that are read ahead together
 
-Row = tuple[Preference | None, str]  # one of which says nothing
+Row = tuple[Preference | None, str]  # the row, or the reason why it cannot be read
 
 
-class Table(Preferences, Protocol):
-    """A split that says what its rows are without reading their pictures.
+class PairRows(Preferences, Protocol):
+    """A split of preferences that knows its rows without reading their pictures.
 
-    positions: (N,) number of each item's row in the files. preferred: (N,) probability that the first picture is
-    preferred. num_rows: rows in the files, those included that are no item.
+    Attributes:
+        positions: (N,), the number of each item's row in the files.
+        preferred: (N,), the probability that the first picture is preferred.
+        num_rows: rows in the files, including those that are no item.
     """
 
     positions: np.ndarray
@@ -72,14 +74,14 @@ def score(cfg: DictConfig, folder: Path) -> Path:
     return path
 
 
-def cache_of(split: Table, name: str, node: dict, folder: Path) -> Cache:
+def cache_of(split: PairRows, name: str, node: dict, folder: Path) -> Cache:
     """The cache of one score: its key is the data, the settings of the model and the contents of its files."""
     settings = {key: _identity(value) for key, value in node.items() if key != "batch"}
     return Cache(folder, fingerprint("score", VERSION, name, split.fingerprint, settings), len(split), SHARD)
 
 
 @torch.no_grad()
-def compute(split: Table, caches: dict[str, Cache], rewards: dict[str, Reward], *, workers: int = 0) -> None:
+def compute(split: PairRows, caches: dict[str, Cache], rewards: dict[str, Reward], *, workers: int = 0) -> None:
     """Builds what is missing of the caches, with a progress bar; every picture is read once for all scores.
 
     A shard has `score` (n, 2) float32, NaN for a pair that cannot be read, and the text `problem` that says why.
@@ -116,7 +118,7 @@ def score_pairs(name: str, reward: Reward, pairs: Sequence[Preference | None]) -
     return scores
 
 
-def collect(split: Table, caches: dict[str, Cache]) -> tuple[Scores, Findings]:
+def collect(split: PairRows, caches: dict[str, Cache]) -> tuple[Scores, Findings]:
     """The score file's rows, one for each row of the files, and what could not be read.
 
     The gap of a tie is stored as its absolute value, which is what filtering compares with a threshold.
@@ -143,7 +145,7 @@ def winner_less_loser(first: np.ndarray, second: np.ndarray, preferred: np.ndarr
     return np.where(preferred == 0.5, np.abs(gap), np.sign(preferred - 0.5) * gap)
 
 
-def _split(cfg: DictConfig) -> Table:
+def _split(cfg: DictConfig) -> PairRows:
     """The training split, whole. Raises UserError for data or scores that this command cannot work with."""
     unknown = sorted(set(cfg.scores) - set(NAMES))
     if unknown or all(cfg.scores[name] is None for name in cfg.scores):
@@ -152,12 +154,12 @@ def _split(cfg: DictConfig) -> Table:
     if cfg.data.get("scores") is not None:
         raise UserError("data.scores: this command makes the score file, and filtered rows would be missing; remove it")
     split = create(cfg.data, resolution=cfg.resolution).train
-    if not all(hasattr(split, name) for name in Table.__annotations__):
+    if not all(hasattr(split, name) for name in PairRows.__annotations__):
         raise UserError("data: these are no pairs with a preference; what works: data=image_pairs data.path=<folder>")
     return split
 
 
-def _read_ahead(split: Table, chunks: Iterable[range], workers: int) -> Iterator[list[Row]]:
+def _read_ahead(split: PairRows, chunks: Iterable[range], workers: int) -> Iterator[list[Row]]:
     """The rows of each chunk, while the next one is being read in threads."""
 
     def read(i: int) -> Row:

@@ -39,7 +39,7 @@ LOST = "row that its file does not give"
 KINDS = (SUFFIXES, (".tar",), (".jsonl",))
 
 
-class Table(Protocol):
+class RowReader(Protocol):
     """The contract of the readers in `tables/`: rows in files, read by number."""
 
     files: list[Path]
@@ -100,7 +100,7 @@ class CaptionedRows:
     """
 
     def __init__(
-        self, table: Table, rows: Sequence[int], captions: Sequence[tuple[str, ...]], columns: Columns,
+        self, table: RowReader, rows: Sequence[int], captions: Sequence[tuple[str, ...]], columns: Columns,
         *, several: bool, resolution: int, resample: Image.Resampling, task: Task | None,
     ) -> None:  # fmt: skip
         self._table, self._rows, self._captions, self._columns = table, rows, captions, columns
@@ -252,13 +252,15 @@ class Captioned:
         """Counts, `skipped` and `noted` by reason with up to 3 examples."""
         return {"train": len(self.train), "test": len(self.test), **self._findings.report()}
 
-    def _open(self, columns: Columns, *, alone: bool) -> tuple[Table, list[tuple[int, tuple[str, ...]]], Columns, bool]:
+    def _open(
+        self, columns: Columns, *, alone: bool
+    ) -> tuple[RowReader, list[tuple[int, tuple[str, ...]]], Columns, bool]:
         """(the table, its usable rows with their captions, its columns, whether it has lists of captions)."""
         files = files_of(columns, self._findings, alone=alone)
         required = [*columns.cells, columns.caption]
         suffix = files[0].suffix if files else ""
         if suffix == ".tar":
-            table: Table = TarFiles(files, required, self._findings, self._cache)
+            table: RowReader = TarFiles(files, required, self._findings, self._cache)
         elif suffix == ".jsonl":
             table = LineFiles(files, required, self._findings, pictures=columns.pictures)
         else:
@@ -278,7 +280,9 @@ class Captioned:
             self._refuse(columns, f"{len(rows)} of its {len(said)} rows can be used")
         return table, rows, columns, pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
 
-    def _split(self, table: Table, rows: list, columns: Columns, several: bool, kept: Sequence[int]) -> CaptionedRows:
+    def _split(
+        self, table: RowReader, rows: list, columns: Columns, several: bool, kept: Sequence[int]
+    ) -> CaptionedRows:
         numbers, captions = zip(*(rows[i] for i in kept), strict=True)
         return CaptionedRows(table, numbers, captions, columns, several=several, **self._form)
 

@@ -213,7 +213,9 @@ class Evaluator:
     ) -> dict[str, Tensor]:
         """What is said of one picture of each item, (B,) each."""
         captions, images = pictures.captions, drawn.images.cpu()
-        scores = {} if task is None else task.score(drawn.maps, drawn.target) | task.judge(drawn.images, drawn.target)
+        scores = {}
+        if task is not None:
+            scores = task.score(drawn.maps, drawn.target) | task.second_scores(drawn.images, drawn.target)
         alignment = alignment_of(data, images, captions)
         scores |= {} if alignment is None else {ALIGNMENT: alignment}
         if reward is not None:

@@ -34,7 +34,7 @@ GO, STOP = "go", "stop"
 
 
 @dataclass(frozen=True)
-class Task:
+class SlurmTask:
     """This task's place in its job. files: what the tasks of this attempt of the job tell each other."""
 
     rank: int
@@ -43,7 +43,7 @@ class Task:
     files: Path
 
 
-def task() -> Task | None:
+def task() -> SlurmTask | None:
     """This process's task, None in a job of one task and outside of jobs."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
@@ -64,10 +64,10 @@ def task() -> Task | None:
         "GROUP_RANK": str(job.node),
     }
     attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
-    return Task(there.rank, there.world_size, variables, Path(os.environ["SUBMITIT_FOLDER"]) / f"tasks-{attempt}")
+    return SlurmTask(there.rank, there.world_size, variables, Path(os.environ["SUBMITIT_FOLDER"]) / f"tasks-{attempt}")
 
 
-def lead(task: Task, primary: str, cfg: DictConfig, folder: Path) -> None:
+def lead(task: SlurmTask, primary: str, cfg: DictConfig, folder: Path) -> None:
     """Task 0: freezes the configuration, lets the others go, runs its process.
 
     UserError and ProcessFailed say what went wrong in any of them.
@@ -87,7 +87,7 @@ def lead(task: Task, primary: str, cfg: DictConfig, folder: Path) -> None:
     shutil.rmtree(notes, ignore_errors=True)
 
 
-def follow(task: Task, primary: str, folder: Path) -> None:
+def follow(task: SlurmTask, primary: str, folder: Path) -> None:
     """Every other task: runs its process when task 0 says so; what goes wrong in it, task 0 tells."""
     word = _listen(task)
     if word is None:
@@ -96,14 +96,14 @@ def follow(task: Task, primary: str, folder: Path) -> None:
         _run(task, primary, folder)
 
 
-def say(task: Task, word: str) -> None:
+def say(task: SlurmTask, word: str) -> None:
     """Tells the other tasks GO or STOP. The first word counts."""
     task.files.mkdir(parents=True, exist_ok=True)
     if not (task.files / "word").exists():
         files.write_text(task.files / "word", word)
 
 
-def _listen(task: Task) -> str | None:
+def _listen(task: SlurmTask) -> str | None:
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         try:
@@ -113,7 +113,7 @@ def _listen(task: Task) -> str | None:
     return None
 
 
-def _run(task: Task, primary: str, folder: Path) -> int:
+def _run(task: SlurmTask, primary: str, folder: Path) -> int:
     """One process of the run, ended early when another task's has failed; its exit code."""
     environment = {
         **os.environ,

@@ -42,7 +42,7 @@ def split(place: str) -> tuple[str, str | None]:
 
 
 def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **options: Any) -> T:
-    """from_pretrained(weights), its failures told as one UserError that names the configuration key `setting`.
+    """Calls from_pretrained(weights). A failure is one UserError that names the configuration key `setting`.
 
     options: those of from_pretrained. Where no `variant` is asked for and a folder has one variant only, that is read.
     """
@@ -116,8 +116,8 @@ def whole(
         "not finite": [] if found["missing_keys"] or shapes else not_finite(model.state_dict()),
     }
     if any(faults.values()):
-        file = _file(weights, options.get("subfolder"))
-        raise UserError(f"{setting}={weights}: {file}: not the weights of this {type(model).__name__}: {told(faults)}")
+        where = f"{setting}={weights}: {_file(weights, options.get('subfolder'))}"
+        raise UserError(f"{where}: not the weights of this {type(model).__name__}: {listed(faults)}")
     return model.requires_grad_(False).eval()
 
 
@@ -138,7 +138,7 @@ def _config_of_transformers(place: str, **options: Any) -> dict[str, Any]:
     return PreTrainedConfig.get_config_dict(place, **options)[0]
 
 
-def told(faults: Mapping[str, Sequence[str]], most: int = 4) -> str:
+def listed(faults: Mapping[str, Sequence[str]], most: int = 4) -> str:
     """Which tensors have which fault; of a fault that many tensors have, the first ones and their number."""
     parts = []
     for fault, names in faults.items():
@@ -157,7 +157,7 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:
     """UserError, which begins with `where`, for weights that hold NaN or infinity."""
     if names := not_finite(state):
-        raise UserError(f"{where}: {told({'not finite': names})}")
+        raise UserError(f"{where}: {listed({'not finite': names})}")
 
 
 def _file(weights: str, subfolder: str | None) -> str:

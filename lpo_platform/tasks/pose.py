@@ -256,7 +256,7 @@ class Pose(Task):
     def detect(self, images: Tensor) -> Tensor:
         return self._people(images, self.detector)
 
-    def judge(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def second_scores(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
         """pose/oks_judge: what pose/oks is to the second detector."""
         if self.second is None:
             return {}

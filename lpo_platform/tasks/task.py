@@ -75,7 +75,7 @@ class Task(ABC):
     def score(self, maps: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The reported metrics by name ("canny/f1"), (B,) each. nan marks an item on which a metric is undefined."""
 
-    def judge(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def second_scores(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Metrics by a second detector, which no reward and no loss uses. {} where a task has none."""
         return {}
 

@@ -300,7 +300,7 @@ def test_a_job_that_dies_is_one_line_and_the_others_are_waited_for(main, capsys)
 
 
 def test_a_task_hears_what_the_first_one_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first, second = (slurm.Task(rank, 2, {}, tmp_path / "tasks-0") for rank in range(2))
+    first, second = (slurm.SlurmTask(rank, 2, {}, tmp_path / "tasks-0") for rank in range(2))
     monkeypatch.setattr(slurm, "PATIENCE", 0.5)
     with pytest.raises(UserError, match=r"task 1 waited .* s for task 0"):
         slurm.follow(second, "train", tmp_path)

@@ -19,7 +19,7 @@ from lpo_platform.models.hub import look
 from lpo_platform.models.reward_folder import load_reward
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
-from lpo_platform.models.weights import ASSETS, check_finite, told
+from lpo_platform.models.weights import ASSETS, check_finite, listed
 from lpo_platform.tasks.detector import from_file
 
 State = dict[str, Tensor]
@@ -127,7 +127,7 @@ def test_weights_in_a_plain_file_that_are_not_finite_are_named(tmp_path: Path) -
 
 
 def test_many_tensors_are_counted_and_the_first_ones_named() -> None:
-    assert told({"missing": list("abcdef"), "not finite": ["x"], "of another shape": []}) == (
+    assert listed({"missing": list("abcdef"), "not finite": ["x"], "of another shape": []}) == (
         "of its tensors 6 are missing: a, b, c, d and 2 more; 1 is not finite: x"
     )
     with pytest.raises(UserError, match="here: of its tensors 1 is not finite: x"):

@@ -630,7 +630,7 @@ def test_a_second_detector_judges_poses_in_its_own_words() -> None:
     task, split = Pose(toy=True, resolution=64), Toy(0, 12, people=1.0).test
     scenes = [split.scene(i) for i in range(len(split))]
     images, truth = (torch.stack([s.image for s in scenes]).float() / 255, torch.stack([s.keypoints for s in scenes]))
-    judged = task.judge(images, truth[:, None])["pose/oks_judge"]
-    assert judged.min() > 0.9 and task.judge(images.flip(3), truth[:, None])["pose/oks_judge"].mean() < 0.7
+    judged = task.second_scores(images, truth[:, None])["pose/oks_judge"]
+    assert judged.min() > 0.9 and task.second_scores(images.flip(3), truth[:, None])["pose/oks_judge"].mean() < 0.7
     assert not torch.equal(judged, task.score(task.detect(images), truth[:, None])["pose/oks"])
-    assert Pose("published", pretrained=False, resolution=64).judge(images, truth[:, None]) == {}
+    assert Pose("published", pretrained=False, resolution=64).second_scores(images, truth[:, None]) == {}

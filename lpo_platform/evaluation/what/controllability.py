@@ -55,7 +55,7 @@ class Controllability:
                 save_png(self.task.render(maps)[0], Path(self.save).expanduser() / f"{name}.png")
             if (found := self.task.counts(maps, target)) is not None:
                 counts.append(found.sum(0))
-            judged = self.task.judge(second, target) if self.are == "pictures" else {}
+            judged = self.task.second_scores(second, target) if self.are == "pictures" else {}
             return {metric: float(value) for metric, value in (self.task.score(maps, target) | judged).items()}
 
         items = over(list(pairs), score, left_out)

@@ -91,7 +91,7 @@ class Sentinel(Callback):
         trained = {name: value if self.task.scores[name] else -value for name, value in own.items()}
         if self.reward is not None:
             trained = {row_of(self.reward): scores_of(self.reward, drawn, captions)["score"]}
-        gold = {} if self.task is None else self.task.judge(images, drawn.target)
+        gold = {} if self.task is None else self.task.second_scores(images, drawn.target)
         alignment = alignment_of(self.data, images.cpu(), captions)
         gold |= {} if alignment is None else {ALIGNMENT: alignment}
         gold |= {f"gold/{name}": scores_of(reward, drawn, captions)["score"] for name, reward in self.gold.items()}
