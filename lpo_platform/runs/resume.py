@@ -11,22 +11,21 @@ from omegaconf.errors import OmegaConfBaseException
 from lpo_platform.config import stored
 from lpo_platform.config.compose import Values, compose
 from lpo_platform.config.schema import CONF
-from lpo_platform.runs import files
+from lpo_platform.runs import files, foreign
 from lpo_platform.runs.lock import in_use
 
-# Keys that do not change what a run computes.
-FREE = frozenset({"resume", "name"})
 OUTPUTS = Path("outputs")
 
 
 def newest(primary: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> Path | None:
-    """The newest unfinished run with exactly this configuration, or None."""
+    """The newest unfinished run of this configuration, or None; foreign.py says what may differ."""
     wanted = compose(primary, overrides, config_dirs, CONF)
     choice = wanted.choices
     parent = OUTPUTS / f"{choice.get('method')}-{choice.get('model')}-{choice.get('task')}"
     folders = sorted((path.parent.parent for path in parent.glob("*/.hydra/config.yaml")), reverse=True)
     for folder in folders:
-        same = config_of(folder) == _essential(wanted.values)
+        known = config_of(folder)
+        same = known is not None and not foreign.between(known, wanted.values)
         if not folder.is_symlink() and same and not finished(folder) and not in_use(folder):
             return folder.resolve()
     return None
@@ -65,6 +64,15 @@ def config_dirs_of(folder: Path) -> list[str]:
     return [str(item.path) for item in sources if item.provider == "command-line"]
 
 
+def command_of(folder: Path) -> str | None:
+    """The command whose folder it is: train, eval, prepare or score; None where it is nobody's."""
+    path = folder / ".hydra" / "hydra.yaml"
+    try:
+        return OmegaConf.load(path).hydra.job.name if path.is_file() else None
+    except (OSError, ValueError, OmegaConfBaseException):
+        return None
+
+
 def choices_of(folder: Path) -> dict[str, str]:
     """The options that a run was composed of, from its folder or from `.hydra` in it."""
     for path in (folder / ".hydra" / "hydra.yaml", folder / "hydra.yaml"):
@@ -75,15 +83,11 @@ def choices_of(folder: Path) -> dict[str, str]:
 
 
 def config_of(folder: Path) -> Values | None:
-    """A run's job configuration as far as it decides what is computed; None where it cannot be read."""
+    """A run's job configuration as it was composed; None where it cannot be read."""
     try:
-        return _essential(OmegaConf.to_container(stored.load(folder / ".hydra" / "config.yaml")))
+        return OmegaConf.to_container(stored.load(folder / ".hydra" / "config.yaml"))
     except (OSError, ValueError, OmegaConfBaseException):
         return None
-
-
-def _essential(values: Values) -> Values:
-    return {key: value for key, value in values.items() if key not in FREE and value not in (None, {})}
 
 
 def finished(folder: Path) -> bool:

@@ -21,19 +21,15 @@ from omegaconf import OmegaConf
 
 from lpo_platform.config import stored
 from lpo_platform.config.errors import UserError
-from lpo_platform.runs import files, record, resume
+from lpo_platform.runs import files, foreign, record, resume
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from lpo_platform.runs.seeds import Row
 
-# Groups and keys that do not change what a job computes: a sweep may go on with others.
+# Groups and keys of a command line with which a sweep may go on in its folder although they have changed.
 FREE = ("hardware", "logger", "name", "resume", "hydra")
-
-
-class Foreign(UserError):
-    """A job's folder holds a run of another configuration: neither its result nor its checkpoint is this job's."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,11 @@ class Job:
         result = result if isinstance(result, dict) else {}
         hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job
         status, reason = result.get("status"), result.get("reason")
-        if status not in ("finished", "failed"):
+        if status not in ("finished", "failed", "interrupted"):
             status, reason = "interrupted", "it ended without a result (killed, or out of memory or time)"
-        if keys := changed(folder, OmegaConf.to_container(stored.load(folder / ".hydra/config.yaml"), resolve=True)):
-            status, reason = "foreign", f"its folder {_foreign(keys)}"
+        config = OmegaConf.to_container(stored.load(folder / ".hydra/config.yaml"), resolve=True)
+        if found := foreign.differences(folder, config):
+            status, reason = "foreign", f"its folder holds a run with another configuration ({foreign.keys(found)})"
         if resume.in_use(folder):
             status, reason = "running", "another process works in its folder"
         return cls(
@@ -101,28 +98,6 @@ def _essential(overrides: Sequence[str]) -> list[str]:
 def key(override: str) -> str:
     """The group, or the first part of the key, that an override sets."""
     return override.partition("=")[0].lstrip("+~").replace("/", ".").split(".")[0]
-
-
-def done(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether a job's folder holds its finished run; Foreign where what it holds is not of this configuration."""
-    keys = changed(folder, config)
-    if keys:
-        raise Foreign(f"{folder} {_foreign(keys)}; give the sweep a new hydra.sweep.dir")
-    return resume.finished(folder)
-
-
-def changed(folder: Path, config: dict[str, Any]) -> list[str]:
-    """The groups in which a run that a folder holds, if any, differs from a configuration."""
-    file = folder / "resolved.yaml"
-    if not file.is_file():
-        return []
-    before = OmegaConf.to_container(stored.load(file))
-    now = OmegaConf.to_container(OmegaConf.create(record.resolved_yaml(config)))
-    return [key for key in {**before, **now} if key not in FREE and before.get(key) != now.get(key)]
-
-
-def _foreign(keys: Sequence[str]) -> str:
-    return f"holds a run with another configuration ({', '.join(keys)})"
 
 
 def objective(folder: Path, direction: str) -> float | None:

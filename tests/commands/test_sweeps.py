@@ -120,8 +120,9 @@ def test_a_folder_takes_no_second_sweep_and_no_job_another_configuration(main, c
         line = ["--config-dir", "conf", "-m", "task=canny", "optim=mine", HERE]
         assert main(*line, "seed=0", work=train) == code
     shown = capsys.readouterr().err
-    assert "holds a run with another configuration (optim); give the sweep a new hydra.sweep.dir\n" in shown
-    assert f"  {JOBS[0]} foreign: its folder holds a run with another configuration (optim)\n" in shown
+    assert "holds a run with another configuration:\n  optim.lr: 500.0 there, 7.0 now\n" in shown
+    assert "  what works: a new hydra.sweep.dir\n" in shown
+    assert f"  {JOBS[0]} foreign: its folder holds a run with another configuration (optim.lr)\n" in shown
     assert files.read_json(FOLDER / JOBS[0] / "result.json")["status"] == "finished"
     assert main(*line, "seed=5", work=train) == 2
     assert "hydra.sweep.dir=outputs/sweeps/mine holds another sweep (task=canny optim=mine" in capsys.readouterr().err
