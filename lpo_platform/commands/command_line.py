@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lpo_platform.commands.terminal import VERSION, Command, say, shown
 from lpo_platform.config import own_modules, stored
@@ -98,6 +102,8 @@ def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool =
         raise ConfigError(list(dict.fromkeys(problems)))
     if not line.shows and conf == CONF:
         _settle(command, line, primary)
+    if not line.multirun and not line.shows:
+        _look_into_folder(command, line, primary, conf)
     if line.multirun and not line.shows and command.primary in ("train", "eval"):
         _settle_sweep(command, line, primary, conf)
     return [*line.flags, *line.overrides]
@@ -116,6 +122,27 @@ def _settle(command: Command, line: Line, primary: str) -> None:
         say(command, "nothing to resume: a new run" if found is None else f"resuming {shown(found)}")
         if found is not None:
             line.overrides.append(f"hydra.run.dir={quote(found)}")
+
+
+def _look_into_folder(command: Command, line: Line, primary: str, conf: Path) -> None:
+    """Refuses a run folder, named on the command line, of another command or configuration, before Hydra writes there.
+
+    What other files say about the folder, the job itself asks again.
+    """
+    from lpo_platform.config.compose import compose
+    from lpo_platform.runs import foreign, resume
+
+    named = line.value("hydra.run.dir")
+    if named is None or "${" in named or not Path(named).is_dir():
+        return
+    folder = Path(shown(Path(named)))
+    held = resume.command_of(folder)
+    if held not in (None, command.primary):
+        raise UserError(f"{folder} is the folder of an lpo-{held}; what works: another hydra.run.dir")
+    values = compose(primary, line.overrides, line.config_dirs, conf).values
+    with contextlib.suppress(OmegaConfBaseException):  # it refers to what only Hydra knows
+        config = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+        foreign.refuse(folder, config, advice="another hydra.run.dir, or the settings that it has", longer=True)
 
 
 def _settle_sweep(command: Command, line: Line, primary: str, conf: Path) -> None:
@@ -177,7 +204,7 @@ def _again(command: Command, line: Line, conf: Path) -> None:
         line.flags = [f"{flag}{conf}" if word.startswith(flag) else word for word in line.flags]
     folder = "-".join([choices.get(group) or "again" for group in ("method", "model", "task")])
     if line.value("hydra.run.dir") is None:
-        line.overrides.append(f"hydra.run.dir=outputs/{folder}/${{now:%Y-%m-%d_%H-%M-%S}}")
+        line.overrides.append(f"hydra.run.dir='${{unused_folder:outputs/{folder}/${{now:%Y-%m-%d_%H-%M-%S}}}}'")
     given = {_split(item)[0].partition(".")[0] for item in line.overrides}
     moved = stored.changes_of(conf / f"{line.config_name or command.primary}.yaml")
     line.overrides += [

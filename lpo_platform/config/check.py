@@ -29,6 +29,7 @@ from lpo_platform.config.paths import path_problem, run_problem
 from lpo_platform.config.schema import Eval, Prepare, Score, Train
 from lpo_platform.config.signature import NotFound, Parameter, Signature, attribute, signature
 from lpo_platform.config.stored import RENAMED
+from lpo_platform.config.values import value_problems
 
 SPECIAL = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 
@@ -57,7 +58,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
             problems += _node_problems(composed, group, node, group)
-    problems += _path_problems(composed) + _size_problems(composed)
+    problems += _path_problems(composed) + value_problems(composed)
     return problems + _batch_problems(composed) + _process_problems(composed)
 
 
@@ -149,8 +150,9 @@ def _mapping_problems(composed: Composed, path: str, node: Values, group: str) -
         below = f"{path}.{key}"
         if isinstance(value, dict):
             problems += _node_problems(composed, below, value, group)
-        elif value is not None and path == group:
-            problems.append(f"{below}={value!r}{composed.where(below)}: must be a mapping with a _target_, or null")
+        elif path == group and (value is not None or group != "scores"):
+            where = composed.where(below)
+            problems.append(f"{below}={_shown(value)}{where}: must be a mapping with a _target_, or null")
     return problems
 
 
@@ -239,35 +241,6 @@ def _path_problems(composed: Composed) -> list[str]:
     run = composed.values.get("run")
     if isinstance(run, str) and run != "???":
         problems += run_problem(run)
-    return problems
-
-
-COUNTED = {
-    "method": ("steps", "rounds", "batch", "prompts", "group", "candidates", "num_steps", "inner_epochs"),
-    "model": ("resolution", "num_inference_steps"),
-    "data": ("num_train", "num_test"),
-    "metrics": ("num_samples", "num_steps", "batch", "rows", "images_per_item"),
-    "callbacks": ("every", "log_every", "samples_every"),
-}
-
-
-def _size_problems(composed: Composed) -> list[str]:
-    """Of nothing nothing comes: what is counted is at least 1, and the learning rate is not 0."""
-    problems = []
-    for group, keys in COUNTED.items():
-        for key in keys:
-            value = _mapping(composed.values.get(group)).get(key)
-            if type(value) is int and value < 1:
-                problems.append(f"{group}.{key}={value}{composed.where(f'{group}.{key}')}: must be at least 1")
-    for group in ("model", "method", "metrics", "what"):
-        for key in ("guidance", "guidance_base"):
-            value = _mapping(composed.values.get(group)).get(key)
-            if type(value) in (int, float) and not value >= 0:
-                where = composed.where(f"{group}.{key}")
-                problems.append(f"{group}.{key}={value}{where}: must be at least 0; 0 to 1 are no guidance")
-    rate = _mapping(composed.values.get("optim")).get("lr")
-    if type(rate) in (int, float) and not rate > 0:
-        problems.append(f"optim.lr={rate}{composed.where('optim.lr')}: must be above 0, or nothing is learned")
     return problems
 
 

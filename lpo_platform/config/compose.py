@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_search_path import SearchPathQuery
@@ -30,13 +30,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.config.schema import CONF
+from lpo_platform.config.yaml_files import Files
 
 
 @dataclass
 class Source:
     """Where configurations come from: our conf, the user's folders, the root schemas."""
 
-    repo: CachingConfigRepository
+    repo: Files
     path: ConfigSearchPathImpl
     primary: str
     groups: tuple[str, ...]
@@ -56,12 +57,12 @@ def source(primary: str, config_dirs: Sequence[str], conf: Path) -> Source:
     path.append("schema", "structured://")
     for folder in config_dirs:
         path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
-    repo = CachingConfigRepository(ConfigRepository(path))
+    repo = Files(ConfigRepository(path))
     own = tuple(Path(folder).resolve() for folder in config_dirs)
     return Source(repo, path, primary, _groups(repo, primary), own)
 
 
-def _groups(repo: CachingConfigRepository, primary: str) -> tuple[str, ...]:
+def _groups(repo: Files, primary: str) -> tuple[str, ...]:
     """The groups that a command chooses from: those of its defaults list."""
     loaded = repo.load_config(primary) if repo.config_exists(primary) else None
     found = {

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lpo_platform.config.check import problems_of
 from lpo_platform.config.compose import Composed, Source, Values, _merge, _parser, _set, several, source
-from lpo_platform.config.errors import hint, one_line
+from lpo_platform.config.errors import ConfigError, hint, one_line
 from lpo_platform.config.schema import CONF, ROOTS
 from lpo_platform.config.signature import NotFound, signature
 
@@ -47,14 +47,47 @@ def diagnose(
     if swept and not multirun:
         problems += [f"{item.input_line}: several values need -m (a sweep); a list is [a,b]" for item in swept]
         parsed = [item for item in parsed if not item.is_sweep_override()]
-    problems = missing + problems
-    for variant in _variants(files, parsed):
-        problems += _variant_problems(files, variant, values=values)
+    problems = missing + problems + _repeated(files, parsed) + _fixed_problems(parsed)
+    try:
+        for variant in _variants(files, parsed):
+            problems += _variant_problems(files, variant, values=values)
+    except ConfigError as error:  # a file that cannot be read
+        return list(dict.fromkeys([*problems, *error.problems]))
     if values:
         problems += _plugin_problems(parsed, multirun=multirun)
     if not problems and any(item.is_hydra_override() for item in parsed):
         problems = _hydra_problems(files, overrides, multirun=multirun)
     return list(dict.fromkeys(problems))
+
+
+def _repeated(files: Source, parsed: Sequence[Override]) -> list[str]:
+    """Groups of which a command line chooses two options: Hydra would take the last one without a word."""
+    chosen: dict[str, list[str]] = {}
+    for item in parsed:
+        if _is_group(files, item) and not (item.is_add() or item.is_delete() or item.is_sweep_override()):
+            options = chosen.setdefault(item.get_key_element(), [])
+            options += [text] if (text := item.get_value_element_as_str()) not in options else []
+    return [
+        f"{' '.join(f'{group}={option}' for option in options)}: {group} is chosen more than once; keep one of them"
+        for group, options in chosen.items()
+        if len(options) > 1
+    ]
+
+
+# Settings of Hydra that have to stay as they are, and why.
+FIXED = {
+    "hydra.job.chdir": ((False,), "paths of a configuration are relative to where the command is called"),
+    "hydra.output_subdir": ((".hydra",), "a run goes on, and is reported, by what lies there"),
+    "hydra.job.name": (tuple(ROOTS), "it is the command's own; name=<text> names a run"),
+}
+
+
+def _fixed_problems(parsed: Sequence[Override]) -> list[str]:
+    return [
+        f"{item.input_line}: {FIXED[item.key_or_group][1]}; leave it out"
+        for item in parsed
+        if item.key_or_group in FIXED and item.value() not in FIXED[item.key_or_group][0]
+    ]
 
 
 # Options of Hydra's own groups that need more than the dependencies: the module, and our extra that brings it.

@@ -7,12 +7,17 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
 
 class UserError(Exception):
     """Something that the user can put right; the commands print it without a traceback."""
+
+
+class RunFailed(Exception):
+    """A run that cannot go on, through no mistake in its command line; one message says what, where and what helps."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,7 +34,15 @@ def users(error: BaseException) -> BaseException:
         return UserError(f"cannot write{where}: {error.strerror}; make room, then the same command goes on")
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return UserError(f"{error.filename}: {error.strerror}; what works: a folder that you may read and write")
+    if isinstance(error, NotADirectoryError | FileExistsError) and (file := _in_the_way(error.filename)) is not None:
+        return UserError(f"{file} is a file where a folder is needed; move it away, or take another folder")
     return error
+
+
+def _in_the_way(path: object) -> Path | None:
+    """The file that stands where a path has a folder; None where there is none."""
+    whole = Path(str(path))
+    return next((part for part in (whole, *whole.parents) if part.is_file()), None)
 
 
 class ConfigError(UserError):

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from lpo_platform.config.unused_folder import unused_folder
 
 HERE = Path(__file__).resolve().parents[1]  # the package
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
@@ -75,3 +78,6 @@ ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval, "sco
 # The primaries name these: an unknown top-level key then fails in Hydra's own composition, too.
 for _name, _root in ROOTS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_root)
+
+# a configuration asks more than once and means the same folder
+OmegaConf.register_new_resolver("unused_folder", unused_folder, use_cache=True, replace=True)

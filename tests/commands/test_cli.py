@@ -17,6 +17,7 @@ from lpo_platform.commands.main import _main
 from lpo_platform.commands.terminal import Command
 from lpo_platform.config.errors import ConfigError, UserError
 from lpo_platform.config.options import shipped
+from lpo_platform.config.schema import CONF
 from lpo_platform.runs import record
 
 REPO = Path(__file__).resolve().parents[2]
@@ -189,9 +190,30 @@ def test_user_errors_have_no_traceback_and_end_with_2(main, capsys):
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(main, capsys, tmp_path: Path):
     (tmp_path / "file").touch()
-    assert main("method=cpo", f"hydra.run.dir={tmp_path}/file/run", work=finished) == 1
-    said = capsys.readouterr().err
-    assert "NotADirectoryError" in said and "Traceback" not in said
+    assert main("method=cpo", f"hydra.run.dir={tmp_path}/file/run", work=finished) == 2
+    way = "is a file where a folder is needed; move it away, or take another folder\n"
+    assert capsys.readouterr().err == f"lpo-train: {tmp_path}/file {way}"
+    (tmp_path / "outputs").touch()
+    for line in (["method=cpo"], ["-m", "method=cpo", "seed=0"]):
+        assert main(*line, work=finished) == 2
+        assert capsys.readouterr().err == f"lpo-train: outputs {way}"
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(main, monkeypatch: pytest.MonkeyPatch):
+    folders = []
+
+    def work(cfg: DictConfig, folder: Path) -> None:
+        folders.append(folder.name)
+        finished(cfg, folder)
+
+    here = "hydra.run.dir=${unused_folder:out/a}"
+    assert main("task=canny", here, work=work) == main("task=canny", here, work=work) == 0
+    assert folders == ["a", "a-2"]
+    sweeps = ["-m", "seed=0", "hydra.sweep.dir=${unused_folder:sweeps/a}"]
+    assert main(*sweeps, work=work) == main(*sweeps, work=work) == 0
+    assert sorted(path.name for path in Path("sweeps").iterdir() if not path.is_symlink()) == folders[:2]
+    timed = [line.strip() for file in CONF.rglob("*.yaml") for line in file.read_text().splitlines() if "{now:" in line]
+    assert len(timed) >= 10 and all(line.startswith("dir: ${unused_folder:") for line in timed)
 
 
 def test_a_crash_keeps_its_traceback_in_the_log_and_ends_with_1(main, capsys, monkeypatch):
@@ -236,7 +258,7 @@ def test_an_interrupt_says_how_to_go_on_and_that_works(main, capsys):
         except KeyboardInterrupt:
             sys.exit(1)
 
-    assert main("task=canny", "method.steps=5", work=by_lightning) == 130
+    assert main("task=canny", "method.steps=5", "callbacks.every=5", work=by_lightning) == 130
     (folder,) = (path for path in Path("outputs/cpo-tiny-canny").iterdir() if not path.is_symlink())
     assert capsys.readouterr().err == f"\nlpo-train: interrupted; to go on:  lpo-train resume={folder}\n"
 
