@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
 
 from lpo_platform.commands.command_line import quote
 from lpo_platform.commands.terminal import Command, say, shown
-from lpo_platform.config.errors import ConfigError, UserError, users
+from lpo_platform.config.errors import ConfigError, RunFailed, UserError, users
 from lpo_platform.hardware import launch
 from lpo_platform.runs import record
 
@@ -22,12 +24,16 @@ class Taken(UserError):
     """Another process works in the folder; nothing in it may be touched."""
 
 
-def _interrupted(command: Command, folder: Path) -> int:
+def _interrupted(command: Command, folder: Path, code: int) -> int:
+    """A signal has ended a job: how to go on, on the terminal, and on record that it was not the job's fault."""
     again = f"{command.name} resume={quote(shown(folder))}"
     if command.primary != "train":
         again = shlex.join([command.name, *sys.argv[1:]])
     print(f"\n{command.name}: interrupted; to go on:  {again}", file=sys.stderr, flush=True)
-    return 130
+    if not launch.rank() and (command.primary in ("train", "eval") or (folder / "result.json").exists()):
+        with contextlib.suppress(OSError):
+            record.interrupt(folder, f"it was ended by {signal.Signals(code - 128).name}")
+    return code
 
 
 def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
@@ -40,6 +46,10 @@ def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
     if isinstance(cause, UserError):
         _note(folder, name, str(cause), str(cause))
         return _refuse(command, cause)
+    if isinstance(cause, RunFailed):
+        _note(folder, name, str(cause), str(cause))
+        say(command, str(cause))
+        return 1
     last = traceback.format_exception_only(cause)[-1].strip()
     if isinstance(cause, launch.ProcessFailed):
         whole, last = cause.story or str(cause), str(cause)

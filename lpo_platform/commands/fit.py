@@ -22,6 +22,7 @@ from lpo_platform.models.export import export
 from lpo_platform.tracking.callbacks.best import Best
 from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
 from lpo_platform.tracking.callbacks.ema import EMA
+from lpo_platform.tracking.callbacks.finite import Finite
 from lpo_platform.tracking.callbacks.progress import Progress
 from lpo_platform.tracking.callbacks.samples import Samples
 from lpo_platform.tracking.callbacks.settings import Callbacks
@@ -94,7 +95,8 @@ def callbacks_of(
     """What watches the training, in the order in which it is called."""
     online = method.online
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
-    callbacks = [Resume(), checkup, Progress(title(job.cfg), method.steps, rounds=online), *([ema] if ema else [])]
+    callbacks = [Resume(), Finite(folder), checkup, Progress(title(job.cfg), method.steps, rounds=online)]
+    callbacks += [ema] if ema else []
     sentinel = sentinel_of(job, folder)
     if (settings.samples or sentinel) and isinstance(evaluator, Evaluator):
         rounds = every * settings.samples_every

@@ -24,7 +24,7 @@ from lpo_platform.commands.terminal import Command, say, set_threads, shown
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.hardware import launch, slurm
-from lpo_platform.runs import lock, record, sweep
+from lpo_platform.runs import foreign, lock, record, resume, signals, sweep
 from lpo_platform.tracking.report import sweep_table
 
 if TYPE_CHECKING:
@@ -87,11 +87,12 @@ def _examine(name: str, work: Callable[[list[str]], int]) -> None:
     set_threads()
     command = Command(name, "train")
     try:
-        sys.exit(work(sys.argv[1:]))
+        with signals.handled():
+            sys.exit(work(sys.argv[1:]))
     except (UserError, OSError) as error:
         sys.exit(_failed_early(command, error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(signals.code(error))
     except launch.ProcessFailed as error:
         say(command, f"{error}\n{error.story}".rstrip())
         sys.exit(1)
@@ -117,6 +118,11 @@ def _composed(name: str, words: list[str], *, absent: bool = False) -> DictConfi
 
 
 def _main(command: Command) -> None:
+    with signals.handled():
+        _answer(command)
+
+
+def _answer(command: Command) -> None:
     set_threads()
     try:
         line = _parse(sys.argv[1:])
@@ -128,8 +134,8 @@ def _main(command: Command) -> None:
         sys.argv[1:] = _ready(command, sys.argv[1:], line)
     except (UserError, OSError) as error:
         sys.exit(_failed_early(command, error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(signals.code(error))
     _hydra(command)
     sys.exit(command.code)
 
@@ -143,9 +149,9 @@ def _hydra(command: Command) -> None:
         """The number that a sweeper improves, if it is of that kind."""
         sys.argv[:] = words  # a launcher's own process has others
         command.code = max(command.code, _run(command, cfg))
-        if command.code == 130:
-            # An interrupt ends a whole sweep.
-            sys.exit(130)
+        if command.code > 128:
+            # A signal ends a whole sweep.
+            sys.exit(command.code)
         settings = HydraConfig.get()
         if command.sweep is None or "direction" not in settings.sweeper:
             return None
@@ -156,8 +162,8 @@ def _hydra(command: Command) -> None:
         try:
             with _raising():
                 main()
-        except KeyboardInterrupt:
-            command.code = 130
+        except KeyboardInterrupt as error:
+            command.code = signals.code(error)
         except Exception as error:  # Hydra makes the folder and its log before the job begins
             command.code = _failed_early(command, error)
         return
@@ -165,8 +171,8 @@ def _hydra(command: Command) -> None:
         try:
             with _raising():
                 main()
-        except KeyboardInterrupt:
-            command.code = 130
+        except KeyboardInterrupt as error:
+            command.code = signals.code(error)
         except Exception as error:
             # of the launcher: what jobs can catch, they have caught
             _launcher_failed(command, command.sweep, error)
@@ -196,7 +202,7 @@ def _launcher_failed(command: Command, folder: Path, error: Exception) -> None:
 
 def _conclude(command: Command, folder: Path) -> None:
     """The end of a sweep: a table over its seeds, and one line for each job that is not finished."""
-    if command.code == 130:
+    if command.code > 128:
         again = shlex.join([command.name, *sys.argv[1:]])
         say(command, f"the sweep was interrupted; to go on with what is missing:  {again}")
         if (folder / ".submitit").exists():
@@ -225,7 +231,7 @@ def _run(command: Command, cfg: DictConfig) -> int:
     try:
         with claim(folder):
             return _work(command, cfg, folder, settings, task)
-    except (Taken, sweep.Foreign) as error:
+    except (Taken, foreign.Foreign) as error:
         return _refuse(command, error)
     finally:
         if task is not None:
@@ -237,7 +243,9 @@ def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig,
     try:
         if not single:
             _check_again(cfg, settings)
-        if command.sweep is not None and sweep.done(folder, OmegaConf.to_container(cfg, resolve=True)):
+        advice = "another hydra.run.dir" if command.sweep is None else "a new hydra.sweep.dir"
+        foreign.refuse(folder, OmegaConf.to_container(cfg, resolve=True), advice=advice, longer=command.sweep is None)
+        if command.sweep is not None and resume.finished(folder):
             say(command, f"{folder.name} is finished already")
             return 0
         if single and command.primary != "eval" and not launch.rank():
@@ -249,15 +257,13 @@ def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig,
         else:
             (command.work or work_of(command.primary))(cfg, folder)
         return 0
-    except sweep.Foreign:
+    except foreign.Foreign:
         raise
-    except KeyboardInterrupt:
-        return _interrupted(command, folder)
-    except SystemExit as error:
-        # Lightning turns an interrupt into SystemExit(1).
-        if isinstance(error.__context__, KeyboardInterrupt):
-            return _interrupted(command, folder)
-        raise
+    except (KeyboardInterrupt, SystemExit) as error:
+        code = signals.code(error)
+        if code is None:
+            raise
+        return _interrupted(command, folder, code)
     except Exception as error:
         return _failed(command, folder, settings.job.name, error)
 

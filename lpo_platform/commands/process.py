@@ -16,14 +16,19 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from lpo_platform.commands.table import work_of
-from lpo_platform.config.errors import UserError, users
+from lpo_platform.config.errors import RunFailed, UserError, users
 from lpo_platform.hardware.launch import COMMAND, NOTES, PARENT, rank
-from lpo_platform.runs import record
+from lpo_platform.runs import record, signals
 
 
 def main(primary: str, folder: Path) -> None:
     """One process of a job: what `run` starts."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # while there is nothing to end in order
+    with signals.handled(lambda number, _: os._exit(128 + number)):  # the parent tells; the others wait for this one
+        _work(primary, folder)
+
+
+def _work(primary: str, folder: Path) -> None:
     _follow(int(os.environ[PARENT]))
     sys.argv = json.loads(os.environ[COMMAND])
     if rank():
@@ -47,11 +52,12 @@ def _note(path: Path, error: BaseException) -> int:
     if interrupted and isinstance(error, KeyboardInterrupt | SystemExit):
         return 130
     found = users(error)
-    user = isinstance(found, UserError)
-    reason = str(found) if user else traceback.format_exception_only(found)[-1].strip()
+    user, failed = isinstance(found, UserError), isinstance(found, RunFailed)
+    reason = str(found) if user or failed else traceback.format_exception_only(found)[-1].strip()
     story = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):  # the parent has gone on
-        record.write_json(path, {"rank": rank(), "user": user, "reason": reason, "story": story, "time": time.time()})
+        kinds = {"user": user, "failed": failed}
+        record.write_json(path, {"rank": rank(), **kinds, "reason": reason, "story": story, "time": time.time()})
     return 2 if user else 1
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lpo_platform.config.errors import RunFailed
 from lpo_platform.data.picture_files import save_png
 from lpo_platform.data.source import Data, Sample, alignment_of, first, guards_of
 from lpo_platform.data.truth import truth_of
@@ -26,6 +27,7 @@ from lpo_platform.tasks.task import Task
 __all__ = ["ALIGNMENT", "DIVERSITY", "LATENT_FD", "Drawing", "Evaluation", "Evaluator", "compare_evaluations"]
 DIVERSITY = "image/diversity"
 ALIGNMENT = "text/alignment"
+HELP = "what helps: a lower optim.lr where it was trained, hardware.precision=32-true, or another autoencoder"
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ class Evaluator:
         sampling = self.sampling(adapter, base=base)
         latents = sample_latents(policy, asking.condition, ids, sampling, seed=self.seed, stream=stream)
         images = adapter.decode(latents).mul(255).round().div(255)
+        if bad := int((~torch.isfinite(images)).flatten(1).any(1).sum()):
+            raise RunFailed(f"{bad} of {len(images)} pictures that the model draws are not finite; {HELP}")
         maps = None if task is None else task.detect(images)
         return Drawing(latents, images, control, asking.target, maps, None if maps is None else task.render(maps))
 

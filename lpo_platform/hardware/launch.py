@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from lpo_platform.config.errors import UserError
-from lpo_platform.runs import files, record
+from lpo_platform.config.errors import RunFailed, UserError
+from lpo_platform.runs import files, record, signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -70,8 +70,7 @@ def processes(cfg: DictConfig) -> int:
 def run(primary: str, cfg: DictConfig, folder: Path, count: int) -> None:
     """Runs one job in `count` processes and waits for them.
 
-    UserError and ProcessFailed say what went wrong in them. An interrupt reaches them and comes out as
-    KeyboardInterrupt.
+    UserError and ProcessFailed say what went wrong in them. A signal reaches them and comes out as signals.Stopped.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -93,9 +92,7 @@ def run(primary: str, cfg: DictConfig, folder: Path, count: int) -> None:
         with _environment(count), _handlers(), _silence():
             elastic_launch(settings, sys.executable)(*arguments)
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        os.kill(os.getpid(), error.sigval)
+        raise signals.Stopped(error.sigval) from None
     except ChildFailedError as error:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         raise cause(read_notes(notes), codes) from None
@@ -106,11 +103,14 @@ def run(primary: str, cfg: DictConfig, folder: Path, count: int) -> None:
 def cause(notes: list[dict], codes: dict[int, int]) -> BaseException:
     """What ended the run, of what its processes have noted and their exit codes: the others only missed each other.
 
-    A mistake of the user before a killed process before the first error.
+    A mistake of the user before a run that cannot go on, before a killed process, before the first error.
     """
     mistakes = sorted((note for note in notes if note["user"]), key=lambda note: note["rank"])
     if mistakes:
         return UserError(mistakes[0]["reason"])
+    failures = sorted((note for note in notes if note.get("failed")), key=lambda note: note["rank"])
+    if failures:
+        return RunFailed(failures[0]["reason"])
     noted = {note["rank"] for note in notes}
     killed = [number for number, code in sorted(codes.items()) if code < 0 and number not in noted]
     if killed:

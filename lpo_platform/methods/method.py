@@ -64,6 +64,8 @@ class Method(L.LightningModule):
         self.policy, self.optim, self.seed, self.steps, self.batch = policy, optim, seed, steps, batch
         self.strict_loading = False
         self.noted: Noted = {}
+        self.watched: dict[str, Tensor] = {}
+        """Of the step in hand what must be finite: its loss and, once there is one, its gradient norm."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -96,6 +98,7 @@ class Method(L.LightningModule):
         loss, report = self.loss(batch)
         values = mean({"train/loss": loss.detach(), **report}, 1)  # every process has as many samples
         self.log_dict(values, on_step=True, on_epoch=False)
+        self.watched = {"loss": values["train/loss"]}
         return loss
 
     def note(self, name: str, values: Tensor, t: Tensor | None = None) -> None:
@@ -121,7 +124,8 @@ class Method(L.LightningModule):
         else:
             norm = torch.nn.utils.clip_grad_norm_(weights, self.optim.clip)
         rate = torch.tensor(optimizer.param_groups[0]["lr"])  # on the CPU: Lightning would wait to move a float
-        self.log_dict({"train/grad_norm": whole(norm), "train/lr": rate})
+        self.watched["gradient norm"] = whole(norm)
+        self.log_dict({"train/grad_norm": self.watched["gradient norm"], "train/lr": rate})
 
     def _unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides the gradients by the loss scale where Lightning has not done so.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lpo_platform.config.errors import RunFailed
 from lpo_platform.data.prepared.own_pairs import generate, labels_of
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import broadcast
@@ -81,6 +82,9 @@ class Refresh:
                 loss.backward()
                 optimizer.step()
                 accuracies.append(pair_accuracy(found.detach(), labels[rows]).mean())
+        if not torch.isfinite(loss):
+            helps = "what helps: a lower method.refresh.lr"
+            raise RunFailed(f"{key}: the loss of the reward model is {loss.item()}; {helps}")
         model.requires_grad_(False)
         broadcast(model)
         reward.empty = None

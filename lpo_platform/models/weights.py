@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.hardware import sharding
 from lpo_platform.models.fields import Fields, check
 from lpo_platform.models.hub import OutOfReach, Repository, look
 
@@ -149,9 +150,13 @@ def listed(faults: Mapping[str, Sequence[str]], most: int = 4) -> str:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """The tensors that hold NaN or infinity."""
-    real = {name: value for name, value in state.items() if value.is_floating_point() and value.numel()}
-    return sorted(name for name, value in real.items() if not torch.stack(torch.aminmax(value)).isfinite().all())
+    """The tensors that hold NaN or infinity; of sharded ones every process has to ask."""
+    real = {name: value.detach() for name, value in state.items() if value.is_floating_point() and value.numel()}
+    if not real:
+        return []
+    extremes = [torch.stack(torch.aminmax(sharding.whole(value))).isfinite().all() for value in real.values()]
+    finite = torch.stack(extremes).tolist()  # the host waits once
+    return sorted(name for name, fine in zip(real, finite, strict=True) if not fine)
 
 
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:

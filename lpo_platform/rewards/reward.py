@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lpo_platform.config.errors import UserError
+from lpo_platform.config.errors import RunFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,19 @@ def checked(name: str, values: object, batch: int) -> Tensor:
 
 
 def parts(reward: Reward, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
-    """Calls a reward of pictures: `score`, the number to raise, and its named parts if it has any, (B,) each."""
+    """Calls a reward of pictures: `score`, the number to raise, and its named parts if it has any, (B,) each.
+
+    RunFailed where it finds no number because the pictures hold none.
+    """
+    try:
+        return _parts(reward, images, prompts, condition)
+    except UserError as error:
+        if torch.isfinite(images).all():
+            raise
+        raise RunFailed("pictures that the model draws are not finite; what helps: a lower optim.lr") from error
+
+
+def _parts(reward: Reward, images: Tensor, prompts: list[str], condition: Asked | None) -> dict[str, Tensor]:
     name, said = name_of(reward), reward(images, prompts, condition)
     if not isinstance(said, dict):
         return {"score": checked(name, said, len(images))}

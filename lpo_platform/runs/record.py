@@ -84,8 +84,18 @@ def finish(
 
 def fail(folder: Path, reason: str, seconds: float | None = None) -> None:
     """Marks a run as failed; `reason` is one line for people. What was measured before is kept."""
+    _end(folder, "failed", reason, seconds)
+
+
+def interrupt(folder: Path, reason: str) -> None:
+    """Marks a run as interrupted, unless it has finished; it can be continued."""
+    if (read_json(Path(folder) / "result.json") or {}).get("status") != "finished":
+        _end(folder, "interrupted", reason, None)
+
+
+def _end(folder: Path, status: str, reason: str, seconds: float | None) -> None:
     previous = read_json(Path(folder) / "result.json") or {}
-    result = _result("failed", command=_command(folder), seed=previous.get("seed"), seconds=seconds)
+    result = _result(status, command=_command(folder), seed=previous.get("seed"), seconds=seconds)
     result |= {key: previous[key] for key in ("samples", "metrics", "paths") if previous.get(key)}
     write_json(Path(folder) / "result.json", result | {"reason": redact(reason.strip())})
 

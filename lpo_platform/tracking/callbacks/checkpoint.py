@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.runs import signals
 
 
 class Checkpoint(Callback):
@@ -27,6 +28,9 @@ class Checkpoint(Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.world_size == 1:
             self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        signals.take_back()  # Lightning's handler of SIGTERM waits for the other processes and ends with success
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.world_size == 1:

@@ -19,7 +19,8 @@ def sentence(run: Run) -> str:
     if status == "failed":
         return f"This run failed: {run.result.get('reason') or 'no reason was recorded'}"
     if run.main is None:
-        return "This run has no result yet." if status == "running" else "This run recorded no before and after."
+        unfinished = status in ("running", "interrupted")
+        return "This run has no result yet." if unfinished else "This run recorded no before and after."
     count = run.result.get("samples")
     where = f" on {count} held-out items" if count else ""
     if all(map(_alone, run.metrics.values())):
