@@ -282,9 +282,12 @@ def card(known: dict[str, Figures], folder: Path) -> str:
         for name, value in known.get(part, {}).items()
         if name != "seconds"
     ]
-    times = ", ".join(f"{part} {known[part]['seconds'] / 60:.1f} min" for part in PARTS if part in known)
+    times = [f"| {part} | {known[part]['seconds'] / 60:.1f} |" for part in PARTS if part in known]
     return CARD.format(
-        weights="\n".join(weights), total=sum(sizes.values()) / 1e6, measured="\n".join(measured), times=times
+        weights="\n".join(weights),
+        total=sum(sizes.values()) / 1e6,
+        measured="\n".join(measured),
+        times="\n".join(times),
     )
 
 
@@ -313,13 +316,16 @@ and was never trained on. No picture by anybody else was used. **Licence.** Apac
 
 **Made by** `make tiny` (`launchers/tiny.py`): tokenizer, judge, labeller, detector and autoencoder with short loops of
 their own, UNet with text encoder and ControlNets with `lpo-train method=control`, the reward model with `lpo-train
-method=lrm`. The time it took on two shared CPU cores: {times}.
-Another machine rounds differently and gives other weights of the same quality.
+method=lrm`. Another machine rounds differently and gives other weights of the same quality.
 
 | weights (half precision, read as float32) | MB |
 |---|---|
 {weights}
 | together | {total:.2f} |
+
+| part | minutes to make it, on two shared CPU cores |
+|---|---|
+{times}
 
 | part | measured on held-out captions | |
 |---|---|---|

@@ -1,10 +1,11 @@
 """Whether a difference may be chance: its interval and its p-value, which never disagree, and several of them together.
 
 A difference is called clear where two tests agree that it is not 0: the bootstrap, which resamples the items, and the
-swap test, which exchanges the sides of items at random. The p-value is the larger of the two, and an interval is
-extended to 0 where only the bootstrap excludes it, so that it leaves 0 exactly where p < .05. The swap test is exact
-for every statistic and any number of items if nothing has changed, since the sides then are exchangeable; of fewer than
-six items it cannot reach p < .05 (2 of 2^5 swaps are as extreme as the most extreme one), so these have no verdict.
+sign-flip permutation test (Fisher's randomisation test), which exchanges the sides of items at random. The p-value is
+the larger of the two, and an interval is extended to 0 where only the bootstrap excludes it, so that it leaves 0
+exactly where p < .05. The permutation test is exact for every statistic and any number of items if nothing has changed,
+since the sides then are exchangeable; of fewer than six items it cannot reach p < .05 (2 of 2^5 swaps are as extreme as
+the most extreme one), so these have no verdict.
 
 The share of clear verdicts in percent where nothing has changed, in 500 (Frechet) or 2,000 simulated comparisons, half
 as many at 200 items; `pytest -m slow -s -k no_effect tests` makes the table:
@@ -81,8 +82,8 @@ def swaps(count: int, *, resamples: int, seed: int) -> Iterator[NDArray[np.float
 def swap_p(observed: float, swapped: ArrayLike) -> float:
     """Two-sided p-value of a difference among (R,) differences of the same items with their sides exchanged at random.
 
-    Fisher's randomisation test (Good, Permutation Tests, 2000, section 3.2). The observed difference counts among the
-    others, which bounds p below by 1 / (R + 1).
+    The sign-flip permutation test (Fisher's randomisation test; Good, Permutation Tests, 2000, section 3.2). The
+    observed difference counts among the others, which bounds p below by 1 / (R + 1).
     """
     swapped = np.abs(np.asarray(swapped, dtype=np.float64))
     rounding = 1e-12 * max(abs(observed), float(swapped.max(initial=0.0)))  # sums in another order round otherwise
