@@ -36,7 +36,7 @@ from lpo_platform.models.tuning import Control
 from lpo_platform.models.weights import ASSETS
 from lpo_platform.tasks.canny import Canny
 
-TINY = {"name": "tiny", "weights": "tiny", "resolution": 64, "guidance": 1.0, "num_inference_steps": 2}
+TINY = {"name": "tiny", "weights": "tiny", "toy": True, "resolution": 64, "guidance": 1.0, "num_inference_steps": 2}
 
 
 @pytest.fixture(scope="module")
