@@ -66,6 +66,7 @@ def fit(
     )
     method.train()
     trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
+    method.to(job.hardware.device)  # Lightning's teardown has moved it to the CPU, away from the parts that are frozen
     # here and not in a callback: a run that was killed after its last checkpoint trains no more, but is exported
     export(job.policy, folder / "export")
     if ema is not None:
