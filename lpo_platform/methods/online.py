@@ -159,6 +159,8 @@ class Online(Method):
         return torch.stack([0 * whole(weight.sum()) for weight in self.policy.trainable().values()]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._nothing and world()[1] == 1:
+            return  # nothing was scaled, so 16-mixed has nothing to unscale
         super().on_before_optimizer_step(optimizer)
         if self._nothing:
             optimizer.zero_grad(set_to_none=True)  # without gradients there is no weight decay and no momentum either

@@ -68,7 +68,7 @@ class Checkup(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        if self._stepped or outputs is None:
+        if self._stepped or "loss" not in (outputs or {}):  # a round without a sample
             return
         self._stepped = True
         exact = trainer.precision_plugin.precision == "32-true" and module.device.type == "cpu"
