@@ -50,6 +50,9 @@ class Policy(nn.Module):
 
     def place(self, device: torch.device | str, frozen_dtype: torch.dtype | None = None) -> "Policy":
         """Moves what learns, the reference and the adapter's frozen parts to a device."""
+        if frozen_dtype is not None:
+            for weight in self.tune.halved(dict(self.learning.items())):
+                weight.data = weight.data.to(frozen_dtype)
         self.adapter.to(device, frozen_dtype)
         for module in (self._frozen or {}).values():
             module.to(device)

@@ -25,8 +25,12 @@ class Tune(Protocol):
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules: ...
     def freeze(self, modules: Modules) -> Modules: ...
 
+    def halved(self, modules: Modules) -> list[nn.Parameter]:
+        """The frozen weights inside what learns that are kept in the frozen precision: no file is written from them."""
+        return []
 
-class Control:
+
+class Control(Tune):
     """The ControlNet learns, the UNet is frozen."""
 
     trains: ClassVar[str] = "control"
@@ -39,7 +43,7 @@ class Control:
         return _copies(modules)
 
 
-class Full:
+class Full(Tune):
     """Every weight of the UNet or transformer learns.
 
     Args:
@@ -56,13 +60,15 @@ class Full:
         modules = {"unet": adapter.unet.requires_grad_(True)}
         if self.text_encoder:
             modules["text_encoder"] = adapter.text_encoder.requires_grad_(True)
+            for part in adapter.unread_text:
+                part.requires_grad_(False)
         return modules
 
     def freeze(self, modules: Modules) -> Modules:
         return _copies(modules)
 
 
-class Lora:
+class Lora(Tune):
     """Low-rank adapters on the UNet's attention learn (arXiv:2106.09685). The reference is the UNet without them.
 
     A starts at N(0, (1 / rank)^2) and B at 0.
@@ -72,7 +78,7 @@ class Lora:
         alpha: the update is alpha / rank times B A. Published: equal to the rank.
         targets: ends of the names of the adapted layers. Published: these.
         merged: whether the whole UNet with the adapters added is exported, too: 3.4 GB for SD-1.5, 10.3 GB for SDXL,
-            twice with EMA. `model.lora=<export>/lora` needs no such export.
+            twice with EMA, and the UNet then stays in float32. `model.lora=<export>/lora` needs no such export.
     """
 
     trains: ClassVar[str] = "denoiser"
@@ -97,8 +103,11 @@ class Lora:
     def freeze(self, modules: Modules) -> Modules:
         return {}
 
+    def halved(self, modules: Modules) -> list[nn.Parameter]:
+        """The UNet below the adapters, unless it is exported with them inside: half precision would round them away."""
+        return [] if self.merged else [weight for weight in modules["unet"].parameters() if not weight.requires_grad]
 
-class Reward:
+class Reward(Tune):
     """A latent reward model learns. It starts as a copy of the denoiser's encoder half and text encoders.
 
     Args:

@@ -52,6 +52,20 @@ def counts(job: Job) -> Counts:
     return Counts(trained, sum(map(count, parts.values())) - trained, reference, count(reward) if reward else 0)
 
 
+def frozen(policy: Policy, small: int) -> int:
+    """Bytes of the weights that do not learn, `small` for each number that is kept in the frozen precision."""
+    halved = {id(weight) for weight in policy.tune.halved(dict(policy.learning.items()))}
+    parts = {id(part): part for part in (*policy.adapter.parts, *policy.learning.values())}
+    total = 0
+    for part in parts.values():
+        weights = list(part.parameters())
+        learns = any(weight.requires_grad for weight in weights)
+        for weight in weights:
+            if not weight.requires_grad:
+                total += weight.numel() * (FULL if learns and id(weight) not in halved else small)
+    return total
+
+
 def moments(policy: Policy, optim: Optim) -> int:
     """Bytes of the optimiser's state."""
     weights = policy.trainable().values()
@@ -68,7 +82,7 @@ def memory(job: Job, activations: float, *, half: bool) -> dict[str, float]:
     found, small = counts(job), HALF if half else FULL
     shards = job.hardware.processes if job.hardware.strategy == "fsdp" else 1
     return {
-        "frozen weights": small * found.frozen,
+        "frozen weights": frozen(job.policy, small),
         "trained weights": FULL * found.trained / shards,
         "gradients": FULL * found.trained / shards,
         "optimiser moments": moments(job.policy, job.method.optim) / shards,
