@@ -38,6 +38,7 @@ class Adapter(Protocol):
     text_encoder: nn.Module
 
     text_encoders: tuple[nn.Module, ...]  # text_encoder and, in SDXL and FLUX, a second one
+    unread_text: tuple[nn.Module, ...]  # parts of text_encoder that embed() does not read, so that they cannot learn
     controls: dict[str, str]
     folders: dict[str, str]  # what unet and text_encoder are called in the pipeline's folder
     reward: str | None

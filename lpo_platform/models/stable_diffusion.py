@@ -239,10 +239,16 @@ class StableDiffusion:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with every weight file and with the resolution: the model's part of a cache key."""
+        """Changes with every weight file, the resolution and the frozen precision: the model's part of a cache key."""
         changes = [f"{key}={digest(place)}" for key, place in self.changes.items()]
         changes += [f"{key}={name}" for key in ("variant", "revision") if (name := getattr(self, key, None))]
+        changes += [] if self.vae.dtype == torch.float32 else [str(self.vae.dtype)]
         return hashlib.sha256(json.dumps([digest(self.weights), self.resolution, *changes]).encode()).hexdigest()
+
+    @property
+    def unread_text(self) -> tuple[nn.Module, ...]:
+        """Parts of `text_encoder` that embed() does not read, so that they cannot learn."""
+        return ()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "StableDiffusion":
         """Moves every part; dtype is that of the frozen parts (a trained UNet keeps its own)."""

@@ -68,6 +68,12 @@ class StableDiffusionXL(StableDiffusion):
     def text_encoders(self) -> tuple[nn.Module, ...]:
         return self.text_encoder, self.text_encoder_2
 
+    @property
+    def unread_text(self) -> tuple[nn.Module, ...]:
+        """The text is the state before the last layer."""
+        encoder = getattr(self.text_encoder, "text_model", self.text_encoder)
+        return encoder.encoder.layers[-1], encoder.final_layer_norm
+
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Token ids of both tokenizers, which pad differently: (B, 2, L) int64 on the CPU."""
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}

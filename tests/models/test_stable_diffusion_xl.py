@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionXLPipeline
+from toys import flux
 from toys import stable_diffusion as toy
 
 from lpo_platform.config.errors import UserError
@@ -16,7 +17,7 @@ from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.shared_encoder import conditions, decode, encode
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL, pack, unpack
-from lpo_platform.models.tuning import Control, Lora
+from lpo_platform.models.tuning import Control, Full, Lora
 
 PROMPTS = ["a red circle", "two small blue squares on a green ground"]
 
@@ -45,6 +46,22 @@ def test_packed_text_holds_both_and_gives_both_back() -> None:
     assert text.shape == (2, 6, 8) and not text[:, -1, 3:].any()
     for ours, given in zip(unpack(text, 3), (sequence, pooled), strict=True):
         assert torch.equal(ours, given)
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sdxl", "flux"])
+def test_every_weight_of_the_text_encoder_that_learns_has_a_gradient(kind: str, tmp_path: Path) -> None:
+    """And what has none is not trained: several processes would wait for its gradient."""
+    if kind == "sdxl":
+        model = StableDiffusionXL(weights=str(toy.stable_diffusion_xl(tmp_path)), **toy.SETTINGS)
+    else:
+        folder = flux.folder(tmp_path) if kind == "flux" else toy.stable_diffusion_21(tmp_path)
+        model = flux.load(folder) if kind == "flux" else StableDiffusion(weights=str(folder), **toy.SETTINGS)
+    encoder = Full(text_encoder=True).learns(model, None)["text_encoder"]
+    text = model.embed(model.tokenize(PROMPTS))
+    (text * torch.randn_like(text)).sum().backward()
+    learns = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+    reached = {name for name, weight in encoder.named_parameters() if weight.grad is not None}
+    assert learns == reached and len(learns) > 5
 
 
 @torch.no_grad()
