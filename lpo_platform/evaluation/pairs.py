@@ -50,7 +50,7 @@ class PairEvaluator:
 
     def _measure(self, policy: Policy, chunk: list[dict[str, Tensor]], keys: list[int]) -> dict[str, Tensor]:
         adapter, model = policy.adapter, policy.learning["reward"]
-        moments = torch.stack([row["moments"] for row in chunk]).to(adapter.device)
+        moments = torch.stack([row["moments"].float() for row in chunk]).to(adapter.device)
         labels = torch.stack([row["labels"] for row in chunk]).to(adapter.device)
         count = moments.shape[1]
         text = model.encode(torch.stack([row["tokens"] for row in chunk]))

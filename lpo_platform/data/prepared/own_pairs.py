@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpo_platform.data.prepared.cache import Cache
@@ -111,6 +111,8 @@ def generate(
     """Pictures (P, n, 3, H, W) of P prompts, rounded to 8 bits, and what a reward says of them (P, n), on the CPU."""
     policy.eval()
     adapter, images, scores = policy.adapter, [], []
+    if isinstance(reward, nn.Module):
+        reward.to(adapter.device)
     wanted = [(caption, f"{key}/{n}") for caption, key in zip(captions, keys, strict=True) for n in range(num_images)]
     for start in range(0, len(wanted), batch):
         prompts, ids = zip(*wanted[start : start + batch], strict=True)
