@@ -16,10 +16,10 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-dist test-slurm test-gpu test-floor bench-gpu wheels tiny real lint lock clean
+.PHONY: help install demo test test-slow test-dist test-slurm test-pretended test-gpu test-floor bench-gpu wheels tiny real lint lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## install the pinned packages and this one into .venv (EXTRAS=optuna,tensorboard those of extras, too)
 	$(if $(EXTRAS),$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --constraints requirements-extras.lock \
@@ -40,6 +40,9 @@ test-dist: $(STAMP)  ## the tests that start whole runs of several processes
 test-slurm: $(STAMP)  ## the tests that submit jobs to Slurm; makes this machine a cluster if it is root's and has apt
 	tests/long/slurm/start.sh
 	$(BIN)/python -m pytest -m slurm -rs $(ARGS)
+
+test-pretended: $(STAMP)  ## whole jobs of every method, model and precision on a GPU that is pretended on the CPU, half an hour on two cores
+	$(BIN)/python -m pytest -m pretended -n auto --dist load -rs $(ARGS)
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -1,0 +1,77 @@
+"""The jobs that must run on a GPU: every method on every kind of model in every precision, and what else matters."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from toys import stable_diffusion
+
+from lpo_platform.config.options import shipped
+from lpo_platform.models.latent_reward import LatentReward
+from lpo_platform.models.reward_folder import save_reward
+from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+TEXT_TO_IMAGE = ("control=none", "task=none", "data=toy_prompts", "reward=toy", "metrics=attributes")
+CHECKPOINTING = "hardware.gradient_checkpointing=true"
+VARIANTS = {
+    "tiny": [
+        ("method=control", "control=none", "task=none", "tune=full"),
+        ("method=ddpo", *TEXT_TO_IMAGE, "tune=lora"),
+        ("method=lpo", "tune=lora", "method.refresh_reward=1", "method.refresh.steps=1", "method.refresh.num_images=2"),
+        ("method=spo", "tune=lora", CHECKPOINTING),
+        ("method=diffusion_dpo", "tune=lora", "tune.merged=true"),
+        ("method=diffusion_dpo", "tune.text_encoder=true", CHECKPOINTING),
+        ("method=cpo", "control=controlnet_dino"),
+        ("method=cpo", "method.losers=online", CHECKPOINTING),
+        ("method=spo", "callbacks.samples=1", "callbacks.sentinel.items=2"),
+    ],
+    "tiny_flux": [
+        ("method=ddpo", *TEXT_TO_IMAGE, "tune=lora", CHECKPOINTING),
+        ("method=control", "control=none", "task=none", "tune=full"),
+    ],
+    "sdxl": [
+        ("method=diffusion_dpo", "tune.text_encoder=true"),
+        ("method=spo", "tune=lora", CHECKPOINTING),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A job: its model, its words and its precision."""
+
+    model: str
+    words: tuple[str, ...]
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.model} {' '.join(self.words)} {self.precision}"
+
+    def line(self, folder: Path) -> list[str]:
+        """The command line; a model that is not embedded is made in the folder."""
+        return [*model(self.model, folder), *self.words, f"hardware.precision={self.precision}"]
+
+
+def cells() -> Iterator[Cell]:
+    for name, variants in VARIANTS.items():
+        lines = [(f"method={method}",) for method in shipped("method")]
+        lines += [(f"method={method}", CHECKPOINTING) for method in shipped("method")] if name == "tiny" else []
+        for words in [*lines, *variants]:
+            yield from (Cell(name, words, precision) for precision in PRECISIONS)
+
+
+def model(name: str, folder: Path) -> list[str]:
+    """The words for a model; toy-size SDXL and a reward model of its latents are made in the folder."""
+    if name != "sdxl":
+        return [f"model={name}"]
+    place = folder / "toy-xl"
+    words = [
+        "model=sdxl", f"model.weights={place}", "model.vae=null", "model.resolution=64", "model.controls={}",
+        f"model.reward={place / 'reward'}",
+    ]  # fmt: skip
+    if not place.exists():
+        stable_diffusion.stable_diffusion_xl(place)
+        loaded = StableDiffusionXL(weights=str(place), **stable_diffusion.SETTINGS)
+        save_reward(LatentReward.start(loaded, guidance=1.0), place / "reward", loaded.unet)
+    return words
