@@ -29,7 +29,7 @@ class Comparison:
     """What is known of a result.
 
     Attributes:
-        metrics: for each name before, after, difference, interval and direction.
+        metrics: the value before and after, the difference, its interval and the direction, for each name.
         samples: the held-out items.
         deviations: what was done otherwise than the protocol says, one sentence each.
         alarms: what the sentinel finds in the whole evaluation, one sentence each.
@@ -50,12 +50,16 @@ def conclude(
     weights: Path | None,
     seconds: float,
 ) -> dict:
-    """Compares, records and prints, on the first process; returns the metrics.
+    """Compares two evaluations, records the comparison and prints it, on the first process. Returns the metrics.
 
     Args:
-        before: None where the result is compared with nothing.
-        weights: where what was evaluated lies, None where it is a model as it is.
-        seconds: that the run took.
+        job: the live objects of the run.
+        evaluator: what made the evaluations.
+        before: the evaluation of the start; None where the result is compared with nothing.
+        after: the evaluation of the result.
+        folder: the folder of the run.
+        weights: where the weights lie that were evaluated; None for a model that was not changed.
+        seconds: how long the run took.
     """
     if not lead():
         return {}

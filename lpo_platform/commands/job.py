@@ -1,4 +1,4 @@
-"""What a run is made of: model, task, data and reward of a configuration, on their device."""
+"""Builds what a run is made of: model, task, data and reward of a configuration, on their device."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def batch(self) -> int:
-        """Pictures computed at once where nothing is trained."""
+        """How many pictures are computed at once where nothing is trained."""
         return self.hardware.micro_batch or 32
 
     @property

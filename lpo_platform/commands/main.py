@@ -146,7 +146,7 @@ def _hydra(command: Command) -> None:
     words = list(sys.argv)
 
     def job(cfg: DictConfig) -> float | None:
-        """The number that a sweeper improves, if it is of that kind."""
+        """Runs one job. Returns the number that a sweeper improves, if the sweeper asks for one."""
         sys.argv[:] = words  # a launcher's own process has others
         command.code = max(command.code, _run(command, cfg))
         if command.code > 128:

@@ -24,7 +24,7 @@ class Sample:
     """One captioned picture, with what the data have annotated.
 
     Attributes:
-        id: of the sample; it keys noise of evaluations.
+        id: the name of the sample, which keys the noise of evaluations.
         image: (3, H, W) float32 in [0, 1]; None where the data have captions only.
         caption: the first caption.
         captions: all captions, where there are several.
@@ -108,7 +108,7 @@ class Preference:
     """One row of preference data: n pictures of one prompt. Pick-a-Pic has n = 2.
 
     Attributes:
-        id: of the row.
+        id: the name of the row.
         caption: the prompt.
         images: (n, 3, H, W) float32 in [0, 1].
         labels: (n, n); labels[i, j] is the probability that i is preferred to j, 0.5 for a tie and on the diagonal.

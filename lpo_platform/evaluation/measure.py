@@ -10,10 +10,15 @@ from torch import Tensor
 class Pictures:
     """B pictures with what they were drawn from, all on the model's device.
 
-    images: (B, 3, H, W) in [0, 1], rounded to 8 bits as a PNG would be. real: those of the data, (B, 3, H, W), None
-    where it has captions only. With a task, else None: target, the maps that the pictures should show; control, the
-    condition images (B, 3, H, W); maps, what the task detects in `images`. drawn: False where `images` are the real
-    ones themselves, of which features() alone is asked.
+    Attributes:
+        images: (B, 3, H, W) in [0, 1], rounded to 8 bits as a PNG would be.
+        captions: the caption of each.
+        ids: the item of each.
+        real: (B, 3, H, W), the pictures of the data; None where the data have captions only.
+        target: the maps that the pictures should show; None without a task.
+        control: (B, 3, H, W), the condition images; None without a task.
+        maps: what the task detects in `images`; None without a task.
+        drawn: False where `images` are the real ones themselves, for which only features() is called.
     """
 
     images: Tensor

@@ -22,10 +22,10 @@ class Online(Method):
     """Base of methods that draw their own samples. Prompts are numbered over the whole run; the number keys the noise.
 
     Args:
-        rounds: of the run. A round draws samples and then updates on them.
-        prompts: of each round, over all processes.
-        sample_batch: prompts that a process samples at once; null for all of its own. It limits memory and changes no
-            number.
+        rounds: how many rounds the run has. A round draws samples and then updates on them.
+        prompts: how many prompts a round has, over all processes.
+        sample_batch: how many prompts a process samples at once; null for all of its own. It limits memory and changes
+            no number.
 
     Attributes:
         guidance: classifier-free guidance of every prediction; 1 is none.
@@ -88,9 +88,9 @@ class Online(Method):
         """Samples round `number` and returns this process's micro-batches.
 
         Args:
-            number: of the round.
+            number: the number of the round, from 0.
             items: the prompts of all processes. Each process reads its own.
-            micro_batch: rows of one forward.
+            micro_batch: how many rows one forward has.
 
         Raises:
             UserError: there are fewer prompts than processes.

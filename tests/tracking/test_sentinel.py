@@ -1,4 +1,4 @@
-"""The sentinel: what pictures look like against closed forms, when it rings, and runs in which it must or must not."""
+"""The sentinel: what pictures look like against closed forms, when it raises alarms, and whole runs."""
 
 import json
 import math
@@ -109,16 +109,18 @@ def test_a_change_is_paired_and_knows_its_spread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "gold", "rings"),
+    ("reward", "heldout", "raised"),
     [(0.5, -0.5, True), (0.5, 0.5, False), (0.5, -0.05, False), (-0.5, -0.5, False), (0.0, -0.5, False)],
 )
-def test_it_is_an_exploit_where_the_reward_rises_and_gold_falls(reward: float, gold: float, rings: bool) -> None:
-    found = hacked({"reward/brightness": shifted(reward)}, {"text/alignment": shifted(gold)}, 0.1)
-    assert [(alarm.metric, alarm.kind) for alarm in found] == ([("text/alignment", "hacked")] if rings else [])
+def test_it_is_an_exploit_where_the_reward_rises_and_a_held_out_one_falls(
+    reward: float, heldout: float, raised: bool
+) -> None:
+    found = hacked({"reward/brightness": shifted(reward)}, {"text/alignment": shifted(heldout)}, 0.1)
+    assert [(alarm.metric, alarm.kind) for alarm in found] == ([("text/alignment", "hacked")] if raised else [])
 
 
 @pytest.mark.parametrize(
-    ("history", "by", "rings"),
+    ("history", "by", "raised"),
     [
         ([0, 0.5, 1, 1.5], 1.5, True),
         ([0, -0.5, -1, -1.5], -1.5, True),
@@ -128,9 +130,9 @@ def test_it_is_an_exploit_where_the_reward_rises_and_gold_falls(reward: float, g
         ([2, 0, 0.5, 1, 1.5], -0.5, False),
     ],
 )
-def test_a_drift_is_steady_and_far(history: list[float], by: float, rings: bool) -> None:
+def test_a_drift_is_steady_and_far(history: list[float], by: float, raised: bool) -> None:
     found = drifting({"image/brightness": shifted(by)}, {"image/brightness": history}, 3, 1.0)
-    assert [alarm.kind for alarm in found] == (["drift"] if rings else [])
+    assert [alarm.kind for alarm in found] == (["drift"] if raised else [])
 
 
 def test_diversity_may_rise_but_not_fall() -> None:
@@ -153,14 +155,14 @@ def watch(folder: Path, **options: object) -> tuple[Sentinel, Toy]:
     return Sentinel(folder=folder, data=data, task=None, reward=Brightness(), items=24, **options), data
 
 
-def test_scenes_that_fade_to_white_ring_once_and_end_the_run(tmp_path: Path) -> None:
+def test_scenes_that_fade_to_white_raise_one_alarm_and_end_the_run(tmp_path: Path) -> None:
     sentinel, data = watch(tmp_path / "run", stop=True)
     trainer = L.Trainer(logger=Files(tmp_path / "run"), accelerator="cpu", enable_checkpointing=False)
     samples = first(data.test, 24)
     scenes = torch.stack([sample.image for sample in samples])
     for fade in (0, 0.05, 0.6, 0.8, 0.9, 0.95):
         images = torch.lerp(scenes, torch.ones_like(scenes), fade)
-        sentinel.look(trainer, L.LightningModule(), samples, Drawing(images, images, None, None, None, None))
+        sentinel.evaluate(trainer, L.LightningModule(), samples, Drawing(images, images, None, None, None, None))
         assert trainer.should_stop == (fade >= 0.6)
     alarms = read_json(tmp_path / "run" / "sentinel.json")
     assert [(alarm["metric"], alarm["kind"]) for alarm in alarms if alarm["kind"] == "hacked"] == [
@@ -179,6 +181,13 @@ def test_scenes_that_fade_to_white_ring_once_and_end_the_run(tmp_path: Path) -> 
     assert fresh.should_stop and again.alarms == alarms
 
 
+def test_a_checkpoint_with_older_names_is_read(tmp_path: Path) -> None:
+    sentinel, _ = watch(tmp_path / "run")
+    state = sentinel.state_dict() | {"start": {"gold": {"text/alignment": torch.ones(2)}}}
+    sentinel.load_state_dict({**state, "ringing": [["text/alignment", "hacked"]]})
+    assert list(sentinel.start) == ["heldout"] and sentinel.active == [["text/alignment", "hacked"]]
+
+
 def test_scenes_that_stay_as_good_are_silent(tmp_path: Path) -> None:
     sentinel, data = watch(tmp_path / "run")
     trainer = L.Trainer(logger=Files(tmp_path / "run"), accelerator="cpu", enable_checkpointing=False)
@@ -186,7 +195,7 @@ def test_scenes_that_stay_as_good_are_silent(tmp_path: Path) -> None:
     scenes = torch.stack([sample.image for sample in samples])
     for fade in (0, 0.01, 0.02, 0.03, 0.04):  # the reward rises all the time
         images = torch.lerp(scenes, torch.ones_like(scenes), fade)
-        sentinel.look(trainer, L.LightningModule(), samples, Drawing(images, images, None, None, None, None))
+        sentinel.evaluate(trainer, L.LightningModule(), samples, Drawing(images, images, None, None, None, None))
     assert read_json(tmp_path / "run" / "sentinel.json") == []
 
 
@@ -211,7 +220,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_an_exploited_reward_rings_in_training(seed: int, runs: Path) -> None:
+def test_an_exploited_reward_raises_an_alarm_in_training(seed: int, runs: Path) -> None:
     alarms = trained(runs / "run", "experiment=ddpo_toy", "reward=incompressibility", *DDPO, f"seed={seed}")
     assert any(alarm["kind"] == "drift" for alarm in alarms)
 
@@ -249,7 +258,7 @@ def test_a_run_is_the_same_with_and_without_it_and_in_pieces(runs: Path) -> None
 
 @pytest.mark.slow
 def test_stop_ends_in_order(runs: Path) -> None:
-    """Every move is a drift here, so that it rings at the first look after the start."""
+    """Every move is a drift here, so that it raises an alarm at the first evaluation after the start."""
     options = ["callbacks.sentinel.items=3", "callbacks.sentinel.stop=true", "callbacks.sentinel.patience=1",
                "callbacks.sentinel.drift=0.0"]  # fmt: skip
     alarms = trained(runs / "run", *TINY, *options, "optim.lr=0.01")

@@ -1,4 +1,4 @@
-"""The empty halves of a `Measure`: most of them speak of every picture by itself, or of the whole set alone."""
+"""Bases for the two usual kinds of `Measure`: one grades every picture by itself, the other the whole set only."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lpo_platform.evaluation.measure import Pictures
 
 
 class OfItems:
-    """A `Measure` without statistics of the set: subclasses write `score` and `directions`."""
+    """Base of a `Measure` that has no statistics of the set: a subclass has `score` and `directions`."""
 
     def features(self, pictures: Pictures) -> dict[str, Tensor]:
         return {}
@@ -22,7 +22,7 @@ class OfItems:
 
 
 class OfSets:
-    """A `Measure` of the set alone: subclasses write `features` and `compare`."""
+    """Base of a `Measure` of the set only: a subclass has `features` and `compare`."""
 
     def score(self, pictures: Pictures) -> dict[str, Tensor]:
         return {}
@@ -32,7 +32,10 @@ class OfSets:
 
 
 def pictures_of(rows: int, images_per_item: int) -> NDArray[np.int64]:
-    """(K, 2 N) numbers of the rows of `before` and `after`, one after the other: column i holds those of item i before,
-    column N + i those of the same item after. Each side has the first picture of every item before the second."""
+    """Returns (K, 2 N) numbers of the rows of `before` and `after`, one after the other.
+
+    Column i holds those of item i before, column N + i those of the same item after. Each side has the first picture of
+    every item before the second.
+    """
     sides = np.arange(rows).reshape(2, images_per_item, -1)
     return np.concatenate(list(sides), axis=1)

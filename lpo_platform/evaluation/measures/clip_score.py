@@ -11,7 +11,13 @@ NAME = "quality/clip_score"
 
 
 class ClipScore(OfItems):
-    """quality/clip_score. weights: folder or hub id of a CLIP of transformers; the tables of CPO are of ViT-B/16."""
+    """Measures quality/clip_score, how well a picture fits its caption.
+
+    Args:
+        weights: folder or hub id of a CLIP of transformers. The tables of CPO use ViT-B/16.
+        batch: how many pictures the network reads at once.
+        dtype: the precision of the network.
+    """
 
     def __init__(
         self, weights: str = "openai/clip-vit-base-patch16", batch: int = 32, dtype: Dtype = "float32"

@@ -26,11 +26,15 @@ WAIT = 2  # seconds after which a progress bar appears
 
 
 class CocoAp(OfSets):
-    """pose/coco_ap, ap50, ap75, ar over the set; nothing where the task is another.
+    """Measures pose/coco_ap, ap50, ap75 and ar over the set. It measures nothing for another task than `pose`.
 
-    A score that a map lacks is the share of visible joints (people_of); with a detector's own scores and annotated
-    areas it is lpo-eval what=oks. area: what OKS divides by. images_per_item: how many pictures of an item there are.
-    resamples: of the items, for the intervals.
+    A map has no scores of its people, so the share of visible joints stands for them (people_of). `lpo-eval what=oks`
+    reads a detector's own scores and annotated areas.
+
+    Args:
+        area: what OKS divides by.
+        images_per_item: how many pictures every item has.
+        resamples: how many times the items are resampled for the intervals.
     """
 
     def __init__(self, area: Area | float = "keypoints", images_per_item: int = 1, resamples: int = 200) -> None:
@@ -58,7 +62,7 @@ class CocoAp(OfSets):
             }
 
     def _of(self, rows: Tensor, bar: tqdm) -> Callable[[NDArray[np.int64]], dict[str, float]]:
-        """All metrics of a choice of items of both sides; of the same choice computed once."""
+        """Returns a function that gives all metrics of a choice of items, and computes each choice once."""
         found, wanted = (people_of(side) for side in rows.unflatten(1, (2, MOST, JOINTS, 3)).unbind(1))
         measured = keypoints.CocoAp(list(zip(found, wanted, strict=True)), self.area)
         pictures, known = pictures_of(len(rows), self.images_per_item), {}

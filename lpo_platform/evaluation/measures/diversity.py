@@ -1,4 +1,4 @@
-"""How different the pictures of one prompt are."""
+"""A measure of how different the pictures of one prompt are."""
 
 from typing import Any
 
@@ -16,10 +16,13 @@ NAME, FEATURES = "quality/diversity", "clip"
 
 
 class Diversity(OfSets):
-    """quality/diversity: 1 - the cosine of two pictures' CLIP embeddings, the mean over the pairs of an item, 0 to 2.
+    """Measures quality/diversity, 0 to 2: 1 - the cosine of two pictures' CLIP embeddings, the mean over pairs.
 
-    weights: folder or hub id of a CLIP of transformers. images_per_item: how many pictures of an item there are; of
-    one alone nothing is said.
+    Args:
+        weights: folder or hub id of a CLIP of transformers.
+        images_per_item: how many pictures every item has. With one there is no diversity to measure.
+        batch: how many pictures the network reads at once.
+        dtype: the precision of the network.
     """
 
     def __init__(

@@ -23,13 +23,16 @@ WAIT = 2  # seconds after which a progress bar appears
 
 
 class Fid(OfSets):
-    """quality/fid; fewer than some thousand pictures overestimate it.
+    """Measures quality/fid. Fewer than some thousand pictures overestimate it.
 
-    weights: of Inception (inception.py says which files). reference: a folder of pictures or what `lpo-eval what=fid
-    what.save=<file>` stored, or clean-fid's .npz; null takes the pictures of the data, at the model's resolution.
-    images_per_item: how many pictures of an item there are. per_picture: the mean of their FIDs, each over one picture
-    of every item, as CPO reports it (ZonglinL/CPO, eval/eval.py); else one FID over all of them.
-    resamples: of the items, for the interval; the reference is fixed.
+    Args:
+        weights: a file of Inception's weights (inception.py says which).
+        reference: a folder of pictures, a file that `lpo-eval what=fid what.save=<file>` stored, or clean-fid's .npz.
+            null takes the pictures of the data, at the model's resolution.
+        images_per_item: how many pictures every item has.
+        per_picture: whether the result is the mean of FIDs that each have one picture of every item, as CPO reports
+            it (ZonglinL/CPO, eval/eval.py). Otherwise it is one FID over all pictures.
+        resamples: how many times the items are resampled for the interval. The reference is not resampled.
     """
 
     def __init__(

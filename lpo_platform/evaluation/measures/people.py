@@ -16,9 +16,12 @@ METRICS = {"oks": ("pose/oks_matched", True), "detection_rate": ("pose/detection
 
 
 class Poses(OfItems):
-    """OKS of the best one-to-one matching, detection rate and person-count error (keypoints.measure); only of poses.
+    """Measures OKS of the best one-to-one matching, detection rate and person-count error (keypoints.measure).
 
-    area: what OKS divides by, of the people asked for. A picture whose condition shows nobody has nan.
+    It measures nothing for another task than `pose`. A picture whose condition shows nobody has nan.
+
+    Args:
+        area: what OKS divides by, the area of the people asked for.
     """
 
     def __init__(self, area: Area | float = "keypoints") -> None:
@@ -41,7 +44,7 @@ def shows_poses(pictures: Pictures) -> bool:
 
 
 def people_of(maps: Tensor) -> list[People]:
-    """(B, P, 17, 3) -> everybody who shows a joint, in each picture.
+    """Returns everybody who shows a joint, for each picture of (B, P, 17, 3) maps.
 
     A map has no scores: how sure the detector is of a person is the share of joints that it shows.
     """

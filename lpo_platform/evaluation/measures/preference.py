@@ -10,9 +10,11 @@ from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts
 
 
 class Preference(OfItems):
-    """preference/<name>: what the reward says; beside it stands the share of items that win against the base.
+    """Measures preference/<name>, the score of a reward. The share of items that win against the base stands beside it.
 
-    name: what the result is called. reward: an option of the group `reward` that is built from its settings alone.
+    Args:
+        name: what the result is called.
+        reward: an option of the group `reward` that is built from its settings alone.
     """
 
     def __init__(self, name: str, reward: Reward) -> None:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def moments_of(path: str, inception: Inception, device: torch.device) -> Moments:
-    """Mean (2048,) and covariance (2048, 2048) of a folder of pictures, or as a file has them. Raises UserError."""
+    """Returns mean (2048,) and covariance (2048, 2048) of a folder of pictures, or of a file. Raises UserError."""
     place = Path(path).expanduser()
     if not place.is_dir():
         return stored(place, inception)
@@ -62,13 +62,13 @@ def features_of(
 
 
 def store(file: Path, known: Moments, count: int, inception: Inception) -> None:
-    """As `mu` and `sigma` in float64, with the number of pictures and which Inception saw them."""
+    """Stores the moments as `mu` and `sigma` in float64, with the number of pictures and which Inception saw them."""
     tensors = {name: torch.from_numpy(value) for name, value in zip(("mu", "sigma"), known, strict=True)}
     write_atomically(file, save(tensors, {"count": str(count), "inception": inception.identity}))
 
 
 def stored(file: Path, inception: Inception) -> Moments:
-    """Of a .safetensors of store(), or of an .npz with mu and sigma, such as clean-fid's."""
+    """Reads the moments from a .safetensors of store(), or from an .npz with mu and sigma, such as clean-fid's."""
     try:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as found:

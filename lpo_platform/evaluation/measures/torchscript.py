@@ -15,8 +15,11 @@ STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "Double
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by their dotted names. Raises pickle.UnpicklingError where something else is asked for,
-    zipfile.BadZipFile and KeyError where the file is something else."""
+    """Returns parameters and buffers by their dotted names.
+
+    Raises pickle.UnpicklingError where the archive asks for anything else, zipfile.BadZipFile or KeyError where the
+    file is no such archive.
+    """
     with zipfile.ZipFile(path) as archive:
         (index,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
         return dict(_flat(_Reader(archive, index).load()))

@@ -34,7 +34,7 @@ NO_TEXT = "no readable text"
 
 
 def pictures_in(path: str) -> tuple[dict[str, Path], dict[str, list[str]]]:
-    """(the pictures of a folder by name, as given_files has it; files that are left out by reason)."""
+    """Returns (the pictures of a folder by name, as given_files names them; the files that are left out, by reason)."""
     return _named(path, PICTURES)
 
 
@@ -50,9 +50,13 @@ def _named(path: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], dict[
 def pairs_of(
     one: str, first: str, other: str, second: str
 ) -> tuple[dict[str, tuple[Path, Path]], dict[str, list[str]]]:
-    """(the two pictures of every name that folders `first` and `second` have, what is left out by reason).
+    """Returns (the two pictures of every name that both folders have; what is left out, by reason).
 
-    one, other: what the report calls the folders.
+    Args:
+        one: what the report calls the first folder.
+        first: the first folder.
+        other: what the report calls the second folder.
+        second: the second folder.
     """
     (found, bad), (further, worse) = pictures_in(first), pictures_in(second)
     left_out = {
@@ -65,7 +69,7 @@ def pairs_of(
 
 
 def over(names: list[str], measure: Callable[[str], dict[str, float]], left_out: dict[str, list[str]]) -> dict:
-    """measure(name) of every name; those whose files cannot be read are added to what is left out."""
+    """Calls measure(name) for every name. Names whose files cannot be read are added to `left_out`."""
     items = {}
     for name in tqdm(names, unit="img"):
         try:
@@ -76,17 +80,21 @@ def over(names: list[str], measure: Callable[[str], dict[str, float]], left_out:
 
 
 def opened(file: Path, resolution: int | None = None) -> Tensor:
-    """(1, 3, H, W) in [0, 1]; with a resolution R the largest central square, (1, 3, R, R). Raises BadPicture."""
+    """Reads (1, 3, H, W) in [0, 1]; with a resolution R the largest central square, (1, 3, R, R). Raises BadPicture."""
     image = decode(file, **({} if resolution is None else {"side": resolution})).image
     image = image if resolution is None else resize(image, "center", resolution)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 class ClipScore:
-    """100 times the cosine of picture and text, the mean over pairs (as Taited/clip-score).
+    """Measures 100 times the cosine of picture and text, the mean over pairs (as Taited/clip-score).
 
-    images: a folder. texts: a folder with a .txt for each picture, or one .txt for all. weights: a CLIP in the layout
-    of transformers. Texts over CLIP's 77 tokens are cut, and counted in the report as `cut`.
+    Texts over CLIP's 77 tokens are cut, and counted in the report as `cut`.
+
+    Args:
+        images: a folder of pictures.
+        texts: a folder with a .txt for each picture, or one .txt for all.
+        weights: a CLIP in the layout of transformers.
     """
 
     paths: ClassVar[dict[str, str]] = {"images": "folder", "texts": "file or folder"}
@@ -118,7 +126,7 @@ class ClipScore:
         return result
 
     def _texts(self) -> tuple[dict[str, str] | str, dict[str, list[str]]]:
-        """(the text by the name of its file, or the only one; files left out by reason)."""
+        """Returns (the text by the name of its file, or the only one; the files that are left out, by reason)."""
         path = Path(self.texts).expanduser()
         if not path.is_dir():
             try:
@@ -137,10 +145,15 @@ class ClipScore:
 
 
 class Lpips:
-    """LPIPS v0.1 on AlexNet, pictures in [-1, 1] at their size, the mean over pairs of one name.
+    """Measures LPIPS v0.1 on AlexNet of pictures in [-1, 1] at their size, the mean over pairs of one name.
 
-    originals, generated: folders. weights: a file with torchvision's AlexNet (`alexnet-owt-*.pth`, or safetensors);
-    the heads come with torchmetrics. A generated picture is resized to its original where they differ.
+    A generated picture is resized to its original where they differ.
+
+    Args:
+        originals: a folder of pictures.
+        generated: a folder of pictures of the same names.
+        weights: a file with torchvision's AlexNet (`alexnet-owt-*.pth`, or safetensors); the heads come with
+            torchmetrics.
     """
 
     paths: ClassVar[dict[str, str]] = {"originals": "folder", "generated": "folder", "weights": "file"}
@@ -169,7 +182,7 @@ class Lpips:
 
 
 def lpips(weights: str) -> _LPIPS:
-    """The network, its backbone from a file of torchvision's AlexNet. Raises UserError where that is something else."""
+    """Builds the network, its backbone from a file of torchvision's AlexNet. Raises UserError for another file."""
     from lpo_platform.tasks.detector import UNREADABLE, read_weights
 
     network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)

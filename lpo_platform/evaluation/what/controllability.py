@@ -17,12 +17,16 @@ OTHER_SIZE = "two pictures of different size; what.resolution=512 makes them equ
 
 
 class Controllability:
-    """A task's metrics of `generated` against what is detected in `originals`, folders of pictures of the same names.
+    """Measures a task's metrics of `generated` against what is detected in `originals`.
 
-    are: pictures, in which the task detects, or conditions, which it reads as they are. resolution: the side to which
-    the largest central square of every picture is resized; null takes them as they are, pairs of one size.
-    save: a folder that gets the condition of every generated picture.
-    task: gives the task at a resolution.
+    Args:
+        originals: a folder of pictures.
+        generated: a folder of pictures of the same names.
+        are: `pictures`, in which the task detects, or `conditions`, which it reads as they are.
+        resolution: the side to which the largest central square of every picture is resized; null takes pictures as
+            they are, and both of a pair need one size.
+        save: a folder that gets the condition of every generated picture.
+        task: gives the task at a resolution.
     """
 
     paths: ClassVar[dict[str, str]] = {"originals": "folder", "generated": "folder"}

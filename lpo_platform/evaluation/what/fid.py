@@ -13,10 +13,14 @@ from lpo_platform.runs.record import write_json
 
 
 class FidOfFolder:
-    """FID of `pictures` against `reference`, and with `save` what `metrics.measures.fid.reference` can name.
+    """Measures FID of `pictures` against `reference`, and stores with `save` what a later reference can name.
 
-    pictures: a folder. weights: of Inception. reference: a folder or a stored one (.safetensors, .npz), null measures
-    nothing. save: the .safetensors that gets mean and covariance of the pictures. resamples: for the interval.
+    Args:
+        pictures: a folder of pictures.
+        weights: a file of Inception's weights.
+        reference: a folder of pictures or a stored reference (.safetensors, .npz); null measures nothing.
+        save: the .safetensors that gets mean and covariance of the pictures, for `metrics.measures.fid.reference`.
+        resamples: how many times the pictures are resampled for the interval.
     """
 
     paths: ClassVar[dict[str, str]] = {"pictures": "folder", "weights": "file", "reference": "file or folder"}

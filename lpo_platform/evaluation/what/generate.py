@@ -31,7 +31,15 @@ ELSEWHERE = "row whose condition is no path below the folder of conditions"
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to draw. name: in the manifest; key: of its noise; condition: the file of its condition image."""
+    """One picture to draw.
+
+    Attributes:
+        name: its name in the manifest.
+        file: where it is stored.
+        key: the key of its noise.
+        prompt: its text.
+        condition: the file of its condition image.
+    """
 
     name: str
     file: Path
@@ -42,12 +50,20 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """Draws what wanted() names, as DDIM (FLUX: Euler's method) without added noise, into the folder `save`.
+    """Draws what wanted() names by DDIM (FLUX: Euler's method) without added noise.
 
-    weights: `trained`, or `start` (the run's model before its training). resolution, guidance: null takes the run's.
     The first noise is keyed by the picture, so that all weights see the same. A picture that is there is kept, unless
     `manifest.json` says that it was drawn otherwise, which is refused.
-    load: gives the model of the run with these weights at this resolution, and what identifies its weights.
+
+    Args:
+        save: the folder that gets the pictures.
+        weights: `trained`, or `start` (the run's model before its training).
+        resolution: the side of the pictures; null takes the run's.
+        num_steps: how many denoising steps a picture takes.
+        guidance: the classifier-free guidance; null takes the run's.
+        batch: how many pictures are drawn at once.
+        seed: the seed of the noise.
+        load: gives the model of the run with these weights at this resolution, and what identifies its weights.
     """
 
     stream: ClassVar[str]
@@ -64,11 +80,11 @@ class PictureSet:
     load: Callable[..., tuple[Policy, str]] = field(kw_only=True)
 
     def wanted(self) -> list[Picture]:
-        """Raises UserError where what it reads is something else."""
+        """Lists the pictures to draw. Raises UserError where what it reads is something else."""
         raise NotImplementedError
 
     def unusable(self) -> dict[str, list[str]]:
-        """What of its files names no picture, by reason."""
+        """Lists the entries of its files that name no picture, by reason."""
         return {}
 
     def accompany(self) -> None:
@@ -143,7 +159,7 @@ class PictureSet:
 
 
 def condition_image(picture: Picture, resolution: int) -> Tensor | None:
-    """(3, R, R) in [0, 1], of the largest central square; None where the file cannot be read."""
+    """Reads the largest central square, (3, R, R) in [0, 1]; None where the file cannot be read."""
     try:
         return opened(picture.condition, resolution)[0]
     except BadPicture:
@@ -154,8 +170,14 @@ def condition_image(picture: Picture, resolution: int) -> Tensor | None:
 class Generate(PictureSet):
     """Draws `<save>/<name of the condition>.png` for every row of a CSV, as IITP-CARTE-LGE/cnrl2 does.
 
-    csv: with a header; image_column, prompt_column: null takes its first and its second column. conditions: the folder
-    of the condition images. weights: also another ControlNet (folder or hub id). Else see PictureSet.
+    Args:
+        csv: a table with a header.
+        conditions: the folder of the condition images.
+        image_column: the column that names the condition image; null takes the first.
+        prompt_column: the column of the prompt; null takes the second.
+        weights: as in PictureSet, or another ControlNet (folder or hub id).
+
+    PictureSet has the other settings.
     """
 
     stream: ClassVar[str] = "generate"
@@ -185,7 +207,7 @@ class Generate(PictureSet):
         return self._rows()[1]
 
     def _rows(self) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
-        """(condition and prompt of each row, lines that are left out by reason).
+        """Returns (condition and prompt of each row; the lines that are left out, by reason).
 
         Raises UserError for no such table, or where two pictures share one name.
         """

@@ -17,7 +17,7 @@ from lpo_platform.tasks.keypoint_files import BadKeypoints, People, fitted, read
 def report(
     items: Mapping[str, Mapping[str, float]], settings: Mapping[str, Any], left_out: Mapping[str, list[str]]
 ) -> dict[str, Any]:
-    """settings; metrics: mean, 95 % bootstrap interval and number of items; left_out by reason; and every item.
+    """Returns settings, metrics (mean, 95 % bootstrap interval, number of items), what is left out, and all items.
 
     An item without a finite number is left out of that metric, and counted under the reason `not finite: <metric>`.
     """
@@ -36,10 +36,14 @@ def report(
 
 
 class Oks:
-    """Whether the people of `target` stand as those of `original`: OKS, detection rate, counts, CPO's mAP, COCO's AP.
+    """Measures whether the people of `target` stand as those of `original`: OKS, detection rate, counts, CPO's mAP, AP.
 
-    original, target: folders of keypoint files or single ones (tasks/keypoint_files.py); pictures are paired by name.
-    area: what OKS divides by (evaluation/keypoints.py); it moves the result a lot, so the report states it.
+    Pictures are paired by name.
+
+    Args:
+        original: a folder of keypoint files, or a single one (tasks/keypoint_files.py).
+        target: the same of the pictures that are measured.
+        area: what OKS divides by (evaluation/keypoints.py). It changes the result a lot, so the report states it.
     """
 
     name = "oks"

@@ -14,13 +14,20 @@ LONGEST = 255  # bytes of a file name
 
 @dataclass(frozen=True, kw_only=True)
 class GenEval(PictureSet):
-    """GenEval (arXiv 2310.11513): `<save>/00000/metadata.jsonl` and `<save>/00000/samples/0000.png` to 0003.png, ...
+    """Draws for GenEval (arXiv 2310.11513) `<save>/00000/samples/0000.png` to 0003.png beside `metadata.jsonl`, ...
 
-    metadata: its evaluation_metadata.jsonl; pictures: of each prompt. Else see PictureSet; a run without a ControlNet.
-    Then, in a clone of djghosh13/geneval with mmdet and a GPU:
+    The run has no ControlNet. The scores are then made in a clone of djghosh13/geneval with mmdet and a GPU:
+
         python evaluation/evaluate_images.py <save> --outfile results.jsonl --model-path <folder of its Mask2Former>
         python evaluation/summary_scores.py results.jsonl
+
     Its own script draws 4 pictures of a prompt, by 50 steps at guidance 9.
+
+    Args:
+        metadata: GenEval's evaluation_metadata.jsonl.
+        pictures: how many pictures every prompt gets.
+
+    PictureSet has the other settings.
     """
 
     stream: ClassVar[str] = "geneval"
@@ -56,16 +63,23 @@ class GenEval(PictureSet):
 
 @dataclass(frozen=True, kw_only=True)
 class T2ICompBench(PictureSet):
-    """T2I-CompBench++ (arXiv 2307.06350): `<save>/samples/<prompt>_000000.png`, numbered through all prompts.
+    """Draws for T2I-CompBench++ (arXiv 2307.06350) `<save>/samples/<prompt>_000000.png`, numbered through all prompts.
 
-    prompts: one of its examples/dataset/*_val.txt, a prompt to the line; every category wants a folder of its own.
-    pictures: of each prompt. Else see PictureSet; a run without a ControlNet. Then, in a clone of
-    Karine-Huang/T2I-CompBench, with <save> as its `examples/`:
+    The run has no ControlNet. The scores are then made in a clone of Karine-Huang/T2I-CompBench, with <save> as its
+    `examples/`:
+
         color, shape, texture: BLIPvqa_eval/BLIP_vqa.py --out_dir=<save>/
         spatial, 3d_spatial, numeracy: UniDet_eval/{2D_spatial_eval,3D_spatial_eval,numeracy_eval}.py --outpath <save>/
         non_spatial: CLIPScore_eval/CLIP_similarity.py --outpath=<save>/
         complex: the first, the 2D one and CLIPScore (the last two with --complex True), then 3_in_1_eval/3_in_1.py
+
     The scorers read the prompt from the file's name, up to its first underscore. Its paper has 10 pictures of a prompt.
+
+    Args:
+        prompts: one of its examples/dataset/*_val.txt, with one prompt per line. Every category needs its own folder.
+        pictures: how many pictures every prompt gets.
+
+    PictureSet has the other settings.
     """
 
     stream: ClassVar[str] = "t2i_compbench"

@@ -13,8 +13,15 @@ MAY_RISE = ("image/diversity",)
 
 @dataclass(frozen=True)
 class Change:
-    """A metric's mean over the same items at the start and now; `spread` is its standard deviation over the items, the
-    root mean square of both sides' (the denominator of Cohen's d)."""
+    """How a metric's mean over the same items has changed since the start.
+
+    Attributes:
+        before: the mean at the start.
+        value: the mean now.
+        ci95: the interval of the difference.
+        spread: its standard deviation over the items, the root mean square of both sides' (the denominator of Cohen's
+            d).
+    """
 
     before: float
     value: float
@@ -34,7 +41,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Alarm:
-    """kind: hacked or drift."""
+    """What a run should be looked at for.
+
+    Attributes:
+        metric: the metric that has changed.
+        kind: hacked or drift.
+        message: what has changed, in words.
+        change: how far it has changed.
+    """
 
     metric: str
     kind: str
@@ -43,7 +57,7 @@ class Alarm:
 
 
 def change(before: ArrayLike, now: ArrayLike) -> Change:
-    """Of (N,) items, paired; an item that is nan on a side does not count."""
+    """Compares (N,) paired items of the start and of now. An item that is nan on one side does not count."""
     before, now = np.asarray(before, dtype=np.float64), np.asarray(now, dtype=np.float64)
     keep = ~(np.isnan(before) | np.isnan(now))
     before, now = before[keep], now[keep]
@@ -53,8 +67,8 @@ def change(before: ArrayLike, now: ArrayLike) -> Change:
     return Change(float(before.mean()), float(now.mean()), paired_interval(before, now), spread)
 
 
-def hacked(trained: Mapping[str, Change], gold: Mapping[str, Change], effect: float) -> list[Alarm]:
-    """An alarm for every gold metric that has fallen by more than `effect` spreads while what is trained for rose.
+def hacked(trained: Mapping[str, Change], heldout: Mapping[str, Change], effect: float) -> list[Alarm]:
+    """Raises an alarm for every held-out reward that fell by more than `effect` spreads while what is trained for rose.
 
     Higher is better for all of them.
     """
@@ -62,15 +76,23 @@ def hacked(trained: Mapping[str, Change], gold: Mapping[str, Change], effect: fl
     return [
         Alarm(name, "hacked", f"{name} fell by {-of.difference:.3g} while {risen[0]} rose by "
               f"{trained[risen[0]].difference:.3g}: the reward may be exploited", of)
-        for name, of in gold.items() if risen and of.beyond(effect) < 0
+        for name, of in heldout.items() if risen and of.beyond(effect) < 0
     ]  # fmt: skip
 
 
 def drifting(
     looks: Mapping[str, Change], history: Mapping[str, Sequence[float]], patience: int, effect: float
 ) -> list[Alarm]:
-    """An alarm for every statistic that has moved one way in each of the last `patience` evaluations, and by now by
-    more than `effect` spreads. history: its means at all evaluations so far, the start first. Diversity may rise."""
+    """Raises an alarm for every statistic that moved far, and one way in each of the last `patience` evaluations.
+
+    Diversity may rise.
+
+    Args:
+        looks: how each statistic of what the pictures look like has changed.
+        history: the means of each at all evaluations so far, the start first.
+        patience: the number of evaluations.
+        effect: how far it has to have moved by now, in spreads.
+    """
     found = []
     for name, of in looks.items():
         moves = np.sign(np.diff(history[name][-patience - 1 :]))

@@ -49,7 +49,7 @@ class Samples(Callback):
             module.policy.eval()
             drawn = self.evaluator.draw(module.policy, samples, self.task)
             if self.sentinel is not None:
-                self.sentinel.look(trainer, module, samples, drawn)
+                self.sentinel.evaluate(trainer, module, samples, drawn)
             module.policy.train()
         if trainer.is_global_zero and self.count:
             rows = [row[: self.count] for row in (drawn.control, drawn.images, drawn.detected) if row is not None]

@@ -76,7 +76,7 @@ METRICS = (
     Metric("eval/items", "Evaluation", "every held-out item, with pictures and scores", kind="table"),
     Metric("eval/*", "Evaluation", "the trained model on all held-out items"),
     Metric("sentinel/alarms", "Guard rails", "alarms so far", "evaluation", "max"),
-    Metric("sentinel/*", "Guard rails", "trained reward, gold rewards and what pictures look like", "evaluation"),
+    Metric("sentinel/*", "Guard rails", "trained reward, held-out rewards and what pictures look like", "evaluation"),
     Metric("perf/*", "Time", "seconds of each part of the job"),
 )  # fmt: skip
 
