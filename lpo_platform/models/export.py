@@ -15,7 +15,7 @@ from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward, save_reward
 from lpo_platform.models.weights import whole
-from lpo_platform.runs.files import write_text
+from lpo_platform.runs.files import follow_umask, write_text
 
 ORIGINS = {"_name_or_path", "name_or_path"}
 FOLDERS = {"control": "controlnet", "reward": "reward"}  # of the denoiser's parts the adapter knows
@@ -50,6 +50,7 @@ def export(policy: Policy, folder: Path, suffix: str = "") -> list[Path]:
         module.to(memory_format=torch.channels_last)
     for target in written:
         forget_origin(target)
+        follow_umask(target)
     wait()
     return written
 

@@ -53,6 +53,15 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8"))
 
 
+def follow_umask(folder: Path) -> None:
+    """Gives the files of a folder the mode that any new file has: safetensors writes them for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
 def _remove_abandoned(path: Path) -> None:
     """Removes what killed writers of this very file left; no living writer pauses for so long."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

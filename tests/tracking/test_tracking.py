@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,21 +260,50 @@ def test_switched_off_is_silent(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bad_key_a_missing_package_and_a_silent_network_are_one_warning(
+def test_a_bad_key_and_a_silent_network_leave_an_offline_run(
     tmp_path: Path, no_key: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    monkeypatch.setenv("WANDB_API_KEY", "short")
-    assert open_logger(PLACE, tmp_path, ABOUT) is None
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(service, "INIT_SECONDS", 2)
-    assert open_logger(PLACE, tmp_path, ABOUT) is None
-    monkeypatch.delenv("WANDB_API_KEY")
+    for name, key in (("bad", "short"), ("silent", "0123456789" * 4)):
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        logger = open_logger(PLACE, tmp_path / name, ABOUT)
+        assert logger is not None
+        logger.log_metrics({"train/loss": 1.0}, 0)
+        logger.finish()
+        (run,) = (tmp_path / name / "wandb").glob("offline-run-*")
+        logged = {name for row in all_of(read_back(run), "history") for name in row["item"]}
+        assert "train/loss" in logged
+    ours = [entry.getMessage() for entry in caplog.records if entry.name == service.log.name]
+    assert len(ours) == 2 and all(message.startswith("W&B cannot be used online (") for message in ours)
+    assert all("wandb sync " in message and "\n" not in message for message in ours)
+
+
+def test_without_the_package_there_is_one_warning(
+    tmp_path: Path, no_key: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert open_logger(PLACE, tmp_path, ABOUT) is None
-    ours = [entry.getMessage() for entry in caplog.records if entry.name == log.name]
-    assert len(ours) == 3 and all(message.startswith("W&B is not used") and "\n" not in message for message in ours)
+    [entry] = [entry for entry in caplog.records if entry.name == log.name]
+    assert entry.getMessage().startswith("W&B is not used (")
+
+
+def test_names_that_wandb_would_refuse_are_made_valid(tmp_path: Path, no_key: None) -> None:
+    name = "  ein Lauf mit Umläuten\nund " + "x" * 150
+    logger = open_logger(PLACE, tmp_path, About(name, name, name, ["t" * 100, "canny"]))
+    assert logger is not None
+    logger.made(Artifact("model", "b" * 64, series=f"{name}-unet"))
+    logger.made(Artifact("model", "c" * 64, series=f"{name}-lora"))
+    logger.finish()
+    records = read_back(next((tmp_path / "wandb").glob("offline-run-*")))
+    (run,) = all_of(records, "run")[:1]
+    assert run["display_name"].startswith("ein Lauf mit Umläuten und xxx") and len(run["display_name"]) == 128
+    assert [len(tag) for tag in run["tags"]] == [64, 5]
+    names = {artifact["name"] for artifact in all_of(records, "artifact")}
+    assert len(names) == 2 and all(re.fullmatch(r"ein-Lauf-mit-Umlauten-und-x+-[0-9a-f]{8}", name) for name in names)
+    assert all(len(name) == 128 for name in names)
+    assert service.artifact_name("cpo-tiny-unet") == "cpo-tiny-unet" and service.artifact_name("日本") == "run"
 
 
 @pytest.mark.parametrize(("missing", "option"), [("trackio", Trackio("p")), ("tensorboardX", TensorBoard())])

@@ -86,8 +86,7 @@ def _fill(trained: Trained, to: str, folder: Path) -> object:
 
     check = publish.publish(trained, to, folder, card.metadata(trained))
     files.write_text(folder / "README.md", card.card(trained, to, str(check)))
-    for file in folder.rglob("*.safetensors"):  # which that package keeps from everybody else
-        file.chmod((folder / "README.md").stat().st_mode)
+    files.follow_umask(folder)
     return check
 
 

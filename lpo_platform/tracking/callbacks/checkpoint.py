@@ -1,5 +1,6 @@
 """Checkpoints that survive being killed: written beside, then renamed; the last two are kept."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.hardware.distributed import lead
 from lpo_platform.runs import signals
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoint(Callback):
@@ -68,15 +72,22 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read whole; UserError, naming the one before, if it is torn or foreign."""
-    found = checkpoints(folder)
-    if not found:
-        return None
-    try:
-        content = torch.load(found[-1], map_location="cpu", weights_only=True, mmap=True)
-        if not any(name.startswith("policy.") for name in content["state_dict"]):
-            raise ValueError("it holds no policy")
-    except Exception as error:
-        advice = f"delete it to go on from {found[-2].name}" if len(found) > 1 else "delete it to start again"
-        raise UserError(f"{found[-1]}: not a readable checkpoint of this platform ({error}); {advice}") from error
-    return found[-1]
+    """The newest checkpoint that can be read whole; a broken one is passed over with a warning.
+
+    UserError where there are checkpoints and none can be read.
+    """
+    found, broken = checkpoints(folder), []
+    for file in reversed(found):
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if not any(name.startswith("policy.") for name in content["state_dict"]):
+                raise ValueError("it holds no policy")
+        except Exception as error:  # of a torn archive, torch raises many types
+            broken.append(f"{file}: not a readable checkpoint of this platform ({str(error).partition(chr(10))[0]})")
+            continue
+        for problem in broken if lead() else ():
+            log.warning("%s; the run goes on from %s", problem, file.name)
+        return file
+    if broken:
+        raise UserError("\n  ".join([*broken, f"delete {folder} to start again"]))
+    return None

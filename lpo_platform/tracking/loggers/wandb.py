@@ -1,8 +1,12 @@
 """Weights & Biases: online with a key, offline without."""
 
+import hashlib
 import json
+import logging
 import netrc
 import os
+import re
+import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +21,12 @@ from lpo_platform.methods.histograms import Histogram
 from lpo_platform.runs.files import write_text
 from lpo_platform.runs.record import redact_config
 from lpo_platform.tracking.loggers.metrics import AXES, find
-from lpo_platform.tracking.loggers.service import About, Artifact, RunLogger
+from lpo_platform.tracking.loggers.service import About, Artifact, RunLogger, reason
+
+log = logging.getLogger(__name__)
 
 INIT_SECONDS = 20
+NAME = 128  # letters of a name that W&B takes
 DATA = "WANDB_DATA_DIR"
 
 
@@ -82,7 +89,7 @@ class WandbRun(RunLogger, WandbLogger):
     def _packed(self, artifact: Artifact) -> Any:
         import wandb
 
-        packed = wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.metadata))
+        packed = wandb.Artifact(artifact_name(artifact.name), artifact.kind, metadata=dict(artifact.metadata))
         with packed.new_file("identity.json") as file:
             json.dump({"digest": artifact.digest}, file)
         for path in artifact.files if self.weights or artifact.kind == "evaluation" else ():
@@ -108,9 +115,10 @@ class Wandb:
         if own := DATA not in os.environ:
             os.environ[DATA] = str(folder / "wandb")  # else what is not uploaded yet lies at home
         try:
-            run = _init(
-                folder, mode=mode, project=self.project, entity=self.entity, name=about.name, group=about.group,
-                job_type=about.job_type, tags=list(about.tags), config=shareable(about.config), id=run_id(folder),
+            run = _online_or_not(
+                folder, mode, project=self.project, entity=self.entity, name=shown(about.name),
+                group=shown(about.group), job_type=shown(about.job_type), tags=[shown(tag, 64) for tag in about.tags],
+                config=shareable(about.config), id=run_id(folder),
             )  # fmt: skip
         except BaseException:
             _forget(own)
@@ -162,6 +170,35 @@ def run_id(folder: Path) -> str:
     made = uuid.uuid4().hex[:8]
     write_text(file, made + "\n")
     return made
+
+
+def shown(text: str | None, most: int = NAME) -> str | None:
+    """A name, a group or, of 64 letters, a tag as W&B takes it: one line, not longer than `most`."""
+    return text and (" ".join(text.split())[:most].strip() or None)
+
+
+def artifact_name(text: str) -> str:
+    """A name of letters, digits, `_`, `-` and `.` alone, which is all that W&B takes; letters lose their accents."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-") or "run"
+    if len(name) <= NAME:
+        return name
+    return f"{name[: NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # two long ones stay two
+
+
+def _online_or_not(folder: Path, mode: str, **arguments: Any) -> Any:
+    """A run at W&B, or where it is out of reach one on this disk, which `wandb sync` uploads later."""
+    try:
+        return _init(folder, mode=mode, **arguments)
+    except Exception as error:
+        if mode != "online":
+            raise
+        place = folder / "wandb" / "offline-run-*"
+        log.warning("W&B cannot be used online (%s); the run is kept here: wandb sync %s", reason(error), place)
+        import wandb
+
+        wandb.teardown()  # its service holds the id of the run that it could not start
+        return _init(folder, mode="offline", **arguments)
 
 
 def _init(folder: Path, **arguments: Any) -> Any:
