@@ -10,22 +10,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lpo_platform.commands.listing import listing
 from lpo_platform.commands.terminal import VERSION, Command, say, shown
 from lpo_platform.config import own_modules, stored
 from lpo_platform.config.check import check
 from lpo_platform.config.compose import several
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import ConfigError, UserError
-from lpo_platform.config.paths import run_folder
+from lpo_platform.config.paths import run_folder, runs_named
 from lpo_platform.config.schema import CONF
+from lpo_platform.config.synonyms import KEYS
 from lpo_platform.runs import sweep
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
     from omegaconf import DictConfig
 
 
@@ -60,7 +64,14 @@ def _parse(arguments: Sequence[str]) -> Line:
     if "--version" in arguments:
         print(VERSION)
         sys.exit()
-    args = get_args_parser().parse_intermixed_args(list(arguments))
+    parser = get_args_parser()
+    parser.add_argument("--list")
+    parser.error = _refuse_flag
+    _known_flags(parser, arguments)
+    args = parser.parse_intermixed_args(list(arguments))
+    if args.list is not None:
+        print(listing(args.list, [Path(args.config_dir)] if args.config_dir else []))
+        sys.exit()
     left = list(args.overrides)
     flags = [word for word in arguments if word not in left]
     return Line(
@@ -76,6 +87,22 @@ def _parse(arguments: Sequence[str]) -> Line:
     )
 
 
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help shows what works")
+
+
+def _known_flags(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """UserError for an option that is written as a flag."""
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if re.fullmatch(r"--\w[\w.-]*", flag) and not any(name.startswith(flag) for name in known):
+            value = value or ("<value>" if not following or "=" in following or following[0] == "-" else following)
+            key = flag.removeprefix("--").replace("-", "_")
+            key = KEYS.get(key, (key,))[0]
+            raise UserError(f"unknown flag {flag}; options are written {key}={value}")
+
+
 ABSENT = re.compile(r": (no such (file|folder)|required by (control|data|reward)=)")
 
 
@@ -87,6 +114,9 @@ def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool =
     own_modules.look_in(line.config_dirs)
     if line.passes:
         return arguments
+    if command.primary == "eval":
+        named = zip(line.overrides, runs_named(line.overrides), strict=True)
+        line.overrides = [word if word == run else f"run={quote(word)}" for word, run in named]
     if command.primary == "eval" and line.value("run") is not None and line.value("what") is None:
         line.overrides.append("what=run")
     problems = [] if line.shows else _continue(line)
@@ -107,6 +137,15 @@ def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool =
     if line.multirun and not line.shows and command.primary in ("train", "eval"):
         _settle_sweep(command, line, primary, conf)
     return [*line.flags, *line.overrides]
+
+
+def say_problems(command: Command, line: Line) -> None:
+    """What is wrong with the values of a configuration that has only been shown."""
+    conf = CONF if line.config_path is None else Path(line.config_path).resolve()
+    primary = line.config_name or command.primary
+    problems = diagnose(primary, line.overrides, line.config_dirs, conf=conf, multirun=line.multirun)
+    if problems:
+        say(command, "\n  ".join(["what is shown would not run:", *problems]))
 
 
 def _settle(command: Command, line: Line, primary: str) -> None:

@@ -72,6 +72,7 @@ def main() -> None:
 
 def side(place: str) -> Side:
     """What a word of the command line names. UserError where it is nothing of the kind."""
+    place = place.removeprefix("run=")
     path = Path(place).expanduser()
     folder = path.parent if path.is_file() and path.name == "resolved.yaml" else run_folder(place)
     if folder is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lpo_platform.commands.command_line import _check_again, _parse, _ready
+from lpo_platform.commands.command_line import _check_again, _parse, _ready, say_problems
 from lpo_platform.commands.failures import Taken, _failed, _failed_early, _interrupted, _refuse, _unexpected
 from lpo_platform.commands.table import work_of
 from lpo_platform.commands.terminal import Command, say, set_threads, shown
@@ -137,6 +137,8 @@ def _answer(command: Command) -> None:
     except KeyboardInterrupt as error:
         sys.exit(signals.code(error))
     _hydra(command)
+    if line.shows:
+        say_problems(command, line)
     sys.exit(command.code)
 
 

@@ -34,10 +34,16 @@ def _arguments() -> argparse.Namespace:
         "lpo-report", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=VERSION)
-    parser.add_argument("folder", type=Path, help="a run, a folder of runs (its newest counts), or a sweep")
+    words = "a run, a folder of runs (its newest counts), or a sweep; run= may be left out"
+    parser.add_argument("folder", type=_folder, metavar="run=FOLDER", help=words)
     parser.add_argument("--watch", action="store_true", help="serve the page on 127.0.0.1 and keep it up to date")
     parser.add_argument("--port", type=int, default=8765, help="where --watch serves (default 8765; 0 is any free one)")
     return parser.parse_args()
+
+
+def _folder(word: str) -> Path:
+    """A folder, with or without the `run=` of the other commands."""
+    return Path(word.removeprefix("run="))
 
 
 def _report(asked: argparse.Namespace) -> int:

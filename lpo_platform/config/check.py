@@ -213,7 +213,9 @@ def _value_problems(composed: Composed, path: str, value: object, parameter: Par
             value = OmegaConf.to_container(value, resolve=False)
     if parameter.type.accepts(value):
         return []
-    return [f"{path}={_shown(value)}{composed.where(path)}: must be {parameter.type}"]
+    each = isinstance(value, list) and value and all(map(parameter.type.accepts, value)) and not composed.where(path)
+    several = f"; several values: -m {path}={','.join(map(_shown, value))}" if each else ""
+    return [f"{path}={_shown(value)}{composed.where(path)}: must be {parameter.type}{several}"]
 
 
 def _shown(value: object) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -19,6 +21,7 @@ from lpo_platform.config.compose import Composed, Source, Values, _merge, _parse
 from lpo_platform.config.errors import ConfigError, hint, one_line
 from lpo_platform.config.schema import CONF, ROOTS
 from lpo_platform.config.signature import NotFound, signature
+from lpo_platform.config.synonyms import KEYS, meant_key, meant_option, nearly
 
 MAX_VARIANTS = 32
 
@@ -41,7 +44,7 @@ def diagnose(
     files = source(primary, config_dirs, conf)
     if not files.repo.config_exists(primary):
         return [*missing, f"--config-name {primary}: no such file in {conf}"]
-    parsed, problems = _parse(overrides)
+    parsed, problems = _parse(_joined(overrides))
     swept = [item for item in parsed if item.is_sweep_override()]
     multirun = multirun or any(several(item.key_or_group, item.value()) for item in parsed)
     if swept and not multirun:
@@ -131,9 +134,29 @@ def _hydra_problems(files: Source, overrides: Sequence[str], *, multirun: bool) 
     return []
 
 
+SPACED = re.compile(r"(\S+?)(?: +=| *= +| += +)([^= ]\S*)")
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """`method`, `=`, `cpo` as the one word `method = cpo` that is meant; so too with a space on one side only."""
+    joined: list[str] = []
+    for word in words:
+        before = joined[-1] if joined else "="
+        opens = word.startswith("=") and "=" not in before
+        closes = before.endswith("=") and "=" not in word and joined
+        if opens or closes:
+            joined[-1] = f"{before} {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
     parsed, problems = [], []
     for line in overrides:
+        if (spaced := re.fullmatch(SPACED, line)) is not None:
+            problems.append(f"{line}: no spaces around =; write {spaced[1]}={spaced[2]}")
+            continue
         try:
             parsed.append(_parser().parse_override(line))
         except HydraException:
@@ -230,12 +253,16 @@ def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override
         if group not in files.groups and not group.startswith("hydra/") and not item.is_add():
             problems.append(_unknown_root(files, group))
             continue
+        if item.is_add() and item.package is None and group in files.groups:
+            word = (item.input_line or "").lstrip("+")
+            problems.append(f"{item.input_line}: {group} is a group; write {word}, without +")
+            continue
         chosen = item.value()
         wanted = [str(value) for value in (chosen if isinstance(chosen, list) else [chosen])]
         options = files.options(group)
         unknown = [name for name in wanted if name not in options]
         missing = [name for name in unknown if f"{group}={name}" not in PLUGINS]  # the others get a line of their own
-        problems += [f"{group}={name}: no such option{hint(name, options)}" for name in missing]
+        problems += [f"{group}={name}: no such option{meant_option(files, group, name, options)}" for name in missing]
         if unknown:
             unsure.add(group)
         else:
@@ -250,9 +277,9 @@ def _setting_problem(files: Source, composed: Composed, item: Override) -> str |
     if parts[0] in composed.unsure:
         return ""
     if item.is_add() or item.is_force_add():
-        return None if parts[0] in composed.values else _unknown_root(files, parts[0])
+        return None if parts[0] in composed.values else _unknown_root(files, key, composed.values)
     if parts[0] not in composed.values:
-        return _unknown_root(files, parts[0])
+        return _unknown_root(files, key, composed.values)
     node: object = composed.values
     for index, part in enumerate(parts):
         if not isinstance(node, dict):
@@ -269,10 +296,15 @@ def _name(composed: Composed, path: str) -> str:
     return path if option is None else f"{path}={option}"
 
 
-def _unknown_root(files: Source, key: str) -> str:
+def _unknown_root(files: Source, key: str, values: Values | None = None) -> str:
     root = ROOTS.get(files.primary)
     names = {*files.groups, *(item.name for item in (fields(root) if root else ()))}
-    return f"{key}: no such key or group{hint(key, names)}"
+    first = key.partition(".")[0]
+    if meant := meant_key(key, values or {}):
+        return f"{key}: no such key or group{meant}"
+    if not get_close_matches(first, names, 1, 0.8) and (meant := nearly(key, values or {})):
+        return f"{key}: no such key or group{meant}"
+    return f"{first}: no such key or group{hint(first, names)}"
 
 
 def _unknown_key(composed: Composed, item: Override, parts: list[str], index: int, node: Values) -> str | None:
@@ -288,4 +320,6 @@ def _unknown_key(composed: Composed, item: Override, parts: list[str], index: in
         if known[parts[index]] is not None or known.open:
             return f"{key}: not set in the files; to set it add a plus: +{item.input_line}"
         name = known.name
+    if parts[index] in KEYS:
+        return f"{key}: {name} has no such option{meant_key(key, composed.values)} Options: {', '.join(sorted(names))}"
     return f"{key}: {name} has no such option{hint(parts[index], names)}"

@@ -53,11 +53,16 @@ class ConfigError(UserError):
         super().__init__("\n".join(self.problems))
 
 
+MOST_MEANT = 3  # names that an answer suggests
+
+
 def hint(name: str, names: Iterable[str], *, options: bool = True) -> str:
     """`; did you mean 'beta'? Options: batch, beta`."""
     names = sorted(set(names))
-    close = difflib.get_close_matches(name, names, 1, 0.6)
-    text = f"; did you mean {close[0]!r}?" if close else ""
+    close = [other for other in names if name in other.split("_")]  # dpo is meant by diffusion_dpo, not by ddpo
+    if not 0 < len(close) <= MOST_MEANT:
+        close = difflib.get_close_matches(name, names, 1, 0.6)
+    text = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     if not options or not names:
         return text
     return f"{text or ';'} {'Options' if close else 'options'}: {', '.join(names)}"

@@ -24,6 +24,11 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
 
 
+def runs_named(words: list[str]) -> list[str]:
+    """The words of a command line with each bare folder that exists as `run=<folder>`."""
+    return [f"run={word}" if "=" not in word and Path(word).expanduser().is_dir() else word for word in words]
+
+
 def run_folder(value: str) -> Path | None:
     """The run folder that `run=` names: the folder itself, or `latest` in it; None where neither holds a run."""
     folder = Path(value).expanduser()

@@ -162,6 +162,16 @@ def attribute(target: str, name: str, default: object = None) -> Any:
     return said[0] if said else default
 
 
+def docstring(target: str) -> str:
+    """What stands in the docstring of a class or function; empty where there is none to read."""
+    try:
+        found = _resolve(*_split(target))
+    except (NotFound, SyntaxError):
+        return ""
+    documented = found is not None and isinstance(found[1], ast.ClassDef | ast.FunctionDef)
+    return (ast.get_docstring(found[1]) or "") if found is not None and documented else ""
+
+
 @cache
 def _first_said(target: str, name: str) -> tuple[Any, ...]:
     """The value of an attribute alone in a tuple, an empty one where nothing is said."""

@@ -121,6 +121,7 @@ def test_the_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.
 def test_cfg_shows_the_configuration_even_where_values_are_missing(tmp_path: Path):
     done = call("lpo-train", "data=folder", "--cfg", "job", "-p", "data", cwd=tmp_path)
     assert done.returncode == 0 and "path: ???" in done.stdout and "HEAVY [] quick" in done.stderr
+    assert "what is shown would not run:\n  data.path: required by data=folder" in done.stderr
     wrong = call("lpo-train", "data=foldr", "--cfg", "job", cwd=tmp_path)
     assert wrong.returncode == 2 and "did you mean 'folder'?" in wrong.stderr
 

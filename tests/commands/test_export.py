@@ -336,8 +336,8 @@ def test_a_failure_leaves_nothing(control: Path, tmp_path: Path, monkeypatch: py
     [
         (["rum=x"], "rum: no such key; did you mean 'run'?"),
         (["x"], "x: not a setting; write key=value"),
-        (["to=merged"], "run=: is missing"),
-        (["run=x"], "to=: is missing; to is the form; options: comfyui, diffusers, merged, safetensors"),
+        (["to=merged"], "run= is required: a run folder"),
+        (["run=x"], "to= is required: comfyui, diffusers, merged or safetensors"),
         (["run=/nowhere", "to=merged"], "run=/nowhere: no such folder"),
         (["run={control}", "to=merge"], "to=merge: no such form; did you mean 'merged'?"),
         (["run={control}", "to=merged", "weights=ema"], "weights=ema: this run exported none; options: raw"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from lpo_platform.commands.export.trained import FORMS, SUFFIXES, Trained, check_form, find
 from lpo_platform.commands.terminal import VERSION
 from lpo_platform.config.errors import UserError, hint, users
+from lpo_platform.config.paths import runs_named
 from lpo_platform.runs import files
 
 KEYS = {
@@ -92,13 +93,15 @@ def _fill(trained: Trained, to: str, folder: Path) -> object:
 
 def _settings(words: list[str]) -> dict[str, str]:
     """The words as a mapping; UserError for one that is none, is unknown or missing."""
+    words = runs_named(words)
     if strange := [word for word in words if "=" not in word]:
         raise UserError(f"{strange[0]}: not a setting; write key=value with one of {', '.join(KEYS)}")
     found = dict(word.split("=", 1) for word in words)
     for key in found:
         if key not in KEYS:
             raise UserError(f"{key}: no such key{hint(key, KEYS)}")
-    for key in ("run", "to"):
+    *forms, last = sorted(FORMS)
+    for key, works in (("run", KEYS["run"]), ("to", f"{', '.join(forms)} or {last}")):
         if not found.get(key):
-            raise UserError(f"{key}=: is missing; {key} is {KEYS[key]}{hint('', FORMS) if key == 'to' else ''}")
+            raise UserError(f"{key}= is required: {works}")
     return found
