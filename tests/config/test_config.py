@@ -161,14 +161,21 @@ def test_a_sweep_is_checked_value_by_value():
     assert diagnose("train", ["sweep=seeds"]) == []
 
 
-# Groups that the table speaks of; of the tasks one stands for all, and no row names a model.
-GROUPS = ("control", "tune", "reward", "data", "method")
+# Options of which the facts are written down here by hand. Others are held by what their classes say alone.
+FACTS = {
+    "control": ("none", "controlnet", "controlnet_dino"),
+    "tune": ("control", "full", "lora", "reward"),
+    "reward": ("none", "lrm", "random", "toy", "blend", "spm", "consistency", "keypoint_cosine", "oks"),
+    "data": ("captioned", "folder", "toy", "prompts", "image_pairs", "toy_pairs"),
+    "method": ("cpo", "control", "control_reward", "dpo_control", "lrm", "lpo", "spo", "diffusion_dpo", "ddpo"),
+    "task": ("none", "canny"),
+}
 
 
 def allowed(choice: dict[str, str]) -> bool:
     """The facts of the methods in words, beside what their classes say."""
-    prompts = ("folder", "prompts", "toy", "toy_prompts")
-    pictures = set(shipped("data")) - {"image_pairs", "prompts", "toy_pairs"}
+    prompts = ("folder", "prompts", "toy")
+    pictures = ("captioned", "folder", "toy")
     unconditional = choice["control"] == "none" and choice["task"] == "none"
     learned = choice["tune"] in ("full", "lora")
     no_reward = choice["reward"] == "none"
@@ -194,7 +201,7 @@ def allowed(choice: dict[str, str]) -> bool:
     }[choice["method"]]
 
 
-TARGETS = {group: dict(offered(group)) for group in (*GROUPS, "task")}
+TARGETS = {group: dict(offered(group)) for group in FACTS}
 
 
 def chosen(choice: dict[str, str]) -> compose.Composed:
@@ -209,18 +216,23 @@ def by_classes(composed: compose.Composed) -> bool:
 
 
 UNET_ONLY = ("method=control_reward", "method=lpo", "method=lrm", "method=spo")
-WITH_UNET = " or ".join(f"model={name}" for name in ("sd15", "sd21", "sdxl", "tiny"))
+
+
+def offers(group: str, name: str, value: object) -> str:
+    """The options of a group whose class says that value, as an error lists them."""
+    said = {option: target and attribute(target, name) for option, target in offered(group)}
+    fit = (option for option, of in said.items() if value in (of if isinstance(of, tuple) else (of,)))
+    return " or ".join(f"{group}={option}" for option in fit)
 
 
 @pytest.mark.parametrize("model", ["flux", "tiny_flux"])
 def test_what_needs_a_unet_is_refused_on_flux(model: str):
     """In a line that says what works instead; what the recipes of FLUX need is not."""
-    others = [f"method={name}" for name in shipped("method") if f"method={name}" not in UNET_ONLY]
     for choice in UNET_ONLY:
         lines = diagnose("train", [f"model={model}", choice, "data=toy"])
         assert (
             f"{choice} with model={model}: it works with a unet, and this model's denoiser is a transformer; "
-            f"what works: {' or '.join(others)}, or {WITH_UNET}"
+            f"what works: {offers('method', 'denoisers', 'transformer')}, or {offers('model', 'denoiser', 'unet')}"
         ) in lines
         assert not any("denoiser" in line for line in diagnose("train", [choice]))
     for group, option, instead in (("control", "controlnet_dino", "controlnet"), ("reward", "lrm", "aesthetic")):
@@ -252,10 +264,8 @@ def needed(experiment: str, folder: Path) -> list[str]:
 
 
 def test_every_combination_gets_the_verdict_of_the_classes():
-    """Of options that share a class one stands for all: no more is asked of them."""
-    classes = [list({target: name for name, target in TARGETS[group].items()}.values()) for group in GROUPS]
-    for *options, task in itertools.product(*classes, ("none", "canny")):
-        choice = dict(zip(GROUPS, options, strict=True)) | {"task": task}
+    for options in itertools.product(*FACTS.values()):
+        choice = dict(zip(FACTS, options, strict=True))
         composed = chosen(choice)
         problems = combination_problems(composed, [f"{group}={option}" for group, option in choice.items()])
         assert (problems == []) == allowed(choice) == by_classes(composed), (choice, problems)
@@ -280,10 +290,24 @@ def test_every_shipped_class_says_what_it_goes_with():
             assert all(target is None or attribute(target, name) is not None for name in names), (group, option)
 
 
-BY_PICTURE = (
-    "blend", "clip", "compressibility", "hps", "image_reward", "incompressibility", "pickscore", "toy", "vlm_bertscore",
-)  # fmt: skip
 CONTROLLED = ["method=ddpo", "task=pose", "control=controlnet", "tune=control", "data=toy"]
+
+
+# A command line on which an option fits, by what its class says.
+LINES = {
+    ("reward", "judges", "pictures"): ["method=spo"],
+    ("reward", "judges", "latents"): ["method=lpo"],
+    ("reward", "judges", "condition"): CONTROLLED,
+    ("data", "gives", ("pairs",)): ["method=lrm"],
+    ("data", "gives", ("prompts",)): ["method=lpo"],
+    ("tune", "trains", "reward"): ["method=lrm"],
+}
+
+
+def line_of(group: str, option: str) -> list[str]:
+    target = dict(offered(group)).get(option)
+    said = {key: attribute(target or "", key[1]) for key in LINES if key[0] == group}
+    return next((LINES[key] for key, value in said.items() if value == key[2]), [])
 
 
 def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path: Path):
@@ -299,23 +323,16 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("task", "none"): ["method=control", "control=none", "tune=full"],
         ("tune", "full"): ["method=control", "control=none", "task=none"],
         ("tune", "lora"): ["method=control", "control=none", "task=none"],
-        ("tune", "reward"): ["method=lrm"],
-        ("data", "toy_pairs"): ["method=lrm"],
-        ("data", "toy_prompts"): ["method=lpo"],
-        **{("reward", name): ["method=spo"] for name in BY_PICTURE},
-        **{("reward", name): CONTROLLED for name in ("consistency", "keypoint_cosine", "oks", "skeleton_dino")},
         **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
-        ("metrics", "quality"): ["metrics.measures.fid.weights=w", "metrics.measures.lpips.weights=w"],
-        ("metrics", "preference"): ["metrics.measures.aesthetic.reward.weights=w"],
         ("debug", "smoke_online"): ["method=lpo"],
         ("debug", "smoke_pairs"): ["method=lrm"],
-        ("reward", "lrm"): ["method=lpo"],
-        ("reward", "random"): ["method=lpo"],
+        ("metrics", "quality"): ["metrics.measures.fid.weights=w", "metrics.measures.lpips.weights=w"],
+        ("metrics", "preference"): ["metrics.measures.aesthetic.reward.weights=w"],
     }
     of_others = ("hydra", "local", "measure", "what")
     for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in of_others):
         for option in shipped(group):
-            overrides = [f"{group}={option}", *given.get((group, option), [])]
+            overrides = [f"{group}={option}", *given.get((group, option), line_of(group, option))]
             assert diagnose("train", overrides) == [], overrides
             assert ours("train", overrides) == hydras("train", overrides), overrides
 
