@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside SIGINT, of which Python makes a KeyboardInterrupt itself
+# Beside SIGINT, of which Python makes a KeyboardInterrupt itself. Windows has no SIGHUP.
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _own: dict[int, Callable[[int, FrameType | None], None]] = {}
 
 
