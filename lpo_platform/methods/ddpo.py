@@ -17,7 +17,7 @@ from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.hardware.distributed import Rows, share
 from lpo_platform.methods import advantages, losses
-from lpo_platform.methods.expectations import FirstLoss, Samples, Uniform
+from lpo_platform.methods.expectations import ConstantRewards, FirstLoss, Samples
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.ratio_statistics import Ratios
 from lpo_platform.methods.trajectories import Trajectories
@@ -116,15 +116,16 @@ class DDPO(Trajectories):
         what = f"before the first update the ratio is 1 to {drift:.1e}"
         return FirstLoss(what, drift, 1e-2, "sampling and training compute log-probabilities differently")
 
-    def uniform_rewards(self) -> Uniform | None:
+    def constant_rewards(self) -> ConstantRewards | None:
         rewards = {name: of for name, of in self.samples.items() if name.startswith("reward/")}
         same = [name for name, of in rewards.items() if of.numel() > 1 and (of == of[0, 0]).all()]
         if not same:
             return None
         count = next(iter(rewards.values())).numel()
-        return Uniform(f"{', '.join(same)} is the same for all {count} pictures of the first round", hopeless=False)
+        what = f"{', '.join(same)} is the same for all {count} pictures of the first round"
+        return ConstantRewards(what, hopeless=False)
 
-    def deal(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
+    def shuffle(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
         score, rewards = rows["reward/score"], {name: of for name, of in rows.items() if name.startswith("reward/")}
         advantage = self.advantage(rewards, rows["key"].repeat_interleave(self.group))
         flat = {name: rows[name].flatten(0, 1) for name in ("latents", "log_prob")}
@@ -147,7 +148,8 @@ class DDPO(Trajectories):
         orders = [arrange(*size, self.order, seed=self.seed, stream=f"deal/{number}/{epoch}") for epoch in passes]
         order = torch.cat([torch.zeros(0, dtype=torch.long), *orders])
         transitions = {"sample": order // len(self.t), "step": order % len(self.t)}
-        return [self.of_samples(batch) for batch in self.cut(transitions, torch.arange(len(order)), micro_batch)]
+        batches = self.split_batches(transitions, torch.arange(len(order)), micro_batch)
+        return [self.of_samples(batch) for batch in batches]
 
     def of_samples(self, batch: Batch) -> Batch:
         """Adds `condition` (U,), the prompts of a micro-batch, and `row` (B,), the place of each transition among them.

@@ -63,7 +63,7 @@ class SamplingWork:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class ConstantRewards:
     """Rewards that were the same for everything in the first round.
 
     Args:

@@ -12,7 +12,7 @@ from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import Rows, gather, mean, share, world
 from lpo_platform.hardware.sharding import whole
-from lpo_platform.methods.expectations import Samples, SamplingWork, Uniform
+from lpo_platform.methods.expectations import ConstantRewards, Samples, SamplingWork
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.policy import guides
 from lpo_platform.models.shared_encoder import Encoded
@@ -67,12 +67,12 @@ class Online(Method):
         """What one prompt of a round costs."""
         raise UserError(f"{type(self).__name__}: cannot be counted, for it has no `sampling_work`, what a prompt costs")
 
-    def uniform_rewards(self) -> Uniform | None:
+    def constant_rewards(self) -> ConstantRewards | None:
         """Whether the rewards of the round that was just sampled are all the same; None where they differ."""
         spread = self.round.get("reward/spread")
         if spread is None or float(spread) > 0:
             return None
-        return Uniform("the reward gives all candidates of a step the same score", hopeless=True)
+        return ConstantRewards("the reward gives all candidates of a step the same score", hopeless=True)
 
     def without_samples(self) -> str:
         """What to do where a round gave nothing to learn from."""
@@ -112,16 +112,16 @@ class Online(Method):
         report = {name: torch.stack([report[name] for report in reports]).sum() for name in reports[0]}
         self.round = mean(report, len(positions))
         self.round["rollout/samples"] = torch.tensor(float(len(rows["prompt"])))
-        return self.deal(number, rows, micro_batch)
+        return self.shuffle(number, rows, micro_batch)
 
-    def deal(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
-        """Shuffles the rows of all processes and cuts them into batches, the same for any number of processes."""
+    def shuffle(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
+        """Shuffles the rows of all processes and splits them into batches, the same for any number of processes."""
         canonical = torch.argsort(rows["prompt"] * 2**20 + rows["step"]).cpu()
         shuffled = noise.permutation(len(canonical), seed=self.seed, stream=f"deal/{number}")
-        return self.cut(rows, canonical[shuffled], micro_batch)
+        return self.split_batches(rows, canonical[shuffled], micro_batch)
 
-    def cut(self, rows: Rows, order: Tensor, micro_batch: int) -> list[Batch]:
-        """Cuts the rows, in this order, into steps of `batch`, and this process's share of each into micro-batches.
+    def split_batches(self, rows: Rows, order: Tensor, micro_batch: int) -> list[Batch]:
+        """Splits the rows, in this order, into steps of `batch`, and this process's share of each into micro-batches.
 
         With `weight`, the sum of weight x loss is the mean over the samples of a step, once DDP has averaged it over
         processes and accumulation over micro-batches. The last step may be smaller. Rows that only even out the

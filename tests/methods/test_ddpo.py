@@ -294,7 +294,7 @@ def test_geometry(
     assert samples == sample_batch * batches * world and effective == train_batch * accumulation * world
     step = method(prompts=samples, group=1, batch=effective * SMALL["num_steps"])
     order = arrange(samples, step.num_steps, step.trained, "samples", seed=0, stream="a")
-    cut = step.cut({"sample": order // step.num_steps}, torch.arange(len(order)), step.batch)
+    cut = step.split_batches({"sample": order // step.num_steps}, torch.arange(len(order)), step.batch)
     assert [len(update["sample"].unique()) for update in cut] == [effective] * updates
 
 

@@ -187,7 +187,7 @@ def test_a_reward_without_preferences_gives_no_pairs() -> None:
     method = made(inner_steps=1, threshold=0.999999)
     rows = method.collect(CAPTIONS, POSITIONS)
     assert {len(column) for column in rows.values()} == {0} and rows["x"].shape[1:] == (4, 16, 16)
-    assert method.deal(0, rows, 8) == [{"position": torch.zeros(1, dtype=torch.long)}]
+    assert method.shuffle(0, rows, 8) == [{"position": torch.zeros(1, dtype=torch.long)}]
 
 
 def test_more_skipped_steps_than_there_are_is_refused() -> None:

@@ -100,7 +100,7 @@ def first_round(method: Online) -> Iterator[Finding]:
     """Whether the rewards of the first round differ, each by name."""
     if not float(method.round.get("rollout/samples", 1)):
         yield doubtful("round", "the first round gave nothing to learn from", method.without_samples())
-    elif (same := method.uniform_rewards()) is None:
+    elif (same := method.constant_rewards()) is None:
         yield ok("round", "rewards of the first round differ")
     elif same.hopeless:
         yield failed("round", same.what, "nothing can be learned from it: check reward= and its weights")
