@@ -37,8 +37,10 @@ def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:
     return policy, control_digest
 
 
-def task_of(cfg: DictConfig) -> Task | None:
+def task_of(cfg: DictConfig, changed: DictConfig | None = None) -> Task | None:
     """The task, told what it asks for: the model's resolution, and whether its pictures are toy scenes.
+
+    changed: settings that replace its own, as metrics.task has them.
 
     A tiny model draws them whatever its data are, and toy data are read whatever draws: in both cases detector=auto is
     the embedded detector.
@@ -47,7 +49,12 @@ def task_of(cfg: DictConfig) -> Task | None:
         return None
     toy = cfg.model.get("toy", False) or attribute(cfg.data._target_, "toy", False)
     known, live = signature(cfg.task._target_), {"toy": toy, "resolution": cfg.model.resolution}
-    return create(cfg.task, **{name: value for name, value in live.items() if known and known[name]})
+    settings = plain(cfg.task) | plain(changed or OmegaConf.create())
+    for name in changed or ():
+        if known and not known.open and (known[name] is None or name in live):
+            names = ", ".join(sorted(option for option in plain(cfg.task) if option != "_target_"))
+            raise UserError(f"metrics.task.{name}: {known.name} has no such option. Options: {names}")
+    return create(settings, **{name: value for name, value in live.items() if known and known[name]})
 
 
 def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | StepReward | None:

@@ -73,18 +73,22 @@ def compare(
     job: Job, evaluator: Evaluator | PairEvaluator, before: Evaluation | None, after: Evaluation, folder: Path
 ) -> Comparison:
     """The metrics with their intervals, the departures from the protocol, and what the sentinel says at the end."""
-    metrics = evaluator.compare(before, after, job.task)
+    metrics = evaluator.compare(before, after, job.judge)
     samples = evaluator.items(job.data if isinstance(evaluator, PairEvaluator) else job.drawn)
     deviations, alarms = [], []
     if (protocol := getattr(evaluator, "protocol", None)) is not None:
+        settings = plain(job.cfg)
+        if job.judge is not None:
+            settings["task"] |= settings["metrics"].get("task") or {}
         deviations = protocol.deviations(
-            plain(job.cfg), items=len(samples), toy=getattr(job.task, "toy", False),
+            settings, items=len(samples), toy=getattr(job.judge, "toy", False),
             task=get_class(job.cfg.task._target_).name if job.cfg.get("task") else None,
             precision=job.hardware.chosen_precision,
         )  # fmt: skip
     if before is not None and (watch := OmegaConf.select(job.cfg, "callbacks.sentinel")):
         better = {name: metric["higher_is_better"] for name, metric in metrics.items()}
-        alarms = last_look(folder / "sentinel.json", before, after, better, job.task, job.reward, watch.effect)
+        alarms = last_look(folder / "sentinel.json", before, after, better, job.judge, job.reward, watch.effect)
+    deviations += job.cfg.get("departures") or []  # of its recipe
     return Comparison(metrics, samples, deviations, alarms)
 
 
@@ -112,7 +116,7 @@ def show(
     found: Comparison, evaluator: Evaluator | PairEvaluator, page: Path, weights: Path | None, *, paired: bool
 ) -> None:
     """Prints the table and everything that a reader of it should know."""
-    noise = ", the same noise before and after" if paired else ""
+    noise, protocol = ", the same noise before and after" if paired else "", getattr(evaluator, "protocol", None)
     say(f"\n{table(found.metrics)}\n\n{len(found.samples)} held-out items{noise}.")
     if line := many(found.metrics):
         say(line)
@@ -121,7 +125,7 @@ def show(
     for line in found.alarms:
         say(f"sentinel: {line}")
     for line in found.deviations:
-        say(f"not as in protocol {evaluator.protocol.name}: {line}")
+        say(f"not as published: {line}" if protocol is None else f"not as in protocol {protocol.name}: {line}")
     say(f"report  {page}")
     if weights is not None:
         say(f"export  {weights}")

@@ -2,11 +2,12 @@
 
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.commands.build import _with_judges, create, identity_of, plain, policy_of, reward_of, task_of
 from lpo_platform.commands.job_log import quiet
@@ -44,6 +45,12 @@ class Job:
     control_digest: str | None
     cache: Path = CACHE
     _preferences: dict[str, PreferenceRows] = field(default_factory=dict)
+
+    @cached_property
+    def judge(self) -> Task | None:
+        """The task as evaluation sees it, with the settings of metrics.task: the training's own where it has none."""
+        changed = OmegaConf.select(self.cfg, "metrics.task")
+        return task_of(self.cfg, changed) if changed and self.task is not None else self.task
 
     @property
     def batch(self) -> int:
@@ -150,8 +157,8 @@ def sentinel_of(job: Job, folder: Path) -> Sentinel | None:
     """What watches the training, with its gold rewards."""
     if not (node := job.cfg.callbacks.get("sentinel")):
         return None
-    build = _with_judges(node, "callbacks.sentinel", "gold", {"adapter": job.policy.adapter, "task": job.task})
-    return build(folder=folder, data=job.drawn, task=job.task, reward=job.reward)
+    build = _with_judges(node, "callbacks.sentinel", "gold", {"adapter": job.policy.adapter, "task": job.judge})
+    return build(folder=folder, data=job.drawn, task=job.judge, reward=job.reward)
 
 
 def method_of(job: Job) -> Method:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Train:
     metrics: Any = None
     name: str | None = None
     seed: int = 0
+    departures: list[str] = field(default_factory=list)  # what a recipe does other than its publication
     resume: str | None = None
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.data.phrases import Phrases
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import ENOUGH, Sample, too_few
 from lpo_platform.data.tables.decode import (
@@ -97,20 +98,22 @@ class CaptionedRows:
 
     Attributes:
         losers: whether the samples have a losing condition.
+        phrases: what training adds to captions, None for nothing.
     """
 
     def __init__(
         self, table: RowReader, rows: Sequence[int], captions: Sequence[tuple[str, ...]], columns: Columns,
-        *, several: bool, resolution: int, resample: Image.Resampling, task: Task | None,
+        *, several: bool, resolution: int, resample: Image.Resampling, task: Task | None, phrases: Phrases | None,
     ) -> None:  # fmt: skip
         self._table, self._rows, self._captions, self._columns = table, rows, captions, columns
         self._several, self._resolution, self._resample, self._task = several, resolution, resample, task
-        self.losers = columns.loser is not None
+        self.losers, self.phrases = columns.loser is not None, None if several else phrases
         names = [columns.split, *columns.cells, columns.label_offset]
         texts = hashlib.sha256(repr(list(zip(rows, captions, strict=True))).encode()).hexdigest()
         self.fingerprint = fingerprint(
-            "captioned", VERSION, Image.__version__, resolution, int(resample), names, table.identities(), texts
-        )
+            "captioned", VERSION, Image.__version__, resolution, int(resample), names, table.identities(), texts,
+            *([] if self.phrases is None else [repr(self.phrases)]),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -155,6 +158,7 @@ class CaptionedRows:
             condition=condition,
             loser=control(columns.loser),
             labels=labels,
+            prompt=None if self.phrases is None else self.phrases(self.caption(i), self._rows[i]),
         )
 
     def _labels(self, cell: object, where: str, size: tuple[int, int]) -> Tensor:
@@ -187,6 +191,9 @@ class Captioned:
         seed: of that choice.
         bicubic_labels: resizes the colours of labels bicubically, as CPO does, which makes colours that no class has.
             false takes the nearest pixel.
+        phrases: phrases of which training adds `num_phrases`, drawn by `seed` and row, to each caption that is a single
+            text, and `suffix` behind them. Rewards and evaluation see the caption alone. [] adds nothing.
+        num_phrases, suffix: see phrases.
         cache_folder: for what is learned about the files; null for none.
         resolution: side of the pictures in pixels.
         task: the run's; None reads no conditions.
@@ -213,6 +220,9 @@ class Captioned:
         num_test: int = 200,
         seed: int = 0,
         bicubic_labels: bool = False,
+        phrases: Sequence[str] = (),
+        num_phrases: int = 3,
+        suffix: str = "",
         cache_folder: str | None = "outputs/cache/folder",
         *,
         resolution: int,
@@ -235,12 +245,15 @@ class Captioned:
             "resample": Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC,
             "task": task,
         }
+        if phrases and not 1 <= num_phrases <= len(phrases):
+            raise UserError(f"data.num_phrases={num_phrases}; what works: 1 to {len(phrases)}, of data.phrases")
+        added = Phrases(tuple(phrases), num_phrases, suffix, seed) if phrases else None
         rows = self._open(train.of(task), alone=test is None)
         if test is None:
             kept, held_out = hold_out(rows[1], num_test, seed)
-            self.train, self.test = self._split(*rows, kept[:num_train]), self._split(*rows, held_out)
+            self.train, self.test = self._split(*rows, kept[:num_train], added), self._split(*rows, held_out)
         else:
-            self.train = self._split(*rows, range(len(rows[1]))[:num_train])
+            self.train = self._split(*rows, range(len(rows[1]))[:num_train], added)
             rows = self._open(replace(train, **test).of(task), alone=False)
             self.test = self._split(*rows, range(len(rows[1])))
         counts = f"{path}: {len(self.train)} pictures to train on, {len(self.test)} held out"
@@ -281,10 +294,16 @@ class Captioned:
         return table, rows, columns, pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
 
     def _split(
-        self, table: RowReader, rows: list, columns: Columns, several: bool, kept: Sequence[int]
+        self,
+        table: RowReader,
+        rows: list,
+        columns: Columns,
+        several: bool,
+        kept: Sequence[int],
+        phrases: Phrases | None = None,
     ) -> CaptionedRows:
         numbers, captions = zip(*(rows[i] for i in kept), strict=True)
-        return CaptionedRows(table, numbers, captions, columns, several=several, **self._form)
+        return CaptionedRows(table, numbers, captions, columns, several=several, phrases=phrases, **self._form)
 
     def _refuse(self, columns: Columns, what: str) -> None:
         details, name = self._findings.line(), columns.split

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.pair_prompts import PairPrompts
@@ -21,11 +22,13 @@ from lpo_platform.data.source import Preference
 from lpo_platform.data.tables.decode import Unusable, picture, square
 from lpo_platform.data.tables.hub import local_folder
 from lpo_platform.data.tables.parquet import RowFiles, Unreadable, find_split, values_of
+from lpo_platform.diffusion import noise
 from lpo_platform.runs.files import fingerprint
 from lpo_platform.runs.given_files import clean
 
 logger = logging.getLogger(__name__)
 
+Crop = Literal["squash", "center"]
 VERSION = 1  # raise it when a row is judged or decoded differently
 PICTURES = ("jpg_0", "jpg_1")
 REQUIRED = ("caption", *PICTURES, "label_0", "label_1")
@@ -71,17 +74,21 @@ class Pairs:
     """One split, as `data.source.Preferences`. Threads may share it, and rows are cheapest in rising order.
 
     positions: (N,) number of each item's row in the files. preferred: (N,) probability that the first picture is
-    preferred. num_rows: rows in the files, those included that are no item.
+    preferred. num_rows: rows in the files, those included that are no item. flip: the seed by which pictures are
+    mirrored, null for none.
     """
 
-    def __init__(self, name: str, files: RowFiles, rows: Rows, *, resolution: int) -> None:
+    def __init__(
+        self, name: str, files: RowFiles, rows: Rows, *, resolution: int, crop: Crop = "squash", flip: int | None = None
+    ) -> None:
         self.positions, self.preferred, self.num_rows = rows.row, rows.label, len(files)
         self._name = name
         self._files = files
         self._rows = rows
-        self._resolution = resolution
+        self._resolution, self._crop, self._flip = resolution, crop, flip
+        form = [] if crop == "squash" and flip is None else [crop, flip]
         self.fingerprint = fingerprint(
-            "image_pairs", VERSION, Image.__version__, resolution, name, files.identities(), rows.digest()
+            "image_pairs", VERSION, Image.__version__, resolution, name, files.identities(), rows.digest(), *form
         )
 
     def __len__(self) -> int:
@@ -113,17 +120,33 @@ class Pairs:
             cells = self._files.cells(int(self._rows.row[i]), PICTURES)
         except Unreadable as error:
             raise Unusable(f"{name} ({error})", LOST) from error
-        side, form = self._resolution, Image.Resampling.BILINEAR
+        side = self._resolution
         pictures = [picture(cell, f"{name} {key}", side=side) for key, cell in zip(PICTURES, cells, strict=True)]
         first, gaps = float(self._rows.label[i]), self._rows.gaps[i]
         return Preference(
             id=name,
             caption=self.caption(i),
-            images=torch.stack([square(shown.image, side, form) for shown in pictures]),
+            images=torch.stack([self._shown(shown.image, f"{name}/{n}") for n, shown in enumerate(pictures)]),
             labels=torch.tensor([[0.5, first], [1 - first, 0.5]]),
             weight=float(self._rows.weight[i]),
             gaps=None if np.isnan(gaps).any() else tuple(gaps.tolist()),
         )
+
+    def _shown(self, image: Image.Image, key: str) -> Tensor:
+        if self._crop == "center":
+            image = central(image, self._resolution)
+        pixels = square(image, self._resolution, Image.Resampling.BILINEAR)
+        if self._flip is not None and noise.uniform([key], seed=self._flip, stream="flip") < 0.5:
+            return pixels.flip(2)
+        return pixels
+
+
+def central(image: Image.Image, resolution: int) -> Image.Image:
+    """The central square of a picture whose short side was resized to R, as torchvision's Resize and CenterCrop do."""
+    sides = [resolution if side == min(image.size) else resolution * side // min(image.size) for side in image.size]
+    left, top = (round((side - resolution) / 2) for side in sides)
+    resized = image.resize(tuple(sides), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + resolution, top + resolution))
 
 
 class ImagePairs:
@@ -143,6 +166,10 @@ class ImagePairs:
         absolute_ties: compares absolute gaps of ties, as the paper writes. false is as the released code.
         train, validation, test: names of the splits. `validation` may be null.
         num_train, num_test: reads the first so many usable rows; null for all.
+        crop: `squash` resizes the whole picture to a square, as LRM does; `center` resizes the short side and takes the
+            central square, as Diffusion-DPO does.
+        flip: mirrors every second picture to train on, drawn by `seed`, row and picture, as Diffusion-DPO does.
+        seed: of the flips.
         resolution: side of the pictures in pixels.
 
     Raises:
@@ -163,9 +190,14 @@ class ImagePairs:
         test: str = "test_unique",
         num_train: int | None = None,
         num_test: int | None = None,
+        crop: Crop = "squash",
+        flip: bool = False,
+        seed: int = 0,
         *,
         resolution: int,
     ) -> None:
+        if crop not in get_args(Crop):
+            raise UserError(f"data.crop={crop}; what works: {', '.join(get_args(Crop))}")
         if len({train, validation, test}) < 3:
             raise UserError(f"data.train={train}, validation={validation}, test={test}; what works: different splits")
         for key, number in (("num_train", num_train), ("num_test", num_test)):
@@ -179,6 +211,7 @@ class ImagePairs:
         def split(key: str, name: str, number: int | None) -> Pairs:
             return self._split(key, name, number, resolution)
 
+        self._form = {"crop": crop, "flip": seed if flip else None}
         self._scores = scores
         self._mpcf = (strategy, absolute_ties)
         self.train = split("train", train, num_train)
@@ -216,7 +249,8 @@ class ImagePairs:
         if not len(rows.row):
             self._refuse(key, name, f"none of its {len(files)} rows can be used")
         self._report[key] = len(rows.row)
-        return Pairs(name, files, rows, resolution=resolution)
+        form = self._form if key == "train" else self._form | {"flip": None}
+        return Pairs(name, files, rows, resolution=resolution, **form)
 
     def _refuse(self, key: str, name: str, what: str) -> None:
         details = " | ".join(filter(None, [self._filtered(), self._findings.line()]))

@@ -31,6 +31,7 @@ class Sample:
         condition: (3, H, W) in [0, 1], the control image of the picture.
         loser: (3, H, W) in [0, 1], the control image of a worse picture.
         labels: an item of the task's maps: (1, H, W) label numbers, or (P, 17, 3) keypoints.
+        prompt: what training tells the model, where it is more than the caption.
     """
 
     id: str
@@ -40,6 +41,12 @@ class Sample:
     condition: Tensor | None = None
     loser: Tensor | None = None
     labels: Tensor | None = None
+    prompt: str | None = None
+
+    @property
+    def told(self) -> str:
+        """What training tells the model: the prompt where there is one, else the caption, which judges the picture."""
+        return self.caption if self.prompt is None else self.prompt
 
 
 class Source(Protocol):
@@ -100,7 +107,6 @@ class Data(Protocol):
 
     train: Source
     test: Source
-
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from lpo_platform.tasks.task import Task
 
 
 def control_of(samples: list[Sample], task: Task, images: Tensor) -> Tensor:
-    """The control images (B, 3, H, W) in [0, 1] of samples with these images (B, 3, H, W)."""
+    """The control images (B, 3, H, W) that training shows for samples with these images (B, 3, H, W)."""
     if samples[0].condition is not None:
         return _annotated(samples, images)
-    return task.render(_labels(samples, images) if samples[0].labels is not None else task.detect(images))
+    return task.render(_labels(samples, images)) if samples[0].labels is not None else task.shown_in_training(images)
 
 
 def truth_of(samples: list[Sample], task: Task, images: Tensor) -> tuple[Tensor, Tensor]:

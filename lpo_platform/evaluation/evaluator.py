@@ -61,7 +61,8 @@ class Evaluator:
     guards: also what else the data can say of a picture, to see at whose expense a score has risen.
     guidance_base: that of the model compared with, where it is another. same_noise: every item starts from one noise.
     sampler: ddim, or unipc, which has no eta; FLUX has its own. save: keeps all pictures, as PNG. measures: what else
-    is said of the pictures, by name. protocol: whose settings these are, where they are somebody's.
+    is said of the pictures, by name. task: settings of the task that evaluation has otherwise than training, such as
+    its detector's weights, for whoever builds the task. protocol: whose settings these are, where they are somebody's.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Evaluator:
         same_noise: bool = False,
         sampler: Sampler = "ddim",
         save: bool = False,
+        task: dict[str, str | int | float | bool | None] | None = None,
         protocol: Protocol | None = None,
         measures: dict[str, Measure] | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.prepared.conditions import from_uint8, to_uint8, worse
+from lpo_platform.data.prepared.conditions import packed, unpacked, worse
 from lpo_platform.methods import losses
 from lpo_platform.methods.expectations import APART, FirstLoss
 from lpo_platform.methods.method import Batch, Method
@@ -118,7 +118,7 @@ class CPO(Method):
         sampling = Sampling(adapter.num_inference_steps, adapter.guidance)
         with self.policy.reference():
             found = worse(self.policy, self.task, condition, self._keys(batch), sampling, seed=self.seed)
-        return from_uint8(to_uint8(found, gray=self.task.gray))  # 8 bits, as cached
+        return unpacked(packed(found, self.task))  # as cached
 
     @torch.no_grad()
     def _report(self, four: tuple[Tensor, ...], preference: Tensor, pretraining: Tensor) -> dict[str, Tensor]:

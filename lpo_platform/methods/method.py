@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lpo_platform.data.prepared.conditions import from_uint8
+from lpo_platform.data.prepared.conditions import PACKED, unpacked
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import mean
 from lpo_platform.hardware.sharding import whole
@@ -175,7 +175,7 @@ class Method(L.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves a batch to the device, except for the positions, which key the noise on the CPU.
 
-        Control images are moved as uint8 and become numbers in [0, 1] on the device.
+        Control images are moved as their cache keeps them, and become float32 on the device.
         """
         moved = {k: v if k == "position" else v.to(device, non_blocking=True) for k, v in batch.items()}
-        return {k: from_uint8(v) if v.dtype == torch.uint8 else v for k, v in moved.items()}
+        return {k: unpacked(v) if v.dtype == torch.uint8 or k in PACKED else v for k, v in moved.items()}

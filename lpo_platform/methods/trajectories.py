@@ -120,7 +120,8 @@ class Trajectories(Online):
         """Starts collect(). The rewards may still be computed when it returns."""
         captions = [item.caption for item in items] if self.pictures else list(items)
         ids = [(item.caption, item.id) if self.pictures else (item,) for item in items]
-        tokens = self.policy.adapter.tokenize(captions)
+        told = [item.told for item in items] if self.pictures else captions
+        tokens = self.policy.adapter.tokenize(told)
         rows = {
             "prompt": torch.tensor(positions, device=self.device),
             "key": torch.tensor([noise.key(*name) for name in ids], device=self.device),

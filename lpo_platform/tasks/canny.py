@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lpo_platform.tasks.task import Gray, unmixed
 
+Form = Literal["binary", "magnitude"]
+
 
 class Canny(Gray):
     """Canny edges of the grey-scale picture, (B, 1, H, W), by kornia.filters.canny (kernel 5 x 5, sigma 1).
@@ -18,22 +20,36 @@ class Canny(Gray):
         form: `binary` is Canny with hysteresis. `magnitude` is the form that CPO trains with (train/canny_tools.py of
             ZonglinL/CPO): a 7 x 7 blur and the suppressed magnitude above `low`, without hysteresis or binarisation.
             Its values may exceed 1.
+        train_form: the form of the control images that training shows, null for `form`. Those of `magnitude` are not
+            limited to 1. Published: `magnitude` in the DINO rows, whose evaluation is binary.
     """
 
     name: ClassVar[str] = "canny"
     differentiable: ClassVar[bool] = True
     scores: ClassVar[dict[str, bool]] = {"canny/f1": True, "canny/f1_above_chance": True}
 
-    def __init__(self, low: float = 0.1, high: float = 0.2, form: Literal["binary", "magnitude"] = "binary") -> None:
-        self.low, self.high, self.form = low, high, form
+    def __init__(
+        self, low: float = 0.1, high: float = 0.2, form: Form = "binary", train_form: Form | None = None
+    ) -> None:
+        self.low, self.high, self.form, self.train_form = low, high, form, train_form
+        self.bounded = train_form != "magnitude"
 
     @property
     def fingerprint(self) -> str:
-        return json.dumps([self.name, self.low, self.high, self.form])
+        trained = () if self.train_form is None else (self.train_form,)
+        return json.dumps([self.name, self.low, self.high, self.form, *trained])
 
     def detect(self, images: Tensor) -> Tensor:
         """The edges of images. The magnitude form is differentiable, the binary form is not."""
-        if self.form == "magnitude":
+        return self._edges(images, self.form)
+
+    def shown_in_training(self, images: Tensor) -> Tensor:
+        if self.train_form is None:
+            return super().shown_in_training(images)
+        return self._edges(images, self.train_form).expand(-1, 3, -1, -1)
+
+    def _edges(self, images: Tensor, form: Form) -> Tensor:
+        if form == "magnitude":
             magnitude, _ = self._canny(images, hysteresis=False, kernel_size=(7, 7))
             return magnitude * (magnitude > self.low)
         with torch.no_grad():

@@ -43,10 +43,11 @@ class DepthNetwork(nn.Module):
         self.side = self.preprocessing.size.get("height") or getattr(self.model.config, "image_size", None) or 384
         self.patch = getattr(self.model.config, "patch_size", None) or 32
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, mode: str = "bicubic") -> Tensor:
+        """mode: how pictures are resized to the network's size."""
         scale = self.side / min(images.shape[-2:])
         size = [self.patch * max(1, round(scale * side / self.patch)) for side in images.shape[-2:]]
-        pixels = F.interpolate(self.preprocessing(images), size, mode="bicubic", antialias=True)
+        pixels = F.interpolate(self.preprocessing(images), size, mode=mode, antialias=True)
         return self.model(pixel_values=pixels).predicted_depth[:, None]
 
 
@@ -89,13 +90,17 @@ class Depth(Gray):
         return F.interpolate(depth, images.shape[-2:], mode="bicubic").clamp(0, 1)
 
     def loss(self, images: Tensor, target: Tensor) -> Tensor:
-        """Mean squared difference of depths divided by their largest value, not stretched to 0."""
-        found = F.interpolate(self._depth(images), target.shape[-2:], mode="bilinear", antialias=True)
+        """Mean squared difference of depths divided by their largest value, not stretched to 0.
+
+        The network sees the pictures resized bilinearly, as in train/reward_control.py of ControlNet_Plus_Plus.
+        """
+        found = self._depth(images, **({} if self.toy else {"mode": "bilinear"}))
+        found = F.interpolate(found, target.shape[-2:], mode="bilinear", antialias=True)
         return self.distance(scaled(found), scaled(target))
 
-    def _depth(self, images: Tensor) -> Tensor:
+    def _depth(self, images: Tensor, **options: str) -> Tensor:
         """The depth as the network gives it, at its own size."""
-        found = self.detector(images)
+        found = self.detector(images, **options)
         return found.depth if self.toy else found
 
     def render(self, maps: Tensor) -> Tensor:

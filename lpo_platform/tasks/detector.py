@@ -42,9 +42,9 @@ class Detector:
     def __init__(self, network: nn.Module, identity: str) -> None:
         self.network, self.identity = network.requires_grad_(False).eval(), identity
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, **options: object) -> Tensor:
         with unmixed(images):
-            return self.network.to(images.device)(images.float())
+            return self.network.to(images.device)(images.float(), **options)
 
 
 class Embedded(Detector):

@@ -31,7 +31,7 @@ from lpo_platform.tasks.detector import (
 )
 from lpo_platform.tasks.keypoint_files import JOINTS, WHOLE, fitted, read_folder, whole
 from lpo_platform.tasks.oks import oks, reported_ap
-from lpo_platform.tasks.skeleton import draw, read_person
+from lpo_platform.tasks.skeleton import Drawing, draw, read_person
 from lpo_platform.tasks.task import Task
 from lpo_platform.tasks.toy_detector import SECOND
 
@@ -213,6 +213,7 @@ class Pose(Task):
         judge: weights of a second detector, by which pose/oks_judge is measured. The embedded world has one.
         whole_body: poses are (B, P, 133, 3) in the order of COCO-WholeBody and are drawn with hands and face. Scores
             are computed from the 17.
+        drawing: `smooth`, or `opencv`, with the pixels of published skeletons, whose limbs are wider (skeleton.draw).
     """
 
     name: ClassVar[str] = "pose"
@@ -229,11 +230,12 @@ class Pose(Task):
         joint_threshold: float = 0.3,
         judge: str | None = None,
         whole_body: bool = False,
+        drawing: Drawing = "smooth",
         *,
         resolution: int = 512,
         toy: bool = False,
     ) -> None:
-        self.toy, self.resolution = wants_toy(detector, toy), resolution
+        self.toy, self.resolution, self.drawing = wants_toy(detector, toy), resolution, drawing
         self.person_threshold, self.joint_threshold = person_threshold, joint_threshold
         if whole_body and (self.toy or detector == "blazepose"):
             raise UserError(f"task.whole_body=true: task.detector={detector} finds no hands and faces; published does")
@@ -246,7 +248,8 @@ class Pose(Task):
     @property
     def fingerprint(self) -> str:
         thresholds = (self.person_threshold, self.joint_threshold)
-        return json.dumps([self.name, self.detector.identity, *thresholds, self.resolution])
+        drawn = () if self.drawing == "smooth" else (self.drawing,)
+        return json.dumps([self.name, self.detector.identity, *thresholds, self.resolution, *drawn])
 
     def find(self, images: Tensor, detector: Detector | None = None) -> Tensor:
         """(B, P, K, 3): x, y in pixels of the images, and the detector's score."""
@@ -270,7 +273,7 @@ class Pose(Task):
         return torch.cat([people[..., :2] * scale, torch.ones_like(visible)], 3) * visible
 
     def render(self, maps: Tensor) -> Tensor:
-        return torch.stack([draw(people, self.resolution) for people in maps])
+        return torch.stack([draw(people, self.resolution, self.drawing) for people in maps])
 
     def agreement(self, control: Tensor, maps: Tensor) -> Tensor:
         """Of the visible joints in the picture, those near which something is drawn; of nobody, whether nothing is."""

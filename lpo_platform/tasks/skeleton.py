@@ -3,14 +3,17 @@
 import colorsys
 import math
 from functools import cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lpo_platform.tasks import opencv_shapes
 from lpo_platform.tasks.keypoint_files import OF_WHOLE
 
 Shade = tuple[float, ...]
+Drawing = Literal["smooth", "opencv"]
 
 # Joint k of the drawing is keypoint COCO_OF[k]; NECK is the middle of the shoulders.
 NECK = 1
@@ -38,28 +41,41 @@ def radius_at(resolution: int) -> float:
     return max(1.0, THICKNESS * resolution)
 
 
-def draw(people: Tensor, resolution: int) -> Tensor:
+def draw(people: Tensor, resolution: int, drawing: Drawing = "smooth") -> Tensor:
     """(P, 17, 3) x, y in pixels and visibility of COCO's keypoints -> (3, R, R) in [0, 1] on black.
 
     Of COCO-WholeBody's, (P, 133, 3), also hands and face, which lie over all bodies, in the colours and proportions of
     OpenPose's and DWPose's pictures. A pixel belongs to a joint or limb that its middle lies in; where several do, the
-    last one drawn. People follow each other in every layer. The originals draw with whole-pixel polygons, which differ
-    at their borders.
+    last one drawn. People follow each other in every layer.
+
+    drawing: `smooth`, or `opencv`, whose bodies have the pixels of the originals: discs about whole pixels, and limbs
+    that are one pixel wider, since the outline of a polygon is coloured, too.
     """
     radius, middle = radius_at(resolution), torch.arange(resolution, device=people.device) + 0.5
     x, y = middle[None, :], middle[:, None]
     colours = torch.tensor(COLOURS, device=people.device, dtype=torch.float32)[..., None, None] / 255
     discs = people.new_zeros(3, resolution, resolution)
     joints = [_joints(person) for person in people]
+
+    def joint_at(a: float, b: float) -> Tensor:
+        if drawing == "opencv":
+            return opencv_shapes.disc(a, b, int(radius), resolution).to(people.device)
+        return (x - a).square() + (y - b).square() <= radius**2
+
+    def limb_between(start: list[float], end: list[float]) -> Tensor:
+        if drawing == "opencv":
+            return opencv_shapes.limb(start, end, int(radius), resolution).to(people.device)
+        return _ellipse(x, y, start, end, radius)
+
     for person in joints:
         for colour, (a, b, visible) in zip(colours, person, strict=True):
             if visible:
-                discs = torch.where((x - a).square() + (y - b).square() <= radius**2, colour, discs)
+                discs = torch.where(joint_at(a, b), colour, discs)
     limbs = discs
     for colour, (start, end) in zip(colours, LIMBS, strict=False):
         for person in joints:
             if person[start][2] and person[end][2]:
-                limbs = torch.where(_ellipse(x, y, person[start], person[end], radius), colour, limbs)
+                limbs = torch.where(limb_between(person[start], person[end]), colour, limbs)
     picture = DISCS * discs + LIMB * limbs
     for person in people if people.shape[1] > 17 else ():
         for hand in ("hand_left", "hand_right"):

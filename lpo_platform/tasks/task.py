@@ -26,6 +26,8 @@ class Task(ABC):
     """Whether a control image holds colours of labels, which must not be blended."""
     differentiable: ClassVar[bool] = False
     """Whether loss() has a gradient in the images; an instance whose settings take it away says False."""
+    bounded: bool = True
+    """Whether the control images of training lie in [0, 1], so that caches keep 8 bits of them."""
     resizes: ClassVar[bool] = False
     """Whether score() compares maps of different sizes."""
     annotated: ClassVar[Literal["classes", "people"] | None] = None
@@ -44,6 +46,10 @@ class Task(ABC):
     def render(self, maps: Tensor) -> Tensor:
         """The control image of maps."""
 
+    def shown_in_training(self, images: Tensor) -> Tensor:
+        """The control image that training shows for pictures: that of evaluation, unless a task trains with another."""
+        return self.render(self.detect(images))
+
     def agreement(self, control: Tensor, maps: Tensor) -> Tensor | None:
         """Share of the maps that annotated control images show, (B,), of which below a half is a mistake in the data.
 
@@ -53,7 +59,7 @@ class Task(ABC):
 
     def worse(self, images: Tensor, control: Tensor) -> Tensor:
         """The losing condition: the control image of what pictures show that were drawn from `control`."""
-        return self.render(self.detect(images))
+        return self.shown_in_training(images)
 
     @abstractmethod
     def parse(self, control: Tensor) -> Tensor:

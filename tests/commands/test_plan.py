@@ -181,7 +181,7 @@ def test_the_largest_micro_batch_that_fits() -> None:
 
 def test_steps_of_a_round() -> None:
     assert steps(assemble(configuration("method=ddpo"))) == 12 * 24 * 8 * 10 / 960
-    paper = configuration("experiment=pose_ddpo_paper")
+    paper = configuration("experiment=pose_ddpo_paper", "task.weights=w")
     assert steps(assemble(paper)) == 22_525  # 901 rounds of 25
 
 

@@ -259,6 +259,8 @@ def needed(experiment: str, folder: Path) -> list[str]:
     if experiment.endswith("_toy"):
         return []
     kind = {"lpo": "prompts", "spo": "prompts"}.get(experiment.split("_")[0], "folder")
+    if experiment == "pose_ddpo_paper":
+        return [*paths(folder)[kind], "task.weights=w"]
     weights = {"spo": "reward.weights=w", "cpo": "control.weights=w", "controlnetpp": "control.weights=w"}
     return [*paths(folder)[kind], *(given for name, given in weights.items() if experiment.split("_")[0] == name)]
 

@@ -27,10 +27,10 @@ from lpo_platform.config import compose
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.data import captioned
-from lpo_platform.data.captioned import Captioned
+from lpo_platform.data.captioned import Captioned, CaptionedRows
 from lpo_platform.data.prepared.export import export_pairs
 from lpo_platform.data.prepared.rounds import Stream
-from lpo_platform.data.source import first
+from lpo_platform.data.source import Sample, first
 from lpo_platform.data.tables import decode, json_lines, webdataset
 from lpo_platform.data.tables.decode import Unusable
 from lpo_platform.data.toy import Toy
@@ -406,3 +406,26 @@ def test_two_processes_prepare_what_one_does(here: Path) -> None:
         after = load_file(file)
         assert set(before) == set(after)
         assert all(torch.allclose(before[n].float(), after[n].float(), atol=1e-4) for n in before)
+
+
+def test_training_adds_phrases_to_captions_and_nothing_else_sees_them(tmp_path: Path) -> None:
+    folder, phrases = write(tmp_path, [row(i) for i in range(12)], "parquet"), [f"p{i}" for i in range(11)]
+    options = {"num_test": 2, "phrases": phrases, "suffix": "realistic, sharp"}
+    data, again, other = (opened(folder, **options, **more) for more in ({}, {}, {"num_phrases": 2}))
+    drawn = []
+    for sample, same in zip(everything_of(data.train), everything_of(again.train), strict=True):
+        caption, *added = sample.told.removesuffix(", realistic, sharp").rsplit(", ", 3)
+        assert caption == sample.caption and len(set(added)) == 3 and set(added) <= set(phrases)
+        assert same.told == sample.told and sample.told.endswith(", realistic, sharp")
+        drawn.append(tuple(added))
+    assert len(set(drawn)) > len(drawn) // 2
+    assert all(sample.prompt is None and sample.told == sample.caption for sample in everything_of(data.test))
+    plain = opened(folder, num_test=2)
+    assert len({d.train.fingerprint for d in (data, other, plain)}) == 3
+    assert data.test.fingerprint == plain.test.fingerprint
+    with pytest.raises(UserError, match=r"data.num_phrases=12; what works: 1 to 11"):
+        opened(folder, phrases=phrases, num_phrases=12)
+
+
+def everything_of(rows: CaptionedRows) -> list[Sample]:
+    return [rows[i] for i in range(len(rows))]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 from toys.image_pairs import LABELS, LAYOUTS, SPLITS, R, encoded, fill, parquet_files, row, saved
 
 from lpo_platform.config.errors import UserError
@@ -396,3 +397,31 @@ def test_a_large_file_is_identified_by_its_size_and_pieces(tmp_path: Path, monke
         (tmp_path / name).write_bytes(changed)
         found.add(parquet.identity(tmp_path / name))
     assert len(found) == 5
+
+
+def test_diffusion_dpo_crops_the_centre_and_flips_half_of_the_pictures_to_train_on(tmp_path: Path) -> None:
+    """As torchvision's Resize of the short side and CenterCrop; seed, row and place decide about each flip."""
+    folder = fill(tmp_path, [row(i) for i in range(24)])
+    form = transforms.Compose(
+        [transforms.Resize(R, transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(R), transforms.ToTensor()]
+    )
+    plain, flipped, again, other = (
+        open_pairs(folder, crop="center", **options)
+        for options in ({}, {"flip": True}, {"flip": True}, {"flip": True, "seed": 1})
+    )
+    mirrored = []
+    for i in range(len(plain.train)):
+        source = row(int(plain.train.positions[i]))
+        wanted = [form(Image.open(io.BytesIO(source[name])).convert("RGB")) for name in ("jpg_0", "jpg_1")]
+        torch.testing.assert_close(plain.train[i].images, torch.stack(wanted), rtol=0, atol=0)
+        for image, straight in zip(flipped.train[i].images, plain.train[i].images, strict=True):
+            mirrored.append(torch.equal(image, straight.flip(2)))
+            assert mirrored[-1] or torch.equal(image, straight)
+        assert torch.equal(flipped.train[i].images, again.train[i].images)
+    assert 0.25 < sum(mirrored) / len(mirrored) < 0.75
+    assert any(first != second for first, second in zip(mirrored[::2], mirrored[1::2], strict=True))
+    assert torch.equal(flipped.test[0].images, plain.test[0].images)
+    prints = {data.train.fingerprint for data in (open_pairs(folder), plain, flipped, other)}
+    assert len(prints) == 4 and again.train.fingerprint == flipped.train.fingerprint
+    with pytest.raises(UserError, match=r"data.crop=middle; what works: squash, center"):
+        open_pairs(folder, crop="middle")

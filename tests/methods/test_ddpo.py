@@ -567,7 +567,7 @@ def test_what_happened_is_reported_by_step() -> None:
 def test_the_papers_counting_of_steps() -> None:
     """experiment=pose_ddpo_paper: 25 steps of one timestep of each of 8 pictures a round, so that its checkpoint k has
     step 25 (k + 1) after 8 (k + 1) pictures, as the checkpoints that the authors name."""
-    values = compose("train", ["experiment=pose_ddpo_paper", "data.path=m.jsonl"], [], CONF).values
+    values = compose("train", ["experiment=pose_ddpo_paper", "data.path=m.jsonl", "task.weights=w"], [], CONF).values
     settings = {name: value for name, value in values["method"].items() if not name.startswith("_")}
     step = method(Control(), **settings)
     step.predict = lambda x, *_: x  # what is drawn has no part in what is counted

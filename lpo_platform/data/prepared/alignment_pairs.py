@@ -110,7 +110,7 @@ def _encode(
 ) -> dict[str, Tensor]:
     adapter = policy.adapter
     maps, control = truth_of(samples, task, torch.stack([sample.image for sample in samples]).to(adapter.device))
-    tokens = adapter.tokenize([sample.caption for sample in samples])
+    tokens = adapter.tokenize([sample.told for sample in samples])
     columns = {"tokens": tokens, "text": adapter.embed(tokens), "control": to_uint8(control, gray=task.gray)}
     rows = torch.arange(len(samples), device=adapter.device).repeat_interleave(group)
     drawn, distance, quality = [], [], []

@@ -34,6 +34,7 @@ from lpo_platform.tasks.task import Task
 
 SEED = 0  # losers are data: a run's seed leaves them as they are, and a sweep over seeds computes them once
 VERSION = 1  # raise it when the columns change their meaning
+PACKED = ("control", "loser")  # columns of control images
 log = logging.getLogger(__name__)
 
 
@@ -178,16 +179,15 @@ def _encode(
     images = torch.stack([sample.image for sample in samples]).to(adapter.device)
     columns = {"moments": adapter.encode_moments(images)} | _captions(samples, adapter)
     if target:
-        maps, control = truth_of(samples, task, images)
-        columns["target"] = task.target(images, maps).half()
-    elif task is not None:
+        columns["target"] = task.target(images, truth_of(samples, task, images)[0]).half()
+    if task is not None:
         control = control_of(samples, task, images)
     if task is not None:
-        columns["control"] = to_uint8(control, gray=task.gray)
+        columns["control"] = packed(control, task)
     if losers:
-        columns["loser"] = to_uint8(_losers(samples, columns, control, policy, task, sampling), gray=task.gray)
+        columns["loser"] = packed(_losers(samples, columns, control, policy, task, sampling), task)
     if features:
-        both = [policy.features(from_uint8(columns[name])) for name in ("control", "loser")]
+        both = [policy.features(unpacked(columns[name])) for name in ("control", "loser")]
         columns["features"] = torch.stack(both, 1)
     return columns
 
@@ -211,14 +211,15 @@ def worse(
     policy: Policy, task: Task, condition: Condition, ids: Sequence[Key], sampling: Sampling, *, seed: int
 ) -> Tensor:
     """The conditions (B, 3, H, W) of pictures that the policy draws under these; each id has its own noise."""
-    latents = sample_latents(policy, condition, ids, sampling, seed=seed, stream="loser")
+    drawn_from = Condition(condition.text, condition.control.clamp(0, 1))  # a picture, as the released code makes it
+    latents = sample_latents(policy, drawn_from, ids, sampling, seed=seed, stream="loser")
     return task.worse(policy.adapter.decode(latents), condition.control)
 
 
 def _captions(samples: list[Sample], adapter: Adapter) -> dict[str, Tensor]:
     """tokens and text of the captions; where the data give several, of all, and how many there are."""
     if not any(sample.captions for sample in samples):
-        tokens = adapter.tokenize([sample.caption for sample in samples])
+        tokens = adapter.tokenize([sample.told for sample in samples])
         return {"tokens": tokens, "text": adapter.embed(tokens)}
     given = [sample.captions for sample in samples]
     most = max(map(len, given))
@@ -241,6 +242,18 @@ def _spread(parts: list[dict[str, Tensor]], places: list[int], total: int) -> di
         for place, row in zip(places, rows, strict=True):
             columns[name][(place, *map(slice, row.shape))] = row
     return columns
+
+
+def packed(control: Tensor, task: Task) -> Tensor:
+    """Control images as caches keep them: 8 bits in [0, 1], half precision where a task does not keep to that."""
+    if task.bounded:
+        return to_uint8(control, gray=task.gray)
+    return (control[:, :1] if task.gray else control).half()
+
+
+def unpacked(control: Tensor) -> Tensor:
+    """The inverse of packed: (B, 3, H, W) float32."""
+    return from_uint8(control) if control.dtype == torch.uint8 else control.float().expand(-1, 3, -1, -1)
 
 
 def to_uint8(images: Tensor, *, gray: bool) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -70,7 +71,9 @@ def _features(table: pa.Table) -> dict[bytes, bytes]:
 
 
 def _pil(control: Tensor) -> Image.Image:
-    """(1 or 3, H, W) uint8, one channel as grey."""
+    """(1 or 3, H, W) uint8, one channel as grey. UserError for others, which no PNG can hold."""
+    if control.dtype != torch.uint8:
+        raise UserError("export: these control images exceed what a PNG holds; what works: task.train_form=null")
     levels = control.permute(1, 2, 0).numpy()
     return Image.fromarray(levels[:, :, 0] if control.shape[0] == 1 else levels)
 

@@ -36,7 +36,7 @@ from lpo_platform.tasks.keypoint_files import (
     write,
 )
 from lpo_platform.tasks.pose import Files, Pose
-from lpo_platform.tasks.skeleton import draw
+from lpo_platform.tasks.skeleton import Drawing, draw
 
 TEST_FRACTION = 1 / 31  # the published 30:1
 NOBODY = "picture in which nobody was found"
@@ -144,13 +144,13 @@ def _extract(picture: Picture, out: Path, task: Pose, device: torch.device, name
     rows = [parts_of(person.numpy()) | {"score": score} for person, score in zip(found, scores, strict=True)]
     keypoints, skeleton = _places(out, picture)
     keypoints.parent.mkdir(parents=True, exist_ok=True)
-    save_png(drawn(found, image), skeleton)
+    save_png(drawn(found, image, task.drawing), skeleton)
     write(keypoints, people(rows, image.size), picture=picture.look.file)
 
 
-def drawn(found: Tensor, image: Image.Image) -> Tensor:
+def drawn(found: Tensor, image: Image.Image, drawing: Drawing) -> Tensor:
     """The skeletons of people (P, 17 or 133, 3) in pixels of a picture: (3, H, W) in [0, 1]."""
-    return draw(found, max(image.size))[:, : image.height, : image.width]
+    return draw(found, max(image.size), drawing)[:, : image.height, : image.width]
 
 
 def _line(picture: Picture, out: Path, findings: Findings) -> dict[str, object] | None:

@@ -22,6 +22,7 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 PAPER = "paper, not reproduced here"
 APART = ("method", "model", "task", "seed", "sweep")
 
+OWN_SETTINGS = "measured with settings of our own, without metrics=<the protocol of a paper>"
 
 @dataclass(frozen=True)
 class Outcome:
@@ -51,7 +52,9 @@ class Outcome:
         label = ", ".join(word for word in (method, model, " ".join(own)) if word not in ("none", ""))
         seed = run.result.get("seed")
         protocol = mapping(mapping(run.config.get("metrics")).get("protocol"))
-        deviations = list(run.result.get("deviations", ())) if protocol else None
+        deviations = list(run.result.get("deviations", ()))
+        if not protocol:
+            deviations = [OWN_SETTINGS, *deviations] if deviations else None
         return cls(label, model, task, data, seed, run.metrics, run.main, run.config_name, words, deviations)
 
 
@@ -156,8 +159,8 @@ def departures(outcomes: Sequence[Outcome]) -> list[str]:
     for group in _groups(outcomes, lambda o: (o.label, o.task)):
         name = ", ".join(word for word in (group[0].label, group[0].task) if word != "none")
         lines = list(dict.fromkeys(line for outcome in group for line in outcome.deviations or ()))
-        if any(outcome.deviations is None for outcome in group):
-            lines.insert(0, "measured with settings of our own, without metrics=<the protocol of a paper>")
+        if any(outcome.deviations is None for outcome in group) and OWN_SETTINGS not in lines:
+            lines.insert(0, OWN_SETTINGS)
         if lines:
             notes.append(f"Not as in the protocol, {name}: {'; '.join(lines)}.")
     return notes

@@ -35,7 +35,7 @@ def sentence(run: Run) -> str:
 def results(run: Run) -> str:
     if not run.metrics:
         return absent("result.json holds no metrics.")
-    deviations = "".join(note(f"Not as in the protocol: {line}.") for line in run.result.get("deviations", ()))
+    deviations = "".join(note(f"Not as published: {line}.") for line in run.result.get("deviations", ()))
     if all(map(_alone, run.metrics.values())):
         return _values(run) + "".join(note(f"{line}.") for line in cautions(run.metrics)) + deviations
     columns = [("", "metric"), ("number", "before"), ("number", "after"), ("number", "difference")]
