@@ -75,8 +75,8 @@ class Need:
     values: tuple[object, ...] = ()
 
     def fits(self, part: Part) -> bool:
-        if part.target is None:
-            return self.absent
+        if part.target is None:  # an option without a class is complained about as such
+            return self.absent or part.option not in (None, "none")
         said = UNSAID if self.name is None else part.says(self.name, UNSAID)
         if said is UNSAID:
             return self.present

@@ -152,7 +152,7 @@ class RandomStableDiffusion(StableDiffusion):
     memory, and a step on it can be counted but not computed."""
 
     def __init__(self, shape: Shape, *, resolution: int | None = None, device: torch.device | str = "cpu") -> None:
-        self.name, self.weights, self.controls, self.changes = shape.name, "random", {}, {}
+        self.name, self.weights, self.controls, self.changes, self.settings = shape.name, "random", {}, {}, {}
         self.reward = None
         self.resolution = resolution or shape.resolution
         self.guidance, self.num_inference_steps = 1.0, 1

@@ -17,7 +17,7 @@ from lpo_platform.config import stored
 from lpo_platform.config.errors import UserError
 from lpo_platform.runs import record
 
-FREE = ("hydra", "resume", "name", "logger", "hardware", "callbacks.log_every")
+FREE = ("hydra", "resume", "name", "logger", "hardware", "callbacks.log_every", "metrics.batch")
 PRECISION = "hardware.precision"
 LENGTHS = ("method.steps", "method.rounds")
 SHOWN = 12  # differences in one message

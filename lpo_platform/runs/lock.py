@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+with warnings.catch_warnings():  # a system without fcntl has a lock file, which serves as well
+    warnings.simplefilter("ignore", UserWarning)
+    from filelock import FileLock, Timeout
 
 
 class InUse(Exception):

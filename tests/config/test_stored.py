@@ -14,7 +14,7 @@ from lpo_platform.config.check import _node_problems, check
 from lpo_platform.config.compose import Composed
 from lpo_platform.config.signature import signature
 from lpo_platform.runs import resume
-from lpo_platform.runs.sweep import changed
+from lpo_platform.runs.foreign import differences, names
 from lpo_platform.tracking.report.page.run import Run
 
 STORED = json.loads((Path(__file__).parents[1] / "toys" / "stored.json").read_text())
@@ -54,8 +54,8 @@ def test_a_stored_run_is_the_same_run(tmp_path: Path):
     for file in (tmp_path / "resolved.yaml", tmp_path / ".hydra" / "config.yaml"):
         file.write_text(OmegaConf.to_yaml(before))
     now = OmegaConf.to_container(stored.load(tmp_path / "resolved.yaml"))
-    assert changed(tmp_path, now) == []
-    assert changed(tmp_path, now | {"task": {"_target_": "lpo_platform.tasks.hed.Hed"}}) == ["task"]
+    assert names(differences(tmp_path, now)) == []
+    assert names(differences(tmp_path, now | {"task": {"_target_": "lpo_platform.tasks.hed.Hed"}})) == ["task"]
     assert resume.config_of(tmp_path) == {key: of for key, of in now.items() if of not in (None, {})}
 
 

@@ -19,7 +19,7 @@ from lpo_platform.config.paths import is_hub_id
 from lpo_platform.data import image_pairs as pairing
 from lpo_platform.data.image_pairs import ImagePairs
 from lpo_platform.data.score_file import Scores, write_scores
-from lpo_platform.data.source import alignment_of
+from lpo_platform.data.source import alignment_of, guards_of
 from lpo_platform.data.tables import parquet
 from lpo_platform.data.tables.decode import BROKEN, NO_PICTURE, Unusable
 
@@ -58,7 +58,7 @@ def test_every_layout_gives_every_row_in_order(tmp_path: Path, layout: str) -> N
     with pytest.raises(IndexError):
         data.train[11]
     assert alignment_of(data, torch.zeros(1, 3, 8, 8), ["x"]) is None
-    assert data.guards(torch.zeros(1, 3, 8, 8), ["x"]) == {}
+    assert guards_of(data, torch.zeros(1, 3, 8, 8), ["x"]) == {}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

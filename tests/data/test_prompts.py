@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lpo_platform.config.errors import UserError
 from lpo_platform.data import prompts as prompting
 from lpo_platform.data.prompts import Prompts
-from lpo_platform.data.source import alignment_of
+from lpo_platform.data.source import alignment_of, guards_of
 from lpo_platform.runs.csv_rows import CELLS, QUOTES
 from lpo_platform.runs.given_files import BAD_CHARACTERS, NOT_TEXT
 
@@ -84,7 +84,7 @@ def test_items_have_an_id_and_a_caption(tmp_path: Path) -> None:
         with pytest.raises(IndexError):
             split[len(split)]
     assert alignment_of(prompts, torch.zeros(1, 3, 8, 8), ["x"]) is None
-    assert prompts.guards(torch.zeros(1, 3, 8, 8), ["x"]) == {}
+    assert guards_of(prompts, torch.zeros(1, 3, 8, 8), ["x"]) == {}
 
 
 @given(

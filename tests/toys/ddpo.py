@@ -20,6 +20,8 @@ SMALL = {"group": 3, "num_steps": 4, "guidance": 3.0, "rounds": 2, "prompts": 2,
 class Red:
     """How red pictures are, and how many edges of their condition they have, by name; shorter prompts are better."""
 
+    name = "colours"
+
     def __call__(self, images: Tensor, prompts: list[str], condition: Asked | None = None) -> dict[str, Tensor]:
         said = {"red": images[:, 0].mean((1, 2)), "prompt": -torch.tensor([float(len(p)) for p in prompts])}
         if condition is None:

@@ -72,7 +72,8 @@ class Finite(Callback):
     def _watch(self, step: int, values: dict[str, Tensor]) -> None:
         if values:
             seen = torch.stack([value.detach().float() for value in values.values()])
-            host = seen.to("cpu", non_blocking=True)
+            host = torch.empty(seen.shape)
+            host = (host.pin_memory() if seen.is_cuda else host).copy_(seen, non_blocking=True)
             event = torch.cuda.current_stream(seen.device).record_event() if seen.is_cuda else None
             self.waiting.append((step, list(values), host, event))
 
