@@ -19,7 +19,7 @@ from lpo_platform.commands.plan.budget import ROOM, largest
 from lpo_platform.commands.plan.bytes import counts, exported, memory, size
 from lpo_platform.commands.plan.count import flops, peak
 from lpo_platform.commands.plan.plan import advice, plan, text
-from lpo_platform.commands.plan.rates import DEVICES, device_of
+from lpo_platform.commands.plan.rates import DEVICES
 from lpo_platform.commands.plan.settings import Settings, settings_of
 from lpo_platform.commands.plan.work import _rollout, activations, assemble, steps, update
 from lpo_platform.config.errors import UserError
@@ -192,7 +192,7 @@ def test_settings() -> None:
     with pytest.raises(UserError, match="above 0 and at most 1"):
         settings_of(["plan.utilisation=2"])
     with pytest.raises(UserError, match="did you mean 'h100'"):
-        device_of("h10")
+        settings_of(["plan.device=h10"])
     assert all(device.gpu for device in DEVICES.values())
 
 
