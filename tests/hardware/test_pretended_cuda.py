@@ -62,7 +62,6 @@ def test_what_only_cuda_has_is_right(gpu: torch.device, weighted: bool) -> None:
         lambda x: torch.where(x > 0, x, torch.zeros(3)),
         lambda x: torch.randn(3, device=x.device, generator=torch.Generator()),
         lambda x: x.numpy(),
-        lambda x: x.to("cpu", non_blocking=True),
         lambda x: setattr(x, "data", torch.ones(3)),
         lambda x: x + torch.empty(3, device="meta"),
         lambda x: torch.empty(3, device="meta").to(x.device),
@@ -231,6 +230,22 @@ def test_a_stream_that_does_not_wait_is_found(gpu: torch.device) -> None:
         y.cpu()
     torch.cuda.current_stream().wait_event(side.record_event())
     assert y.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("wait", ["event", "query", "stream", "device", "value"])
+def test_a_copy_to_the_host_arrives_when_it_is_waited_for(gpu: torch.device, wait: str) -> None:
+    x = torch.ones(2, device=gpu)
+    host, event = x.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event()
+    x.mul_(3)
+    assert host.isnan().all()
+    if wait == "query":
+        assert not event.query() and event.query()
+    elif wait == "value":
+        float(x[0])
+    else:
+        waits = {"event": event, "stream": torch.cuda.current_stream(), "device": torch.cuda}
+        waits[wait].synchronize()
+    assert host.tolist() == [1, 1]
 
 
 def test_work_beside_waits_for_what_it_reads(gpu: torch.device) -> None:

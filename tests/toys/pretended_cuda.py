@@ -2,7 +2,7 @@
 
 It shows on any machine what else only a GPU shows: tensors of two devices that meet, weights that were left behind,
 types that autocast does not expect (pretended_autocast.py), a stream that does not wait (pretended_streams.py), a
-generator of the wrong device, a copy to the host that nobody waits for. It does not show speed, memory, races or the
+generator of the wrong device, a copy to the host that is read too early. It does not show speed, memory, races or the
 GPU's own rounding, and it has no Triton, no NCCL and no CUDA graphs.
 
 A pretended tensor holds the real one, on the CPU, as `host`. For torch's C++ it is a tensor of the meta device with the
@@ -198,6 +198,10 @@ def run(func: Any, args: tuple, kwargs: dict) -> Any:
         kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory" or not value}
         if "device" in kwargs and to_gpu:
             kwargs["device"] = torch.device("cpu")
+    if there and (packet in VALUES or not to_gpu):
+        if kwargs.pop("non_blocking", False):
+            return streams.send(func(*map(_host, args), **kwargs))
+        streams.arrive(streams.current().sent)  # the host waits for all that the stream has to do
     work = ONLY_ON_CUDA.get(packet, func)
     out = work(*map(_host, args), **{name: _host(value) for name, value in kwargs.items()})
     if packet in VALUES or not to_gpu:
@@ -263,8 +267,6 @@ def _refuse_others(func: Any, kwargs: dict, there: list[GpuTensor], to_gpu: bool
     generator = kwargs.get("generator")
     if isinstance(generator, torch.Generator) and (there or to_gpu) and generator.device.type == "cpu":
         raise OtherDevice(f"{func}: Expected a 'cuda' device type for generator but found 'cpu'")
-    if func.overloadpacket is aten._to_copy and there and not to_gpu and kwargs.get("non_blocking"):
-        raise OtherDevice("A copy to the host that does not block has arrived only after a synchronisation")
 
 
 class Operators(TorchDispatchMode):

@@ -2,7 +2,8 @@
 
 Work runs at once and in the order of the calls, so no race ever shows in the numbers. What can be proven is the order
 that the program asks for: a tensor that one stream has written must not be read on another before an event, another
-stream or the host has been waited for. What is not proven: that memory given back by one stream is not taken by another
+stream or the host has been waited for, and a copy to the host that does not block holds nonsense until its stream or a
+later event has been waited for. What is not proven: that memory given back by one stream is not taken by another
 too early (record_stream), and that anything runs at the same time.
 """
 
@@ -10,6 +11,7 @@ import threading
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Race(RuntimeError):
@@ -17,12 +19,13 @@ class Race(RuntimeError):
 
 
 class Stream:
-    """A queue; `seen` is how far it has waited for each queue, itself included."""
+    """A queue; `seen` is how far it has waited for each queue, itself included; `sent` is on its way to the host."""
 
     count = 0
 
     def __init__(self, device: Any = None, **_: Any) -> None:
         self.device, self.number, self.seen = torch.device("cuda", 0), Stream.count, {}
+        self.sent: list[tuple[Tensor, Tensor]] = []
         Stream.count += 1
 
     def record_event(self, event: "Event | None" = None) -> "Event":
@@ -38,6 +41,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """The host waits, and so does whatever is queued by it afterwards, on every stream."""
+        arrive(self.sent)
         _join(HOST, self.seen)
 
     def query(self) -> bool:
@@ -48,19 +52,29 @@ class Stream:
 
 
 class Event:
+    """A place in a queue. It has not happened when it is first asked for, then it has."""
+
     def __init__(self, *_: Any, **__: Any) -> None:
         self.seen: dict[int, int] = {}
+        self.sent: list[tuple[Tensor, Tensor]] = []
+        self.asked = False
 
     def record(self, stream: Stream | None = None) -> None:
-        self.seen = dict((stream or current()).seen)
+        stream = stream or current()
+        self.seen, self.sent, self.asked = dict(stream.seen), list(stream.sent), False
 
     def wait(self, stream: Stream | None = None) -> None:
         (stream or current()).wait_event(self)
 
     def synchronize(self) -> None:
+        arrive(self.sent)
         _join(HOST, self.seen)
 
     def query(self) -> bool:
+        if not self.asked:
+            self.asked = True
+            return False
+        self.synchronize()
         return True
 
     def elapsed_time(self, other: "Event") -> float:
@@ -110,10 +124,23 @@ def write(storages: list[int]) -> None:
         _written[storage] = here.number, here.seen[here.number]
 
 
+def send(values: Tensor) -> Tensor:
+    """A copy to the host that does not block: nonsense until it has arrived."""
+    host = torch.full_like(values, float("nan") if values.is_floating_point() else -1)
+    current().sent.append((host, values.clone()))
+    return host
+
+
+def arrive(sent: list[tuple[Tensor, Tensor]]) -> None:
+    for host, values in sent:
+        host.copy_(values)
+    sent.clear()
+
+
 def forget() -> None:
     """A new device, whose only stream is the default one."""
     Stream.count = 1
-    HOST.clear(), DEFAULT.seen.clear(), _written.clear()
+    HOST.clear(), DEFAULT.seen.clear(), DEFAULT.sent.clear(), _written.clear()
 
 
 def _join(into: dict[int, int], seen: dict[int, int]) -> None:
