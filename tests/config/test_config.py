@@ -20,7 +20,7 @@ from lpo_platform.config.signature import attribute
 
 CPO = "batch, beta, cache_features, form, losers, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
-    "callbacks, control, data, debug, experiment, hardware, logger, method, metrics, model, name, optim, resume, "
+    "callbacks, control, data, debug, departures, experiment, hardware, logger, method, metrics, model, name, optim, resume, "
     "reward, seed, sweep, task, tune"
 )
 METHODS, MODELS, TASKS = (", ".join(shipped(group)) for group in ("method", "model", "task"))
