@@ -94,7 +94,7 @@ def _of_task(settings: Settings, task: str, own: Settings, toy: bool) -> Iterato
         yield f"the embedded detector instead of {own.get('detector') or 'the published one'}"
     elif own.get("detector") and not any(_same(settings.get("weights"), place) for place in own.get("weights", ())):
         yield f"detector {settings.get('weights')} instead of {own['detector']}"
-    free = {"_target_", "train_form"} | ({"weights"} if own.get("detector") else set())
+    free = {"_target_"} | ({"weights"} if own.get("detector") else set())
     free |= {"detector", "weights", "people", "pretrained"} if toy else set()
     for key, value in {**_file("task", task), **own.get("settings", {})}.items():
         known = settings.get(key)
