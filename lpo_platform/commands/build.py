@@ -30,8 +30,9 @@ def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:
     """The model with what learns in it, on its device, and what identifies the ControlNet that it starts from."""
     adapter, control, control_digest = create(cfg.model), None, None
     if cfg.get("control"):
-        branch, task = create(cfg.control), get_class(cfg.task._target_).name
-        control, control_digest = branch.load(adapter, task), branch.digest(adapter, task)
+        branch, task = create(cfg.control), get_class(cfg.task._target_)
+        control = branch.load(adapter, task.name, nearest=task.nearest)
+        control_digest = branch.digest(adapter, task.name)
     policy = Policy(adapter, create(cfg.tune), control).place(hardware.device, hardware.frozen_dtype)
     hardware.prepare(policy.networks)
     return policy, control_digest

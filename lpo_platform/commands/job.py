@@ -17,7 +17,6 @@ from lpo_platform.data.prepared import alignment_pairs, conditions, preferences
 from lpo_platform.data.prepared.alignment_pairs import AlignedPairs
 from lpo_platform.data.prepared.cache import Cache
 from lpo_platform.data.prepared.conditions import ConditionPairs
-from lpo_platform.data.prepared.own_pairs import GeneratedPairs
 from lpo_platform.data.prepared.preferences import PreferenceRows
 from lpo_platform.data.source import Data
 from lpo_platform.hardware.distributed import lead, wait
@@ -109,7 +108,7 @@ class Job:
         """Rows of a split of preference data, train, validation or test; its cache is checked once."""
         if split in self._preferences and not force:
             return self._preferences[split]
-        if isinstance(self.data, GeneratedPairs):
+        if getattr(self.data, "draws", False):
             with self.hardware.autocast():
                 self.data.draw(self.policy, self.cache, self.batch)
         source, adapter = getattr(self.data, split), self.policy.adapter

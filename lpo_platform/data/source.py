@@ -102,6 +102,9 @@ class Data(Protocol):
     """What a method can read here: "pictures", "prompts" or "pairs"."""
     toy: ClassVar[bool] = False
     """Whether the pictures are toy scenes, in which the embedded detectors and judges find something."""
+    draws: ClassVar[bool] = False
+    """Whether the starting model draws its pictures, which are kept: it then has `prompts`, `draw` and `few`, as
+    prepared/own_pairs.py has them."""
     paths: ClassVar[dict[str, str]] = {}
     """Arguments that name what must exist, and of what kind: "file", "folder" or "hub id"."""
 

@@ -9,7 +9,7 @@ from transformers import AutoModel, Dinov2Model
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel, resize_of, size_of
+from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel, size_of
 from lpo_platform.models.weights import digest, whole
 
 
@@ -26,7 +26,8 @@ class ControlNet:
     weights: str = "auto"
     subfolder: str | None = None
 
-    def load(self, adapter: Adapter, task: str) -> ControlNetModel:
+    def load(self, adapter: Adapter, task: str, *, nearest: bool = False) -> ControlNetModel:
+        """The branch for a task. nearest: whether its conditions hold nothing that may be blended."""
         control = adapter.load_control(task, self.weights, self.subfolder)
         if isinstance(control, ControlNetDinoModel):
             raise UserError(f"control.weights={self.weights}: a ControlNet with DINO; use control=controlnet_dino")
@@ -59,14 +60,15 @@ class ControlNetDino(ControlNet):
     pretrained: bool = True
     dino_nearest: bool = False
 
-    def load(self, adapter: Adapter, task: str) -> ControlNetDinoModel:
+    def load(self, adapter: Adapter, task: str, *, nearest: bool = False) -> ControlNetDinoModel:
         control = adapter.load_control(task, self.weights, self.subfolder)
         if not isinstance(control, ControlNetModel):
             raise UserError(f"control=controlnet_dino: not for model={adapter.name}; use control=controlnet")
         if not isinstance(control, ControlNetDinoModel):
             size, dino = self._dino(adapter)
             control = ControlNetDinoModel.from_controlnet(control, dino, adapter_size=size)
-        control.register_to_config(resize="nearest" if self.dino_nearest else control.config.resize or resize_of(task))
+        own = "nearest" if nearest else "bicubic"
+        control.register_to_config(resize="nearest" if self.dino_nearest else control.config.resize or own)
         return control.to(memory_format=torch.channels_last)
 
     def _dino(self, adapter: Adapter) -> tuple[str, Dinov2Model | None]:

@@ -21,7 +21,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
 }
-NEAREST = frozenset({"canny", "seg_ade20k", "seg_coco"})
 
 # names in the published checkpoints, which transformers has up to 5.17 -> its names today
 PUBLISHED = {
@@ -55,11 +54,6 @@ def spelled(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor
         halves = renamed.pop(name).chunk(2)
         renamed |= {name.replace(FUSED, half): value for half, value in zip(HALVES, halves, strict=True)}
     return renamed
-
-
-def resize_of(task: str) -> str:
-    """How the conditions of a task are resized. `nearest` keeps binary edges and the colours of a palette."""
-    return "nearest" if task in NEAREST else "bicubic"
 
 
 def config_of(size: str) -> Dinov2Config:

@@ -5,7 +5,7 @@ Its text is packed into one tensor as that of SDXL is: T5's states, and CLIP's p
 
 import hashlib
 import json
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxTransformer2DModel
@@ -17,8 +17,9 @@ from lpo_platform.diffusion.flow import Flow
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import (
     fields,
-    flux_transformer,  # noqa: F401 (its halves serve policies of this model)
+    flux_transformer,
 )
+from lpo_platform.models.policy import guides
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import pack
 
@@ -38,6 +39,8 @@ class Flux(StableDiffusion):
     """
 
     denoiser: ClassVar[str] = "transformer"
+    pipelines: ClassVar[tuple[str, str]] = ("FluxPipeline", "FluxControlNetPipeline")
+    scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
     branch: ClassVar[type[nn.Module]] = FluxControlNetModel
     folders: ClassVar[dict[str, str]] = {"unet": "transformer", "text_encoder": "text_encoder_2"}
     index: ClassVar[fields.Fields] = fields.INDEX_FLUX
@@ -71,6 +74,28 @@ class Flux(StableDiffusion):
             num_inference_steps=num_inference_steps, controls=controls, vae=vae, lora=lora,
             variant=variant, revision=revision, toy=toy,
         )  # fmt: skip
+
+    def stock_parts(self) -> dict[str, Any]:
+        encoders = {"text_encoder": self.clip, "text_encoder_2": self.text_encoder}
+        return encoders | {"tokenizer_2": self.t5_tokenizer}
+
+    def stock_scheduler(self, found: Any) -> Any:
+        return found
+
+    def stock_call(self, latents: Tensor) -> dict[str, Any]:
+        given = {"guidance_scale": self.distilled_guidance, "max_sequence_length": self.max_tokens}
+        if guides(self.guidance):
+            given |= {"true_cfg_scale": self.guidance, "negative_prompt": [""] * len(latents)}
+        return given | {"latents": flux_transformer.patches(latents)}
+
+    @torch.no_grad()
+    def stock_control(self, pipeline: Any, images: Tensor) -> dict[str, Any]:
+        """That pipeline encodes a condition with noise of its own; here both sides take the posterior's mean."""
+        vae = pipeline.vae
+        last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
+        half = len(last.weight) // 2
+        last.weight[half:], last.bias[half:] = 0.0, -30.0
+        return {"control_image": 2 * images - 1}  # a tensor is taken as it is
 
     def _load_denoiser(self) -> None:
         self.changes |= {part: place for part, place in self.elsewhere.items() if place}

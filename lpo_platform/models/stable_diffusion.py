@@ -49,6 +49,10 @@ class StableDiffusion:
     """
 
     denoiser: ClassVar[str] = "unet"
+    pipelines: ClassVar[tuple[str, str]] = ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline")
+    """Its pipelines in diffusers, without and with a ControlNet, for an export."""
+    scheduler: ClassVar[str] = "DDIMScheduler"
+    """Theirs."""
     branch: ClassVar[type[nn.Module]] = ControlNetModel
     toy: bool = False
     folders: ClassVar[dict[str, str]] = {"unet": "unet", "text_encoder": "text_encoder"}
@@ -219,6 +223,23 @@ class StableDiffusion:
             part.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, more on GPUs
         size = self.resolution // self.factor
         self.latent_shape = (self.vae.config.latent_channels, size, size)
+
+    def stock_parts(self) -> dict[str, Any]:
+        """What its pipeline in diffusers gets beside denoiser, autoencoder, tokenizer and scheduler."""
+        checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return {"text_encoder": self.text_encoder} | checker
+
+    def stock_scheduler(self, found: Any) -> Any:
+        """The scheduler of its folder, set as it samples here."""
+        return type(found).from_config(found.config, clip_sample=self.process.clip is not None)
+
+    def stock_call(self, latents: Tensor) -> dict[str, Any]:
+        """What that pipeline is called with, beside prompts and steps, to draw what is drawn here from `latents`."""
+        return {"guidance_scale": self.guidance, "latents": latents}
+
+    def stock_control(self, pipeline: Any, images: Tensor) -> dict[str, Any]:
+        """What it is called with for conditions in [0, 1]."""
+        return {"image": images}
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]:

@@ -36,7 +36,12 @@ class StableDiffusionXL(StableDiffusion):
     The stock autoencoder overflows in half precision: `vae=madebyollin/sdxl-vae-fp16-fix` does not.
     """
 
+    pipelines: ClassVar[tuple[str, str]] = ("StableDiffusionXLPipeline", "StableDiffusionXLControlNetPipeline")
     index: ClassVar[fields.Fields] = fields.INDEX_XL
+
+    def stock_parts(self) -> dict[str, Any]:
+        second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
+        return {"text_encoder": self.text_encoder, "add_watermarker": False} | second
 
     def _load_text(self) -> None:
         super()._load_text()

@@ -25,6 +25,7 @@ class Canny(Gray):
     """
 
     name: ClassVar[str] = "canny"
+    nearest: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
     scores: ClassVar[dict[str, bool]] = {"canny/f1": True, "canny/f1_above_chance": True}
 

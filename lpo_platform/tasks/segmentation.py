@@ -86,6 +86,7 @@ class Segmentation(Task):
 
     categorical: ClassVar[bool] = True
     annotated: ClassVar[Literal["classes"]] = "classes"
+    nearest: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
     palette: ClassVar[str]
     toy_stride: ClassVar[int]

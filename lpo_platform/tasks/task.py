@@ -24,6 +24,8 @@ class Task(ABC):
     """Whether the three channels of a control image are equal, so that caches keep one."""
     categorical: ClassVar[bool] = False
     """Whether a control image holds colours of labels, which must not be blended."""
+    nearest: ClassVar[bool] = False
+    """Whether control images are resized by nearest only: their edges are binary, or their colours are labels."""
     differentiable: ClassVar[bool] = False
     """Whether loss() has a gradient in the images; an instance whose settings take it away says False."""
     bounded: bool = True

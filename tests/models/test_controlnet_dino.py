@@ -15,6 +15,8 @@ from toys.stable_diffusion import SETTINGS, stable_diffusion_xl
 from transformers import Dinov2Model
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.options import offered
+from lpo_platform.config.signature import attribute
 from lpo_platform.data.prepared import conditions
 from lpo_platform.data.prepared.conditions import from_uint8
 from lpo_platform.data.source import Sample
@@ -25,7 +27,7 @@ from lpo_platform.methods.cpo import CPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.control import ControlNet, ControlNetDino
-from lpo_platform.models.controlnet_dino import ControlNetDinoModel, as_published, config_of, resize_of, spelled
+from lpo_platform.models.controlnet_dino import ControlNetDinoModel, as_published, config_of, spelled
 from lpo_platform.models.export import export, restore
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.random_weights import SD15, RandomStableDiffusion
@@ -126,7 +128,7 @@ def test_conditions_are_resized_to_a_patch_for_each_latent(resize: str) -> None:
 
 
 def test_a_run_starts_from_a_plain_controlnet_and_the_tasks_resizing(tiny: StableDiffusion) -> None:
-    control = ControlNetDino().load(tiny, "canny")
+    control = ControlNetDino().load(tiny, "canny", nearest=True)
     assert (control.config.adapter_size, control.config.resize) == ("tiny", "nearest")
     image, x = torch.rand(1, 3, 64, 64), torch.randn(1, *tiny.latent_shape)
     inputs = (x, torch.tensor([500]), tiny.embed(tiny.tokenize(["a red circle"])), image)
@@ -134,7 +136,8 @@ def test_a_run_starts_from_a_plain_controlnet_and_the_tasks_resizing(tiny: Stabl
     assert torch.equal(ours, plain)
     assert ControlNetDino(weights="unet").load(tiny, "hed").config.resize == "bicubic"
     assert ControlNetDino(weights="unet", dino_nearest=True).load(tiny, "hed").config.resize == "nearest"
-    assert [resize_of(task) for task in ("seg_coco", "seg_ade20k", "pose")] == ["nearest", "nearest", "bicubic"]
+    by_nearest = {name for name, target in offered("task") if target and attribute(target, "nearest")}
+    assert by_nearest == {"canny", "seg_ade20k", "seg_coco"}
 
 
 def test_it_goes_with_sdxl(tmp_path: Path) -> None:

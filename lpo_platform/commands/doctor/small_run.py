@@ -6,7 +6,6 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.data.prepared.own_pairs import GeneratedPairs
 from lpo_platform.data.source import Data
 from lpo_platform.runs.files import fingerprint
 
@@ -50,10 +49,9 @@ class Few:
 
 def few(data: Data, count: int = ROWS) -> Data:
     """The data with a few rows in each split."""
+    if hasattr(data, "few"):
+        return data.few(lambda prompts: few(prompts, count), count)
     cut = copy.copy(data)
-    if isinstance(cut, GeneratedPairs):
-        cut.prompts, cut.num_validation = few(cut.prompts, count), count // 4
-        return cut
     for split in ("train", "validation", "test"):
         if hasattr(cut, split):
             setattr(cut, split, Few(getattr(cut, split), count))

@@ -7,17 +7,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxControlNetPipeline,
-    FluxPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLControlNetPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from lpo_platform.config.errors import UserError
@@ -25,22 +15,14 @@ from lpo_platform.diffusion import noise
 from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
-from lpo_platform.models.flux import Flux
-from lpo_platform.models.flux_transformer import patches
-from lpo_platform.models.policy import Policy, guides
+from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.stable_diffusion import StableDiffusion
-from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.weights import load
 from lpo_platform.runs.files import read_json
 from lpo_platform.tracking.report.page.run import Run
 
 STREAM = "export"
-PIPELINES = {  # without and with a ControlNet
-    StableDiffusion: (StableDiffusionPipeline, StableDiffusionControlNetPipeline),
-    StableDiffusionXL: (StableDiffusionXLPipeline, StableDiffusionXLControlNetPipeline),
-    Flux: (FluxPipeline, FluxControlNetPipeline),
-}
 
 
 @dataclass(frozen=True)
@@ -81,51 +63,22 @@ def draw_stock(pipeline: DiffusionPipeline, adapter: StableDiffusion, scene: Sce
     pipeline.set_progress_bar_config(disable=True)
     start = noise.normal(scene.prompts, adapter.latent_shape, seed=scene.seed, stream=STREAM)
     given: dict[str, Any] = {"height": adapter.resolution, "width": adapter.resolution, "output_type": "pt"}
-    given |= {"prompt": scene.prompts, "num_inference_steps": scene.steps, "latents": start}
-    if isinstance(adapter, Flux):
-        given |= {"guidance_scale": adapter.distilled_guidance, "max_sequence_length": adapter.max_tokens}
-        given |= {"latents": patches(start)}
-        if guides(adapter.guidance):
-            given |= {"true_cfg_scale": adapter.guidance, "negative_prompt": [""] * len(scene.prompts)}
-    else:
-        given |= {"guidance_scale": adapter.guidance}
-    if scene.control is not None and isinstance(adapter, Flux):
-        given |= {"control_image": 2 * scene.control - 1}  # this pipeline takes a tensor as it is
-        _without_width(pipeline.vae)
-    elif scene.control is not None:
-        given |= {"image": scene.control}
+    given |= {"prompt": scene.prompts, "num_inference_steps": scene.steps} | adapter.stock_call(start)
+    if scene.control is not None:
+        given |= adapter.stock_control(pipeline, scene.control)
     return pipeline(**given).images.float().cpu()
-
-
-@torch.no_grad()
-def _without_width(vae: nn.Module) -> None:
-    """FLUX's pipeline encodes a condition with noise of its own; here both sides take the posterior's mean."""
-    last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
-    half = len(last.weight) // 2
-    last.weight[half:], last.bias[half:] = 0.0, -30.0
 
 
 def pipeline_of(adapter: StableDiffusion, trained: dict[str, nn.Module]) -> DiffusionPipeline:
     """The stock pipeline of an adapter's parts, trained ones in their place, as it samples here: DDIM, or Euler."""
-    control = trained.get("controlnet")
-    kinds = next((PIPELINES[kind] for kind in type(adapter).__mro__ if kind in PIPELINES), None)
-    if kinds is None:
+    if not hasattr(adapter, "pipelines"):
         raise UserError(f"model={adapter.name}: no stock pipeline is known for it")
-    scheduler = FlowMatchEulerDiscreteScheduler if isinstance(adapter, Flux) else DDIMScheduler
+    names = adapter.scheduler, adapter.pipelines["controlnet" in trained]
+    scheduler, kind = (getattr(diffusers, name) for name in names)
     found = load(scheduler.from_pretrained, adapter.weights, setting="model.weights", subfolder="scheduler")
     parts = {"vae": adapter.vae, "tokenizer": adapter.tokenizer, adapter.folders["unet"]: adapter.unet}
-    if isinstance(adapter, Flux):
-        parts |= {"text_encoder": adapter.clip, "text_encoder_2": adapter.text_encoder}
-        parts |= {"tokenizer_2": adapter.t5_tokenizer}
-    else:
-        found = DDIMScheduler.from_config(found.config, clip_sample=adapter.process.clip is not None)
-        parts |= {"text_encoder": adapter.text_encoder}
-    if isinstance(adapter, StableDiffusionXL):
-        parts |= {"text_encoder_2": adapter.text_encoder_2, "tokenizer_2": adapter.tokenizer_2}
-        parts |= {"add_watermarker": False}
-    elif not isinstance(adapter, Flux):
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return kinds[control is not None](scheduler=found, **parts | trained)
+    parts |= adapter.stock_parts() | {"scheduler": adapter.stock_scheduler(found)}
+    return kind(**parts | trained)
 
 
 def stock(folder: Path) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lpo_platform.config.errors import UserError, hint
 from lpo_platform.config.paths import run_folder
+from lpo_platform.config.signature import attribute
 from lpo_platform.runs import files
 from lpo_platform.tracking.report.page.run import Run, mapping
 
@@ -38,7 +39,7 @@ class Trained:
 
     @property
     def flux(self) -> bool:
-        return self.run.config["model"]["_target_"].endswith(".Flux")
+        return attribute(self.run.config["model"]["_target_"], "denoiser") == "transformer"
 
     def config(self, part: str) -> dict[str, Any]:
         return mapping(files.read_json(self.parts[part] / "config.json"))

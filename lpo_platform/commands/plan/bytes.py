@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hydra.utils import get_class
 from torch import nn
 
-from lpo_platform.data.prepared.own_pairs import GeneratedPairs
+from lpo_platform.config.signature import attribute
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.methods.optim import Adafactor, AdamW8bit, Optim
 from lpo_platform.models.latent_reward import LatentReward
@@ -138,7 +138,7 @@ def cache(job: Job, *, half: bool) -> float:
     planes = 1 if job.cfg.get("task") and get_class(job.cfg.task._target_).gray else 3
     row += planes * job.policy.adapter.resolution**2 * len({"control", "loser"} & {*job.needs})
     row += sum(columns[name]().nbytes // (2 if half or name == "target" else 1) for name in FLOATS if name in job.needs)
-    if issubclass(get_class(job.cfg.data._target_), GeneratedPairs):
+    if attribute(job.cfg.data._target_, "draws", False):
         row += job.pictures * 3 * job.policy.adapter.resolution**2
     return row * job.rows
 

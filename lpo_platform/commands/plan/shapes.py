@@ -9,16 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lpo_platform.commands.build import create
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.signature import attribute
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.diffusion.flow import Flow
 from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel
-from lpo_platform.models.flux import Flux
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.random_flux import FLUX, RandomFlux
 from lpo_platform.models.random_weights import SD15, SD21, SDXL, Config, Shape, random_model
@@ -31,7 +30,7 @@ FOLDERS = {"unet": "transformer", "vae": "vae", "text_encoder": "text_encoder", 
 
 def adapter_of(model: DictConfig) -> StableDiffusion:
     """The model, its process still on the CPU: methods look at its timesteps. UserError where the shape is unknown."""
-    if issubclass(get_class(model._target_), Flux):
+    if attribute(model._target_, "denoiser") == "transformer":
         parts = {name: _config(model, part) or getattr(FLUX, name) for name, part in FOLDERS.items()}
         parts |= {"max_tokens": model.max_tokens, "control_layers": tuple(model.control_layers)}
         shape = replace(FLUX, resolution=model.resolution, **parts)

@@ -18,8 +18,7 @@ from lpo_platform.commands.build import create
 from lpo_platform.commands.plan.count import flops, peak
 from lpo_platform.commands.plan.shapes import adapter_of, policy_of
 from lpo_platform.commands.plan.stand_ins import Given, reward_like
-from lpo_platform.config.signature import signature
-from lpo_platform.data.prepared.own_pairs import GeneratedPairs
+from lpo_platform.config.signature import attribute, signature
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.method import Batch, Method
@@ -61,7 +60,7 @@ class Job:
     def rows(self) -> int:
         """Samples that are prepared: all where the data says how many, else at most as many as a run can see."""
         data = self.cfg.data
-        if issubclass(get_class(data._target_), GeneratedPairs):
+        if attribute(data._target_, "draws", False):
             return data.prompts.num_train + data.prompts.num_test
         return data.get("num_train") or self.method.steps * self.method.batch
 
@@ -203,7 +202,7 @@ def _preparation(job: Job) -> float:
     if "labels" in job.needs and "control" in job.needs:
         return total + cfg.method.group * _picture(job, sampling)
     drawn = "loser" in job.needs and not cfg.data.get("loser")
-    drawn = job.pictures if issubclass(get_class(cfg.data._target_), GeneratedPairs) else int(drawn)
+    drawn = job.pictures if attribute(cfg.data._target_, "draws", False) else int(drawn)
     return total + drawn * _picture(job, sampling)
 
 

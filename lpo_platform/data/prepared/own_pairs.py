@@ -4,6 +4,8 @@ A latent reward model must know the pictures of the policy that it will score. O
 pictures is exploited at once (methods/README.md, "lrm").
 """
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,6 +46,7 @@ class GeneratedPairs:
     """
 
     gives: ClassVar[tuple[str, ...]] = ("pairs",)
+    draws: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -59,6 +62,12 @@ class GeneratedPairs:
         self.prompts, self.labeller = prompts, labeller
         self.num_images, self.eta, self.temperature = num_images, eta, temperature
         self.num_validation = num_validation
+
+    def few(self, cut: Callable[[Data], Data], count: int) -> "GeneratedPairs":
+        """The same with few prompts, of which a quarter chooses the best model."""
+        small = copy.copy(self)
+        small.prompts, small.num_validation = cut(self.prompts), count // 4
+        return small
 
     def draw(self, policy: Policy, folder: Path, batch: int) -> None:
         """Draws what the cache lacks, with a progress bar, and opens both splits."""
