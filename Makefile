@@ -99,6 +99,6 @@ $(FLOORS)/.installed: pyproject.toml $(STAMP)
 	  $(BIN)/uv venv --quiet --clear --python "$$found" $(FLOORS)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --resolution lowest-direct --python $(FLOORS)/bin/python \
 	  --no-emit-index-url --quiet --output-file $(FLOORS)/requirements.txt
-	$(BIN)/uv pip sync --python $(FLOORS)/bin/python --compile-bytecode $(FLOORS)/requirements.txt
+	$(BIN)/uv pip sync --python $(FLOORS)/bin/python $(FLOORS)/requirements.txt
 	$(BIN)/uv pip install --python $(FLOORS)/bin/python --quiet --no-build-isolation --no-deps --offline --editable .
 	@touch $@
