@@ -30,8 +30,16 @@ def file_digest(path: str | Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Puts `content` at `path`: readers, and a crash at any moment, find the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _replace(Path(path), content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for text, into a folder that exists: one that was mistyped is not made."""
+    _replace(Path(path), text.encode("utf-8"))
+
+
+def _replace(path: Path, content: bytes) -> None:
     _remove_abandoned(path)
     half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -43,14 +51,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException as error:
         half.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
-            error.filename = error.filename or str(path)  # a write that fails does not say where
+            error.filename = str(path)  # a write that fails names no file, and nobody knows the half one
         raise
     _sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text."""
-    write_atomically(path, text.encode("utf-8"))
 
 
 def follow_umask(folder: Path) -> None:
