@@ -178,4 +178,5 @@ class Method(L.LightningModule):
         Control images are moved as their cache keeps them, and become float32 on the device.
         """
         moved = {k: v if k == "position" else v.to(device, non_blocking=True) for k, v in batch.items()}
-        return {k: unpacked(v) if v.dtype == torch.uint8 or k in PACKED else v for k, v in moved.items()}
+        images = {*PACKED} & {*self.needs}  # an online method has latents under the name of a loser
+        return {k: unpacked(v) if v.dtype == torch.uint8 or k in images else v for k, v in moved.items()}
