@@ -25,6 +25,7 @@ from lpo_platform.commands.command_line import _parse, _ready, quote
 from lpo_platform.commands.main import claim
 from lpo_platform.commands.table import work_of
 from lpo_platform.commands.terminal import Command
+from lpo_platform.config import smoke
 from lpo_platform.config.compose import compose as compose_values
 from lpo_platform.config.compose import source
 from lpo_platform.config.diagnose import diagnose
@@ -61,6 +62,7 @@ def compose(*overrides: str, command: str = "train", config_dir: str | Path | No
     setup_globals()
     path = source(command, folders, CONF).path
     cfg = ConfigLoaderImpl(path).load_configuration(command, list(overrides), RunMode.RUN)
+    smoke.shrink(cfg, cfg.hydra.runtime.choices, overrides)
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
 
 

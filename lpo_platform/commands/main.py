@@ -21,10 +21,11 @@ from lpo_platform.commands.command_line import _check_again, _parse, _ready, say
 from lpo_platform.commands.failures import Taken, _failed, _failed_early, _interrupted, _refuse, _unexpected
 from lpo_platform.commands.table import work_of
 from lpo_platform.commands.terminal import Command, say, set_threads, shown
+from lpo_platform.config import smoke
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.hardware import launch, slurm
-from lpo_platform.runs import foreign, lock, record, resume, signals, sweep
+from lpo_platform.runs import files, foreign, lock, record, resume, signals, sweep
 from lpo_platform.tracking.report import sweep_table
 
 if TYPE_CHECKING:
@@ -243,6 +244,8 @@ def _run(command: Command, cfg: DictConfig) -> int:
 def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig, task: slurm.SlurmTask | None) -> int:
     single = settings.mode is None or settings.mode.name == "RUN"
     try:
+        if smoke.shrink(cfg, settings.runtime.choices, settings.overrides.task) and not launch.rank():
+            files.write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))  # what resume=auto looks for
         if not single:
             _check_again(cfg, settings)
         advice = "another hydra.run.dir" if command.sweep is None else "a new hydra.sweep.dir"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -29,6 +29,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lpo_platform.config import smoke
 from lpo_platform.config.schema import CONF
 from lpo_platform.config.yaml_files import Files
 
@@ -105,6 +106,7 @@ def hydra_settings(primary: str, overrides: Sequence[str], config_dirs: Sequence
     path = source(primary, config_dirs, conf).path
     setup_globals()
     cfg = ConfigLoaderImpl(path).load_configuration(primary, list(overrides), RunMode.MULTIRUN)
+    smoke.shrink(cfg, cfg.hydra.runtime.choices, overrides)
     HydraConfig.instance().set_config(cfg)
     return cfg
 
@@ -128,6 +130,11 @@ def _merge(files: Source, parsed: list[Override]) -> Composed:
     for item in found.config_overrides:
         if not item.is_hydra_override():
             _set(composed, item)
+    if composed.choices.get("debug") == "smoke":
+        given = [item.key_or_group for item in found.config_overrides]
+        for path, size in smoke.sizes(composed.values, given):
+            *above, last = path.split(".")
+            reduce(dict.__getitem__, above, composed.values)[last] = size
     return composed
 
 

@@ -211,26 +211,8 @@ def _variant_problems(files: Source, parsed: list[Override], *, values: bool) ->
             problems.append(problem)
     if values:
         given = [item.input_line or "" for item in parsed] if composed.choices else None
-        problems += _debug_problems(files, parsed, composed, problems_of(composed, given))
+        problems += problems_of(composed, given)
     return problems
-
-
-def _debug_problems(files: Source, parsed: list[Override], composed: Composed, problems: list[str]) -> list[str]:
-    """The problems, those of a debug option that sets what method or data lack as one, with the option that fits."""
-    chosen = composed.choices.get("debug")
-    left = [problem for problem in problems if f" in debug/{chosen}.yaml: " not in problem]
-    if left == problems:
-        return problems
-    rest = [item for item in _screen_groups(files, parsed)[0] if item.key_or_group != "debug"]
-    rest = [item for item in rest if _is_group(files, item)]
-    fit = []
-    for name in files.options("debug"):
-        other = _merge(files, [*rest, _parser().parse_override(f"debug={name}")])
-        if not any(f" in debug/{name}.yaml: " in problem for problem in problems_of(other, None)):
-            fit.append(f"debug={name}")
-    method, data = (_name(composed, group) for group in ("method", "data"))
-    works = " or ".join(fit) or "sizes of your own on the command line"
-    return [*left, f"debug={chosen}: sets what {method} with {data} does not have; what works: {works}"]
 
 
 def _is_group(files: Source, item: Override) -> bool:

@@ -62,6 +62,7 @@ def hint(name: str, names: Iterable[str], *, options: bool = True) -> str:
     close = [other for other in names if name in other.split("_")]  # dpo is meant by diffusion_dpo, not by ddpo
     if not 0 < len(close) <= MOST_MEANT:
         close = difflib.get_close_matches(name, names, 1, 0.6)
+        close = close or [other for other in names if name.startswith(f"{other}_")]  # what was smoke_online is smoke
     text = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     if not options or not names:
         return text

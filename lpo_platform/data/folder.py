@@ -90,6 +90,8 @@ class Folder:
         crop: `squash` resizes the whole picture to a square, as CPO does (arXiv:2511.04753); `center` takes the largest
             central square.
         cache_folder: for what is learned about the files; null for none.
+        num_train: of the pictures to train on, the first ones of their shuffled order; null for all.
+        num_test: the same of those held out.
         judged: whether to say that the held-out pictures are too few for an evaluation.
         resolution: side of the pictures in pixels.
 
@@ -108,6 +110,8 @@ class Folder:
         seed: int = 0,
         crop: Crop = "squash",
         cache_folder: str | Path | None = "outputs/cache/folder",
+        num_train: int | None = None,
+        num_test: int | None = None,
         *,
         resolution: int,
         judged: bool = True,
@@ -124,6 +128,7 @@ class Folder:
         found = find_captions(self.path, usable, files, origins, self._findings)
         pictures = [Picture(name, self.path / name, found.text[name], looks[name]) for name in usable]
         train, test = split(pictures, test_fraction, seed)
+        train, test = train[:num_train], test[:num_test]
         counts = {"pictures": len(names), "train": len(train), "test": len(test)}
         self._report: dict[str, object] = {**counts, "captions": found.origins}
         self._check_enough(test, captions, found)

@@ -9,7 +9,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from lpo_platform.config import compose, schema
+from lpo_platform.config import compose, schema, smoke
 from lpo_platform.config.check import check
 from lpo_platform.config.compatibility import combination_problems, part_of, rows_of
 from lpo_platform.config.diagnose import diagnose
@@ -326,8 +326,6 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("tune", "full"): ["method=control", "control=none", "task=none"],
         ("tune", "lora"): ["method=control", "control=none", "task=none"],
         **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
-        ("debug", "smoke_online"): ["method=lpo"],
-        ("debug", "smoke_pairs"): ["method=lrm"],
         ("metrics", "quality"): ["metrics.measures.fid.weights=w", "metrics.measures.lpips.weights=w"],
         ("metrics", "preference"): ["metrics.measures.aesthetic.reward.weights=w"],
     }
@@ -364,20 +362,15 @@ def test_guidance_below_nothing_is_refused_wherever_it_is_asked_for():
     assert diagnose("train", ["model.guidance=0", "metrics.guidance=0.5"]) == []
 
 
-@pytest.mark.parametrize("method", shipped("method"))
-def test_every_method_has_one_debug_option_which_the_others_name(method):
-    line = {name: diagnose("train", [f"method={method}", f"debug={name}"]) for name in shipped("debug")}
-    (fit,) = (name for name, problems in line.items() if not problems)
-    assert all(p[0].endswith(f"what works: debug={fit}") and len(p) == 1 for n, p in line.items() if n != fit)
-
-
 def ours(primary: str, overrides: list[str]) -> dict:
     return compose.compose(primary, overrides, [], CONF).values
 
 
 def hydras(primary: str, overrides: list[str]) -> dict:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose(primary, overrides))
+        cfg = hydra.compose(primary, overrides, return_hydra_config=True)
+    smoke.shrink(cfg, cfg.hydra.runtime.choices, overrides)  # as a job does
+    return {key: value for key, value in OmegaConf.to_container(cfg, resolve=False).items() if key != "hydra"}
 
 
 @pytest.mark.parametrize(

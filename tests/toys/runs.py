@@ -4,7 +4,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 
 LAUNCH = [sys.executable, str(REPO / "launchers" / "train.py")]
