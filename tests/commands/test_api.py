@@ -46,12 +46,13 @@ def test_a_wrong_override_is_the_error_of_the_command() -> None:
 
 def test_a_configuration_is_that_of_the_command() -> None:
     cfg = lpo.compose("method=cpo", "task=hed", "optim.lr=1e-3")
-    assert (cfg.task._target_.split(".")[-1], cfg.optim.lr, "hydra" in cfg) == ("HED", 1e-3, False)
+    assert (cfg.task._target_.split(".")[-1], cfg.optim.lr, "hydra" in cfg) == ("Hed", 1e-3, False)
 
 
 def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
     model = lpo.load("tiny", "hardware=cpu")
-    prompts = ["a red circle left of a blue square", "a green triangle above a red circle"]
+    scenes = lpo.dataset("toy", num_train=2, resolution=64).train
+    prompts = [scenes.caption(0), scenes.caption(1)]
     both = model.sample(prompts, seed=3, num_steps=4)
     assert both.shape == (2, 3, 64, 64) and both.min() >= 0 and both.max() <= 1
     assert torch.allclose(model.sample(prompts[0], seed=3, num_steps=4), both[:1], atol=1e-4)
@@ -59,7 +60,8 @@ def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
     with pytest.raises(UserError, match=r"the model has no ControlNet: sample\(\) takes no control="):
         model.sample(prompts, control=torch.zeros(2, 3, 64, 64))
     assert model.encode(both).shape == (2, *model.policy.adapter.latent_shape)
-    better, worse = lpo.reward("toy")(both, prompts), lpo.reward("toy")(both, prompts[::-1])
+    real = torch.stack([scenes[0].image, scenes[1].image])
+    better, worse = lpo.reward("toy")(real, prompts), lpo.reward("toy")(real, prompts[::-1])
     assert better.sum() > worse.sum()
 
 

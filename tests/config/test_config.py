@@ -438,7 +438,8 @@ def test_a_problem_in_a_file_names_the_file(own: Path):
     assert diagnose("train", ["method=mine", "experiment=wrong", "task=canny"], [str(own)]) == [
         "method=mine needs tune=control, not tune=full",  # as its class says, whoever wrote the option
         f"mehtod in experiment/wrong.yaml: no such key or group; did you mean 'method'? Options: {names}",
-        "task.loww in experiment/wrong.yaml: Canny has no such option; did you mean 'low'? Options: form, high, low",
+        "task.loww in experiment/wrong.yaml: Canny has no such option; did you mean 'low'? "
+        "Options: form, high, low, train_form",
         f"method.betta in method/mine.yaml: CPO has no such option; did you mean 'beta'? Options: {CPO}",
         "method.steps=many in method/mine.yaml: must be int",
     ]

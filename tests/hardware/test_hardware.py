@@ -43,7 +43,7 @@ def lrm() -> tuple[Method, dict[str, Tensor]]:
 
 def gradient(made: tuple[Method, dict[str, Tensor]], hardware: Hardware) -> Tensor:
     step, batch = made
-    hardware.prepare(step.policy)
+    hardware.prepare(step.policy.networks)
     step.train()
     step.loss(batch)[0].backward()
     return torch.cat([p.grad.flatten() for p in step.policy.trainable().values() if p.grad is not None])

@@ -164,6 +164,8 @@ def test_adafactor_by_hand() -> None:
 class Slope(Method):
     """A loss whose gradient is (3, 4)."""
 
+    needs = ()
+
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return (self.policy.weight[0] * torch.tensor([3.0, 4.0])).sum(), {}
 

@@ -211,7 +211,7 @@ def test_every_item_stands_in_the_table_with_the_numbers_of_every_metric(run: Pa
     assert data["better"] == {"canny/f1": True, "text/alignment": True, "image/distance": False}
 
 
-def test_a_model_alone_shows_its_values_and_how_it_departs_from_the_protocol(tmp_path: Path) -> None:
+def test_a_model_alone_shows_its_values_and_how_it_departs_from_what_is_published(tmp_path: Path) -> None:
     values = np.array([0.1, 0.3, 0.5, 0.7, 0.2, 0.6])
     scores = compare({"fid": values}, {"fid": values}, {"fid": False}, resamples=100)
     record.start(tmp_path, {"seed": 0}, ["lpo-eval"])
@@ -220,7 +220,7 @@ def test_a_model_alone_shows_its_values_and_how_it_departs_from_the_protocol(tmp
     item_table.write(tmp_path / "evaluation" / "items.parquet", list("abcdef"), ["a cat"] * 6, sides)
     words = Page(write_report(tmp_path).read_text()).words
     assert words.count("a cat") == 6 and words.count("n/a") == 12
-    assert "fid is 0.40 [0." in words and "Not as in the protocol: 6 items instead of 500." in words
+    assert "fid is 0.40 [0." in words and "Not as published: 6 items instead of 500." in words
 
 
 @pytest.fixture(scope="module")
