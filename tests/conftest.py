@@ -1,9 +1,29 @@
-"""Settings that must stand before torch is imported."""
+"""Settings that must stand before torch is imported, and what every test leaves as it found it."""
 
 import os
+from collections.abc import Generator
+
+import pytest
+from toys import loggers
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # make test starts one for each core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """A command that a test runs in this process sets levels, and the records of the next test don't depend on it."""
+    with loggers.kept():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> Generator[None, object, object]:
+    """Nor does the test that happens to be the first to need a shared fixture."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with loggers.kept():
+        return (yield)
