@@ -9,14 +9,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lpo_platform.commands.benchmark.plain.cpo import Parts
-from lpo_platform.commands.benchmark.plain.flux import FluxParts
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.config.errors import UserError
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.method import Method
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.random_flux import FluxShape, RandomFlux
 from lpo_platform.models.random_weights import RandomStableDiffusion, Shape, random_model
+
+Plain, PlainFlux = released("cpo").Parts, released("flux").FluxParts
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Setting:
         make = RandomFlux if isinstance(self.shape, FluxShape) else random_model
         return make(self.shape, resolution=self.resolution, device=self.device)
 
-    def parts(self, policy: Policy, reference: nn.Module) -> Parts:
+    def parts(self, policy: Policy, reference: nn.Module) -> Plain:
         """The modules of a plain step of a ControlNet."""
         model = policy.adapter
-        kind = FluxParts if isinstance(self.shape, FluxShape) else Parts
+        kind = PlainFlux if isinstance(self.shape, FluxShape) else Plain
         return kind(model.unet, model.vae, model.text_encoder, policy.control, reference)
 
     def columns(self, model: RandomStableDiffusion | RandomFlux, count: int, *pictures: str) -> dict[str, Tensor]:

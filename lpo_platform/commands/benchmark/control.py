@@ -12,9 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lpo_platform.commands.benchmark.bench import Bench, Setting
-from lpo_platform.commands.benchmark.plain.control import plain_loss
-from lpo_platform.commands.benchmark.plain.cpo import Parts
+from lpo_platform.commands.benchmark.bench import Bench, Plain, Setting
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.methods.control import Control as ControlMethod
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -29,7 +28,7 @@ class ControlStep(Bench):
     published: ClassVar[dict[str, dict[str, float]]] = {}
 
     method: ControlMethod
-    plain: Parts
+    plain: Plain
     batch: dict[str, Tensor]
 
     @classmethod
@@ -53,7 +52,9 @@ class ControlStep(Bench):
     def _plain(self) -> Tensor:
         method, batch = self.method, self.batch
         draws = method.normal(batch, "vae"), method.normal(batch, "pretrain"), method.times(batch, "pretrain")
-        return plain_loss(self.plain, batch["pixels"], batch[self.plain.reads], batch["control"], *draws)
+        return released("control").plain_loss(
+            self.plain, batch["pixels"], batch[self.plain.reads], batch["control"], *draws
+        )
 
     def parts(self) -> dict[str, Callable[[], object]]:
         model, batch = self.method.policy.adapter, {name: column[:1] for name, column in self.batch.items()}

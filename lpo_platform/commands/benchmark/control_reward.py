@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpo_platform.commands.benchmark.bench import Setting
 from lpo_platform.commands.benchmark.control import ControlStep
-from lpo_platform.commands.benchmark.plain.control_reward import plain_loss
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -63,7 +63,9 @@ class ControlRewardStep(ControlStep):
     def _plain(self) -> Tensor:
         method, batch = self.method, self.batch
         draws = method.normal(batch, "vae"), method.normal(batch, "pretrain"), method.times(batch, "pretrain")
-        return plain_loss(self.plain, batch["pixels"], batch["tokens"], batch["control"], *draws, **SETTINGS)
+        return released("control_reward").plain_loss(
+            self.plain, batch["pixels"], batch["tokens"], batch["control"], *draws, **SETTINGS
+        )
 
     def parts(self) -> dict[str, Callable[[], object]]:
         model, batch = self.method.policy.adapter, {name: column[:1] for name, column in self.batch.items()}

@@ -17,8 +17,8 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from lpo_platform.commands.benchmark.bench import Bench, Setting
-from lpo_platform.commands.benchmark.plain.cpo import Draws, Parts, plain_losses
+from lpo_platform.commands.benchmark.bench import Bench, Plain, Setting
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.methods.cpo import CPO
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -26,6 +26,7 @@ from lpo_platform.models.random_weights import RandomStableDiffusion
 from lpo_platform.models.shared_encoder import decode, encode
 from lpo_platform.models.tuning import Control
 
+plain = released("cpo")
 SETTINGS = {"beta": 5000.0, "margin": 0.005, "pretrain_weight": 0.05}  # canny's
 
 
@@ -61,7 +62,7 @@ class CPOStep(Bench):
     }
 
     method: CPO
-    plain: Parts
+    plain: Plain
     batch: dict[str, Tensor]
 
     @classmethod
@@ -92,8 +93,8 @@ class CPOStep(Bench):
 
     def _plain(self) -> tuple[Tensor, ...]:
         pictures = (self.batch[name] for name in ("pixels", self.plain.reads, "control", "loser"))
-        draws = Draws.new(self.units, self.method.policy.adapter.latent_shape, self.device)
-        return plain_losses(self.plain, *pictures, draws, form=self.method.form, **SETTINGS)
+        draws = plain.Draws.new(self.units, self.method.policy.adapter.latent_shape, self.device)
+        return plain.plain_losses(self.plain, *pictures, draws, form=self.method.form, **SETTINGS)
 
     def _ours(self, variant: str) -> tuple[Tensor, ...]:
         self.method.share_timestep = variant == "shared"

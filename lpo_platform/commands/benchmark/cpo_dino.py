@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpo_platform.commands.benchmark.bench import Setting
 from lpo_platform.commands.benchmark.cpo import CPOStep
-from lpo_platform.commands.benchmark.plain.cpo_dino import plain_losers
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.random_weights import RandomStableDiffusion
 from lpo_platform.tasks.canny import Canny
@@ -76,7 +76,9 @@ class CPODinoStep(CPOStep):
         empty = adapter.tokenize([""]).to(self.device)
         pictures = self.batch["tokens"], empty, self.batch["control"], method.normal(self.batch, "loser")
         detect = lambda images: method.task.worse(images, self.batch["control"])  # noqa: E731
-        return plain_losers(self.plain, *pictures, detect, steps=adapter.num_inference_steps, guidance=GUIDANCE)
+        return released("cpo_dino").plain_losers(
+            self.plain, *pictures, detect, steps=adapter.num_inference_steps, guidance=GUIDANCE
+        )
 
     def _ours(self, variant: str) -> tuple[Tensor, ...]:
         self.method.share_timestep, lacks = variant == "shared", LACKS.get(variant, set())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpo_platform.commands.benchmark.bench import Bench, Setting
 from lpo_platform.commands.benchmark.lrm import PROMPT
-from lpo_platform.commands.benchmark.plain import ddpo as plain
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.commands.plan.stand_ins import Given, brightness
 from lpo_platform.data.prepared.conditions import from_uint8
 from lpo_platform.data.source import Sample
@@ -28,6 +28,8 @@ from lpo_platform.methods.ratio_statistics import Ratios
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.shared_encoder import encode, split_text
 from lpo_platform.models.tuning import Control
+
+plain = released("ddpo")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from torch import Tensor
 from lpo_platform.commands.benchmark.bench import Bench, Setting
 from lpo_platform.commands.benchmark.ddpo import two
 from lpo_platform.commands.benchmark.lrm import PROMPT
-from lpo_platform.commands.benchmark.plain import ddpo as plain
-from lpo_platform.commands.benchmark.plain.generate import pictures
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.methods.control import Control as ControlMethod
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.optim import AdamW
@@ -26,6 +25,7 @@ from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.tuning import Control
 
+plain = released("ddpo")
 GUIDANCE = 7.5
 
 
@@ -71,7 +71,9 @@ class Generation(Bench):
             starts = torch.randn(self.units, *model.latent_shape, device=self.device)
         ids, empty = (model.tokenize(words).to(self.device) for words in (self.captions, [""]))
         settings = {"steps": sampling.num_steps, "guidance": sampling.guidance}
-        return pictures(self.plain, model.text_encoders, ids, empty, self.control, starts, **settings)
+        return released("generate").pictures(
+            self.plain, model.text_encoders, ids, empty, self.control, starts, **settings
+        )
 
     def ours(self) -> Tensor:
         policy = self.method.policy

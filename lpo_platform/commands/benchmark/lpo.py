@@ -18,8 +18,7 @@ from torch import Tensor
 
 from lpo_platform.commands.benchmark.bench import Bench, Setting
 from lpo_platform.commands.benchmark.lrm import PROMPT, towers
-from lpo_platform.commands.benchmark.plain import lpo as plain
-from lpo_platform.commands.benchmark.plain.lrm import encode_text, encoder_half
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.methods.lpo import LPO, VALID
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.policy import Policy
@@ -27,6 +26,7 @@ from lpo_platform.models.shared_encoder import split_text
 from lpo_platform.models.tuning import Lora
 from lpo_platform.rewards.lrm import LRM
 
+plain, plain_lrm = released("lpo"), released("lrm")
 UPDATE_BATCH = 10  # pairs of an optimiser's step per process, SD-1.5's
 
 
@@ -127,13 +127,13 @@ class LPOBench(Bench):
         x, t = torch.randn(1, *model.latent_shape, device=self.device), torch.ones(1, device=self.device)
         twice = 2 * self.settings.candidates
         ids = model.tokenize(self.captions[:1] * twice).to(self.device)
-        context, pooled = encode_text(reward.text_encoders, ids)
+        context, pooled = plain_lrm.encode_text(reward.text_encoders, ids)
         text = self.method.embed(self.captions[:1])
         many = x.repeat(twice, 1, 1, 1), t.repeat(twice)
         return {
             "UNet": lambda: self.method.policy.decode(self.method.policy.encode(x, t, text)),
-            f"LRM tower, {twice} halves": lambda: encoder_half(reward.unet, *many, context, pooled),
-            f"LRM text encoders, {twice} sequences": lambda: encode_text(reward.text_encoders, ids),
+            f"LRM tower, {twice} halves": lambda: plain_lrm.encoder_half(reward.unet, *many, context, pooled),
+            f"LRM text encoders, {twice} sequences": lambda: plain_lrm.encode_text(reward.text_encoders, ids),
         }
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from lpo_platform.commands.benchmark.bench import Bench, Setting
-from lpo_platform.commands.benchmark.plain import lrm as plain
+from lpo_platform.commands.benchmark.released import released
 from lpo_platform.methods.lrm import LRM
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.tuning import Reward
 
+plain = released("lrm")
 PROMPT = "a photograph of an astronaut who rides a horse on the moon in bright sunlight, number {}"
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity.cpo import Draws, plain_losses
 from toys.benchmark import gradient
 from toys.shapes import TOY
 
-from lpo_platform.commands.benchmark import cell
+from lpo_platform.commands.benchmark import cell, released
 from lpo_platform.commands.benchmark.cpo import SETTINGS, CPOStep
 from lpo_platform.commands.benchmark.measure import part_flops, step_flops, timed
-from lpo_platform.commands.benchmark.plain.cpo import Draws, plain_losses
 from lpo_platform.commands.plan.count import flops
+from lpo_platform.config.errors import UserError
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_weights import SD15, RandomStableDiffusion
 
@@ -123,3 +124,9 @@ def test_a_step_on_a_gpu_in_mixed_precision() -> None:
     losses = {variant: bench.step(variant).item() for variant in ("plain", "exact", "shared")}
     assert all(loss == loss for loss in losses.values())
     assert timed(bench, "exact")[1] > 0
+
+
+def test_without_a_checkout_it_says_where_the_loops_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(released, "TESTS", tmp_path)
+    with pytest.raises(UserError, match="tests/parity of the git checkout"):
+        released.released("cpo")

@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DDIMScheduler
+from parity.cpo import Parts
 from torch import Tensor
-
-from lpo_platform.commands.benchmark.plain.cpo import Parts
 
 
 @torch.no_grad()

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from parity.lpo import transition
+from parity.lrm import Text, added_conditions
 from torch import Tensor
-
-from lpo_platform.commands.benchmark.plain.lpo import transition
-from lpo_platform.commands.benchmark.plain.lrm import Text, added_conditions
 
 CLIP, ADVANTAGE_CLIP = 1e-4, 5.0
 

@@ -5,9 +5,8 @@ text, too, and one forward of ControlNet and denoiser.
 """
 
 import torch
+from parity.cpo import Parts
 from torch import Tensor
-
-from lpo_platform.commands.benchmark.plain.cpo import Parts
 
 
 def plain_loss(

@@ -13,11 +13,10 @@ from io import BytesIO
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
+from parity.ddpo import Parts, predict
+from parity.lrm import encode_text
 from PIL import Image
 from torch import Tensor, nn
-
-from lpo_platform.commands.benchmark.plain.ddpo import Parts, predict
-from lpo_platform.commands.benchmark.plain.lrm import encode_text
 
 
 @torch.no_grad()

@@ -9,9 +9,8 @@ and gathers for logging.
 import torch
 from diffusers import DDPMScheduler
 from kornia.filters import canny
+from parity.cpo import Parts
 from torch import Tensor
-
-from lpo_platform.commands.benchmark.plain.cpo import Parts
 
 
 def plain_loss(

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 from diffusers import FluxPipeline
+from parity.cpo import Parts
 from torch import Tensor, nn
 
-from lpo_platform.commands.benchmark.plain.cpo import Parts
 from lpo_platform.models.stable_diffusion_xl import unpack
 
 GUIDANCE = 3.5

@@ -13,9 +13,8 @@ from functools import cache
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from parity.lrm import Text, Towers, added_conditions, encode_text, scores
 from torch import Tensor, nn
-
-from lpo_platform.commands.benchmark.plain.lrm import Text, Towers, added_conditions, encode_text, scores
 
 Rows = dict[str, Tensor]
 
