@@ -44,8 +44,8 @@ test-slurm: $(STAMP)  ## the tests that submit jobs to Slurm; makes this machine
 test-pretended: $(STAMP)  ## whole jobs of every method, model and precision on a GPU that is pretended on the CPU, half an hour on two cores
 	$(BIN)/python -m pytest -m pretended -n auto --dist load -rs $(ARGS)
 
-test-gpu: $(STAMP)  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+test-gpu: $(STAMP)  ## what a first hour on a GPU should ask, in less than ten minutes: a row for each check
+	$(BIN)/python tests/long/gpu/first_hour.py --limit 570 --json outputs/first_hour.json $(ARGS)
 
 test-floor: $(FLOORS)/.installed  ## the tests on the lowest versions that pyproject.toml allows (FLOOR=3.12, the Python)
 	$(FLOORS)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
