@@ -62,16 +62,22 @@ def checks(methods: list[str]) -> Iterator[Check]:
     large = ("data=toy", "method.batch=8", "hardware.micro_batch=8", "data.num_train=8", "task.detector=toy")
     yield Check("step", ("sd15", ("method=cpo", "control.weights=unet", *large[:4])), real=True)
     yield Check("step", ("sd15", ("method=control", "control.weights=unet", *large[:4])), real=True)
-    pairs = ("data=toy_pairs", "data.prompts.num_train=4")
-    yield Check("step", ("sd15", ("method=diffusion_dpo", *pairs, "method.batch=8", "hardware.micro_batch=8")), real=True)
+    pairs = ("method=diffusion_dpo", "data=toy_pairs", "data.prompts.num_train=4")
+    yield Check("step", ("sd15", (*pairs, "method.batch=8", "hardware.micro_batch=8")), real=True)
     yield Check("step", ("sd15", ("method=lpo", "data=toy_prompts", "tune=lora", "reward=random")), real=True)
-    yield Check("step", ("sdxl", ("method=diffusion_dpo", "tune=lora", *pairs, "hardware.micro_batch=2")), real=True)
+    yield Check("step", ("sdxl", (*pairs, "tune=lora", "hardware.micro_batch=2")), real=True)
     yield Check("step", ("sdxl", ("method=lpo", "data=toy_prompts", "tune=lora", "reward=random")), real=True)
 
 
-def serve(pipe: Any, device: str, folder: str) -> None:
-    """The process that makes the checks: answers each name with what was found, or with what was wrong."""
+def serve(pipe: Any, device: str, folder: str, log: str) -> None:
+    """The process that makes the checks: answers each name with what was found, or with what was wrong.
+
+    What the jobs themselves say goes into a file, so that the rows can be read.
+    """
     os.chdir(folder)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with ExitStack() as stack:
         if device == "pretended":
@@ -94,14 +100,14 @@ def serve(pipe: Any, device: str, folder: str) -> None:
 class Worker:
     """The process, started when it is needed."""
 
-    def __init__(self, device: str, folder: str) -> None:
-        self.device, self.folder, self.process = device, folder, None
+    def __init__(self, device: str, folder: str, log: Path) -> None:
+        self.device, self.folder, self.log, self.process = device, folder, log, None
 
     def make(self, check: Check, seconds: float) -> dict[str, Any]:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, other = context.Pipe()
-            self.process = context.Process(target=serve, args=(other, self.device, self.folder))
+            self.process = context.Process(target=serve, args=(other, self.device, self.folder, str(self.log)))
             self.process.start()
             other.close()
         self.pipe.send(check)
@@ -114,8 +120,11 @@ class Worker:
             self.end()  # a process whose GPU has failed fails ever after
         return answer
 
-    def end(self) -> None:
+    def end(self, asked: bool = False) -> None:
         if self.process is not None:
+            if asked:
+                self.pipe.send(None)
+                self.process.join(20)
             self.process.kill()
             self.process.join()
         self.process = None
@@ -126,8 +135,12 @@ def first_hour(device: str, limit: float, file: Path | None, only: str = "") -> 
     from lpo_platform.config.options import shipped
 
     end, found = time.monotonic() + limit, []
+    log = (file or Path("outputs/first_hour.json")).with_suffix(".log").absolute()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    print(f"what the jobs say: {log}", flush=True)
     with tempfile.TemporaryDirectory(prefix="first-hour-") as folder:
-        worker = Worker(device, folder)
+        worker = Worker(device, folder, log)
         for check in checks(list(shipped("method"))):
             if only not in check.name or (check.real and device == "pretended"):
                 continue
@@ -136,9 +149,8 @@ def first_hour(device: str, limit: float, file: Path | None, only: str = "") -> 
             found.append({"check": check.name, "took": round(time.monotonic() - started, 1)} | answer)
             print(line(found[-1]), flush=True)
             if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps({"device": name_of(), "checks": found}, indent=1) + "\n")
-        worker.end()
+        worker.end(asked=True)
     return found
 
 
