@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -264,6 +264,7 @@ class StableDiffusion:
         changes = [f"{key}={digest(place)}" for key, place in self.changes.items()]
         changes += [f"{key}={name}" for key in ("variant", "revision") if (name := getattr(self, key, None))]
         changes += [] if self.vae.dtype == torch.float32 else [str(self.vae.dtype)]
+        changes += [] if self.text_encoder.dtype == self.vae.dtype else [str(self.text_encoder.dtype)]
         return hashlib.sha256(json.dumps([digest(self.weights), self.resolution, *changes]).encode()).hexdigest()
 
     @property
@@ -275,9 +276,20 @@ class StableDiffusion:
         """Moves every part; dtype is that of the frozen parts (a trained UNet keeps its own)."""
         for part in self.parts:
             learns = any(p.requires_grad for p in part.parameters())
-            part.to(device, dtype=None if learns else dtype)
+            whole = part is self.vae and dtype == torch.float16 and self._vae_overflows
+            part.to(device, dtype=torch.float32 if whole else None if learns else dtype)
         self.process.to(device)
         return self
+
+    @property
+    def _vae_overflows(self) -> bool:
+        """Whether the autoencoder has to stay in float32 where the other frozen parts are in float16."""
+        return False
+
+    def _vae_precision(self) -> AbstractContextManager:
+        """An autoencoder that overflows keeps its precision where everything else computes in a lower one."""
+        keeps = self._vae_overflows and self.vae.dtype == torch.float32 and self.device.type != "meta"
+        return torch.autocast(self.device.type, enabled=False) if keeps else nullcontext()
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Token ids padded to the tokenizer's length, (B, L) int64 on the CPU."""
@@ -296,7 +308,8 @@ class StableDiffusion:
     def encode_moments(self, pixels: Tensor) -> Tensor:
         """VAE posterior of pixels (B, 3, H, W) in [0, 1]: mean and log-variance, (B, 2C, h, w) float32."""
         pixels = pixels.to(self.device, self.vae.dtype)
-        return self.vae.encode(2 * pixels - 1).latent_dist.parameters.float()
+        with self._vae_precision():
+            return self.vae.encode(2 * pixels - 1).latent_dist.parameters.float()
 
     def sample_latents(self, moments: Tensor, noise: Tensor) -> Tensor:
         """A draw of the posterior in the UNet's scale: (B, 2C, h, w), (B, C, h, w) -> (B, C, h, w) float32."""
@@ -307,7 +320,8 @@ class StableDiffusion:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents in the UNet's scale -> pixels (B, 3, H, W) float32 in [0, 1]; a gradient of latents passes."""
         latents = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.dtype)
-        return (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+        with self._vae_precision():
+            return (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
 
     def load_control(self, task: str, weights: str, subfolder: str | None = None) -> ControlNetModel:
         """The ControlNet that a run starts from.

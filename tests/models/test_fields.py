@@ -221,6 +221,25 @@ def test_a_honoured_field_of_the_autoencoder_is_its_own_classes(field: str, tmp_
     assert adapter.latent_shape == posterior.mean.shape[1:]
 
 
+@pytest.mark.parametrize("upcast", [True, False])
+@torch.no_grad()
+def test_an_autoencoder_of_sdxl_that_overflows_in_float16_stays_in_float32(upcast: bool, tmp_path: Path) -> None:
+    folder = toy.stable_diffusion_xl(tmp_path)
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"force_upcast": upcast}))
+    whole, half = (StableDiffusionXL(weights=str(folder), **toy.SETTINGS) for _ in range(2))
+    for model in (whole, half):
+        model.vae.decoder.conv_in.weight.mul_(1e6)
+    half.to("cpu", torch.float16)
+    assert half.text_encoder.dtype == half.text_encoder_2.dtype == torch.float16
+    assert half.fingerprint != whole.fingerprint
+    latents = torch.randn(1, *whole.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.float16):
+        decoded, moments = half.decode(latents), half.encode_moments(torch.full((1, 3, 64, 64), 0.3))
+    assert torch.equal(decoded, whole.decode(latents)) is upcast and decoded.isfinite().all().item() is upcast
+    assert torch.equal(moments, whole.encode_moments(torch.full((1, 3, 64, 64), 0.3))) is upcast
+
+
 REFUSED = {
     "num_attention_heads": 2,
     "down_block_types": ["AttnDownBlock2D"],
