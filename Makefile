@@ -51,11 +51,11 @@ test-floor: $(FLOORS)/.installed  ## the tests on the lowest versions that pypro
 	$(FLOORS)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
 bench-gpu: $(STAMP)  ## every speed and memory figure of a GPU in nine minutes, into outputs/benchmark.json
-	$(BIN)/python launchers/benchmark.py --everything --limit 540 --json outputs/benchmark.json $(ARGS)
+	$(BIN)/lpo-benchmark --everything --limit 540 --json outputs/benchmark.json $(ARGS)
 
 # Of the pinned versions those that an image with torch, transformers, peft and lightning lacks; one comes as source.
 CARRIED := diffusers hydra-core omegaconf kornia kornia-rs importlib-metadata
-wheels: $(STAMP)  ## into .whl what the benchmark lacks on a GPU machine without a network (launchers/benchmark.py --help)
+wheels: $(STAMP)  ## into .whl what the benchmark lacks on a GPU machine without a network (lpo-benchmark --help)
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 	  $(addprefix --platform manylinux_2_,$(addsuffix _x86_64,28 27 24 17)) --platform manylinux2014_x86_64 -d .whl \
 	  $$(sed -nE 's/^([a-z-]+==[^ ]+).*/\1/p' requirements.lock | grep -E '^($(subst $() $(),|,$(CARRIED)))==')

@@ -14,6 +14,8 @@ COMMANDS = {
     "report": ("lpo_platform.commands.report", "main"),
     "diff": ("lpo_platform.commands.diff", "main"),
     "export": ("lpo_platform.commands.export.export", "main"),
+    "results": ("lpo_platform.commands.results", "main"),
+    "benchmark": ("lpo_platform.commands.benchmark.command", "main"),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lpo_platform.commands.build import title
+from lpo_platform.commands.build import create, title
 from lpo_platform.commands.doctor.first_step import Checkup
 from lpo_platform.commands.job import Job, sentinel_of
 from lpo_platform.commands.job_log import say
@@ -16,6 +16,7 @@ from lpo_platform.data.prepared.preferences import PreferenceRows
 from lpo_platform.data.prepared.rounds import Rounds
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.evaluation.pairs import PairEvaluator
+from lpo_platform.hardware.trainer_flags import TrainerFlags
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.rollouts import Rollouts
 from lpo_platform.models.export import export
@@ -50,6 +51,7 @@ def fit(
     rounds = samples_of(job, method, rows, settings, micro_batch)
     ema = EMA(settings.ema_decay) if settings.ema_decay is not None else None
     checkup = checkup or Checkup(folder, averaged=ema is not None)
+    flags = create(job.cfg.trainer) if job.cfg.get("trainer") else TrainerFlags()  # older runs have none
     trainer = L.Trainer(
         **job.hardware.trainer(find_unused_parameters="reward" in job.policy.learning),
         max_epochs=method.steps if method.online else rounds.num_rounds,
@@ -61,7 +63,7 @@ def fit(
         callbacks=callbacks_of(job, method, evaluator, settings, folder, ema, checkup),
         default_root_dir=folder,
         enable_checkpointing=False,
-        enable_model_summary=False,
+        **flags.options(folder),
         num_sanity_val_steps=0,
     )
     method.train()

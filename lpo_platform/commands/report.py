@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lpo_platform.commands.terminal import VERSION
 from lpo_platform.config.errors import UserError
-from lpo_platform.config.paths import run_folder
+from lpo_platform.config.paths import named, run_folder
 
 EXAMPLES = """examples:
 
@@ -35,15 +35,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=VERSION)
     words = "a run, a folder of runs (its newest counts), or a sweep; run= may be left out"
-    parser.add_argument("folder", type=_folder, metavar="run=FOLDER", help=words)
+    parser.add_argument("folder", type=named, metavar="run=FOLDER", help=words)
     parser.add_argument("--watch", action="store_true", help="serve the page on 127.0.0.1 and keep it up to date")
     parser.add_argument("--port", type=int, default=8765, help="where --watch serves (default 8765; 0 is any free one)")
     return parser.parse_args()
-
-
-def _folder(word: str) -> Path:
-    """A folder, with or without the `run=` of the other commands."""
-    return Path(word.removeprefix("run="))
 
 
 def _report(asked: argparse.Namespace) -> int:

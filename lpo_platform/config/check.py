@@ -176,6 +176,8 @@ def _argument_problems(composed: Composed, path: str, node: Values, known: Signa
             continue
         if key in runtime:
             problems.append(f"{below}{composed.where(below)}: {known.name} gets it from the platform; remove it")
+        elif parameter is None and (reason := attribute(str(node.get("_target_")), "refused", {}).get(key)):
+            problems.append(f"{below}{composed.where(below)}: not to be set here: {reason}")
         elif parameter is None and not known.open:
             problems.append(f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}")
         elif value == "???" or (value is None and parameter is not None and not parameter.type.accepts(None)):

@@ -20,7 +20,7 @@ from lpo_platform.config.check import problems_of
 from lpo_platform.config.compose import Composed, Source, Values, _merge, _parser, _set, several, source
 from lpo_platform.config.errors import ConfigError, hint, one_line
 from lpo_platform.config.schema import CONF, ROOTS
-from lpo_platform.config.signature import NotFound, signature
+from lpo_platform.config.signature import NotFound, attribute, signature
 from lpo_platform.config.synonyms import KEYS, meant_key, meant_option, nearly
 
 MAX_VARIANTS = 32
@@ -258,6 +258,8 @@ def _setting_problem(files: Source, composed: Composed, item: Override) -> str |
     parts = key.split(".")
     if parts[0] in composed.unsure:
         return ""
+    if item.is_add() and _stands(composed.values, parts):
+        return f"{item.input_line}: {key} is set already; write {(item.input_line or '').lstrip('+')}, without +"
     if item.is_add() or item.is_force_add():
         return None if parts[0] in composed.values else _unknown_root(files, key, composed.values)
     if parts[0] not in composed.values:
@@ -271,6 +273,14 @@ def _setting_problem(files: Source, composed: Composed, item: Override) -> str |
             return _unknown_key(composed, item, parts, index, node)
         node = node[part]
     return None
+
+
+def _stands(node: object, parts: list[str]) -> bool:
+    for part in parts:
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _name(composed: Composed, path: str) -> str:
@@ -302,6 +312,8 @@ def _unknown_key(composed: Composed, item: Override, parts: list[str], index: in
         if known[parts[index]] is not None or known.open:
             return f"{key}: not set in the files; to set it add a plus: +{item.input_line}"
         name = known.name
+        if reason := attribute(target, "refused", {}).get(parts[index]):
+            return f"{key}: not to be set here: {reason}"
     if parts[index] in KEYS:
         return f"{key}: {name} has no such option{meant_key(key, composed.values)} Options: {', '.join(sorted(names))}"
     return f"{key}: {name} has no such option{hint(parts[index], names)}"

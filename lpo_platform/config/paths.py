@@ -29,6 +29,11 @@ def runs_named(words: list[str]) -> list[str]:
     return [f"run={word}" if "=" not in word and Path(word).expanduser().is_dir() else word for word in words]
 
 
+def named(word: str) -> Path:
+    """The folder that a word names, with or without the `run=` of other commands."""
+    return Path(word.removeprefix("run="))
+
+
 def run_folder(value: str) -> Path | None:
     """The run folder that `run=` names: the folder itself, or `latest` in it; None where neither holds a run."""
     folder = Path(value).expanduser()

@@ -31,6 +31,7 @@ class Train:
     logger: Any = None
     callbacks: Any = None
     metrics: Any = None
+    trainer: Any = None
     name: str | None = None
     seed: int = 0
     departures: list[str] = field(default_factory=list)  # what a recipe does other than its publication

@@ -100,7 +100,7 @@ def _likely(group: str, name: str, taking: Mapping[str, Values]) -> str:
 
     def similar(option: str) -> float:
         own = taking[option].get("weights")
-        known = own.rpartition("/")[2].lower() if isinstance(own, str) and own != "???" else option
+        known = own.rpartition("/")[2].lower() if isinstance(own, str) and "/" in own else option
         return difflib.SequenceMatcher(None, last, known).ratio()
 
     return max(taking, key=similar)

@@ -1,7 +1,7 @@
 """Whether a folder holds a run of another configuration, whose results and checkpoints are not to be mixed with these.
 
-What may differ: where a run is shown and computed (FREE; of the hardware everything but two precisions that are both
-named), and, where a single run goes on, `method.steps` or `method.rounds`, which may be raised.
+What may differ: where a run is shown, watched and computed (FREE; of the hardware everything but two precisions that
+are both named), and, where a single run goes on, `method.steps` or `method.rounds`, which may be raised.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lpo_platform.config import stored
 from lpo_platform.config.errors import UserError
 from lpo_platform.runs import record
 
-FREE = ("hydra", "resume", "name", "logger", "hardware", "callbacks.log_every", "metrics.batch")
+FREE = ("hydra", "resume", "name", "logger", "hardware", "trainer", "callbacks.log_every", "metrics.batch")
 PRECISION = "hardware.precision"
 LENGTHS = ("method.steps", "method.rounds")
 SHOWN = 12  # differences in one message

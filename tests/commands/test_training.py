@@ -46,7 +46,7 @@ def steps(folder: Path) -> list[int]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("straight")
-    done = run(folder)
+    done = run(folder, "+trainer.profiler=simple", "+trainer.detect_anomaly=true")  # which change no weight
     assert done.returncode == 0, done.stderr
     assert "canny/f1" in done.stderr and "report.html" in done.stderr
     return run_folders(folder)[0]
@@ -68,6 +68,7 @@ def test_run_folder_holds_the_result(straight: Path) -> None:
     assert len(rows) == 6 and {"id", "caption", "canny/f1/before", "canny/f1/after"} <= set(rows[0])
     assert (straight / "report.html").stat().st_size > 10_000
     assert (straight / "samples" / "grid.png").exists()
+    assert "optimizer_step" in (straight / "fit-profile.txt").read_text()
 
 
 def test_a_killed_run_resumes_to_the_same_weights(straight: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lpo_platform.config.signature import attribute
 CPO = "batch, beta, cache_features, form, losers, margin, pretrain_weight, share_timestep, steps"
 ROOT = (
     "callbacks, control, data, debug, departures, experiment, hardware, logger, method, metrics, model, name, optim, "
-    "resume, reward, seed, sweep, task, tune"
+    "resume, reward, seed, sweep, task, trainer, tune"
 )
 METHODS, MODELS, TASKS = (", ".join(shipped(group)) for group in ("method", "model", "task"))
 A_TASK = " or ".join(f"task={name}" for name in shipped("task") if name != "none")

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import runpy
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from toys.report import make_sweep
 
+from lpo_platform.commands import results
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
@@ -19,7 +19,7 @@ from lpo_platform.tracking.tables import finished_runs, planned_runs
 from lpo_platform.tracking.tables.table import FORMATS, Code, Table, html, latex, markdown
 
 REPO = Path(__file__).resolve().parents[2]
-LIST = planned_runs.read(REPO / "launchers" / "readme_table.yaml")
+LIST = planned_runs.read(results.README)
 HOSTILE = r"a_b & 50 % | <i>x</i> \cmd {y} ~z #1 $2 ^3 [t](u) *s* `q` --flag"
 
 
@@ -225,8 +225,9 @@ def test_only_missing_runs_are_made_and_failures_stop_no_other(tmp_path: Path, c
 )
 def test_mistakes_are_one_line(arguments: list[str], words: str, capsys, monkeypatch) -> None:
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr(sys, "argv", ["results.py", *arguments])
-    assert runpy.run_path("launchers/results.py")["main"]() == 2
+    monkeypatch.setattr(sys, "argv", ["lpo-results", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        results.main()
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and words in shown.err
 
@@ -237,10 +238,10 @@ def test_beside_a_run_that_did_not_finish_the_newest_that_did_is_named(tmp_path:
     record.link_latest(tmp_path / "runs" / "3")
     (tmp_path / "sweeps" / "empty").mkdir(parents=True)
     record.write_json(tmp_path / "sweeps" / "empty" / "sweep.json", {"status": "running", "overrides": []})
-    main = runpy.run_path(str(REPO / "launchers" / "results.py"))["main"]
     for given, words in (("runs", f"give {finished[-1]}, which did"), ("sweeps/empty", "there is nothing to show")):
-        monkeypatch.setattr(sys, "argv", ["results.py", str(tmp_path / given)])
-        assert main() == 2
+        monkeypatch.setattr(sys, "argv", ["lpo-results", f"run={tmp_path / given}"])
+        with pytest.raises(SystemExit, match="2"):
+            results.main()
         shown = capsys.readouterr()
         assert shown.out == "" and shown.err.endswith(f": did not finish; {words}\n") and shown.err.count("\n") == 1
 

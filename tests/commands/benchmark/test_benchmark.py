@@ -1,6 +1,5 @@
 """The benchmark compares like with like: the original's CPO step and ours give one loss and one gradient."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,13 @@ from parity.cpo import Draws, plain_losses
 from toys.benchmark import gradient
 from toys.shapes import TOY
 
-from lpo_platform.commands.benchmark import cell, released
+from lpo_platform.commands.benchmark import cell
+from lpo_platform.commands.benchmark.command import benchmark
 from lpo_platform.commands.benchmark.cpo import SETTINGS, CPOStep
 from lpo_platform.commands.benchmark.measure import part_flops, step_flops, timed
 from lpo_platform.commands.plan.count import flops
-from lpo_platform.config.errors import UserError
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_weights import SD15, RandomStableDiffusion
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
-from launchers import benchmark
 
 
 def trained_a_little(form: str) -> CPOStep:
@@ -95,7 +91,7 @@ def test_the_command_prints_ratios_of_time_flops_and_memory(
 ) -> None:
     monkeypatch.setitem(cell.MODELS, "tiny", lambda: TOY)
     options = ["--device", "cpu", "--repeats", "2", "--variants", "plain,exact", "--no-memory"]
-    report = benchmark.main([*options, "--json", str(tmp_path / "out.json")])
+    report = benchmark([*options, "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     assert "| plain / this: FLOPs, time, CPU time |" in printed
     assert report["variants"]["plain"]["flops"] > report["variants"]["exact"]["flops"]
@@ -114,7 +110,7 @@ def test_the_command_prints_ratios_of_time_flops_and_memory(
 )
 def test_what_does_not_exist_is_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        benchmark.main(options)
+        benchmark(options)
     assert message in capsys.readouterr().err
 
 
@@ -124,9 +120,3 @@ def test_a_step_on_a_gpu_in_mixed_precision() -> None:
     losses = {variant: bench.step(variant).item() for variant in ("plain", "exact", "shared")}
     assert all(loss == loss for loss in losses.values())
     assert timed(bench, "exact")[1] > 0
-
-
-def test_without_a_checkout_it_says_where_the_loops_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(released, "TESTS", tmp_path)
-    with pytest.raises(UserError, match="tests/parity of the git checkout"):
-        released.released("cpo")

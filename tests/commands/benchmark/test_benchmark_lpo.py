@@ -1,6 +1,5 @@
 """The benchmark compares like with like: LRM's and LPO's original steps and ours give the same numbers."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,12 @@ from toys.benchmark_lpo import SHAPES, gradient, perturb
 from toys.shapes import TOY, TOY_XL
 
 from lpo_platform.commands.benchmark import cell, lpo
+from lpo_platform.commands.benchmark.command import benchmark
 from lpo_platform.commands.benchmark.lrm import LRMStep
 from lpo_platform.commands.benchmark.measure import part_flops, step_flops
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_weights import SD15, SDXL, Shape, random_model
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
-from launchers import benchmark
 
 BENCHES = (LRMStep, lpo.Update, lpo.Rollout, lpo.Iteration)
 
@@ -162,7 +159,7 @@ def test_the_command_measures_every_step(
         "2",
         *few,
     ]
-    report = benchmark.main([*options, "--no-memory", "--json", str(tmp_path / "out.json")])
+    report = benchmark([*options, "--no-memory", "--json", str(tmp_path / "out.json")])
     assert "| plain / this: FLOPs, time, CPU time |" in capsys.readouterr().out
     assert report["variants"]["plain"]["flops"] > report["variants"]["exact"]["flops"]
     assert all(len(result["seconds"]) == 2 for result in report["variants"].values())

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def supervised(folder: Path) -> dict[str, dict]:
-    """CPO's control experiment: four supervised steps cost at least as much as one of CPO (launchers/benchmark.py)."""
+    """CPO's control experiment: four supervised steps cost at least as much as one of CPO (lpo-benchmark)."""
     (folder / "control").mkdir()
     return metrics(folder / "control", "method=control", "method.steps=400")
 

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[3]
+WHEEL = {
+    "conf": "lpo_platform/conf",
+    "lpo_platform": "lpo_platform",
+    "tests/parity": "lpo_platform/commands/benchmark/authors/parity",
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def run(command: str, *arguments: str, site: Path, cwd: Path) -> subprocess.Comp
 
 
 def test_the_wheel_holds_what_the_repository_does(site: Path):
-    for folder, inside in [("conf", "lpo_platform/conf"), ("lpo_platform", "lpo_platform")]:
+    for folder, inside in WHEEL.items():
         listed = subprocess.run(["git", "ls-files", folder], cwd=REPO, check=True, capture_output=True, text=True)
         files = [Path(line).relative_to(folder) for line in listed.stdout.split()]
         assert files and [str(file) for file in files if not (site / inside / file).is_file()] == []

@@ -1,12 +1,14 @@
-"""A step of a method as its authors run it, beside ours: time, FLOPs and peak memory, at random weights.
+"""The command lpo-benchmark: a step of a method as its authors run it, beside ours, at random weights.
 
-    python launchers/benchmark.py --model tiny                     # time and memory here, FLOPs counted on the way
-    python launchers/benchmark.py --model sd15 --flops-only        # Stable Diffusion 1.5 at 512 px, in seconds anywhere
-    python launchers/benchmark.py --what lpo-update --model sdxl --batch 4 --flops-only --count-memory
-    python launchers/benchmark.py --what cpo --model flux --flops-only --count-memory     # 12 billion weights; minutes
-    python launchers/benchmark.py --model sd15 --device cuda --batch 8 --repeats 10 --json out.json
-    python launchers/benchmark.py --everything --limit 540         # all of it, on a GPU in one call; make bench-gpu
-    python launchers/benchmark.py --scaling --folder scaling       # how time grows, as a page with plots
+It states time, FLOPs and peak memory.
+
+    lpo-benchmark --model tiny                     # time and memory here, FLOPs counted on the way
+    lpo-benchmark --model sd15 --flops-only        # Stable Diffusion 1.5 at 512 px, in seconds anywhere
+    lpo-benchmark --what lpo-update --model sdxl --batch 4 --flops-only --count-memory
+    lpo-benchmark --what cpo --model flux --flops-only --count-memory     # 12 billion weights; minutes
+    lpo-benchmark --model sd15 --device cuda --batch 8 --repeats 10 --json out.json
+    lpo-benchmark --everything --limit 540         # all of it, on a GPU in one call; make bench-gpu
+    lpo-benchmark --scaling --folder scaling       # how time grows, as a page with plots
 
 What is measured (--what), each in a file of lpo_platform/commands/benchmark that also says what its variants are:
     cpo             losses and gradient of a batch of pictures with their losing conditions (cpo.py)
@@ -30,7 +32,7 @@ On a bare GPU machine it needs, beside torch and transformers, these packages: d
 pytorch-lightning lightning-utilities torchmetrics hydra-core omegaconf antlr4-python3-runtime kornia kornia-rs.
 `make wheels` brings them as wheels into .whl, which git ignores; there, without a network,
     python -m pip install --no-index --no-deps --find-links .whl --target /tmp/site .whl/*.whl
-    PYTHONPATH=/tmp/site python launchers/benchmark.py --everything --limit 540 --json "$OUT/benchmark.json"
+    PYTHONPATH=/tmp/site python -m lpo_platform benchmark --everything --limit 540 --json "$OUT/benchmark.json"
 """
 
 import argparse
@@ -41,8 +43,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are tens of times slower
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lpo_platform.commands.terminal import VERSION
 
 WHAT = ("cpo", "cpo-dino", "control", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration")
 WHAT += ("ddpo-update", "ddpo-round", "generate")
@@ -51,7 +52,10 @@ OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        "lpo-benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--version", action="version", version=VERSION)
     p.add_argument("--what", choices=WHAT, default="cpo")
     p.add_argument("--model", choices=MODELS, default="tiny")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -78,9 +82,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main() -> None:
+    """Console command lpo-benchmark."""
+    benchmark(sys.argv[1:])
+
+
+def benchmark(argv: list[str]) -> dict[str, Any]:
+    """Measures what a command line asks for, prints and returns it."""
     p = parser()
     arguments = p.parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are tens of times slower
 
     import torch  # after the command line: --help and mistakes take no time
 
@@ -156,7 +167,7 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
 
 def peak_of_child(variant: str, arguments: argparse.Namespace) -> dict[str, int]:
     """Peak resident set of a fresh process that builds the model and runs one step of one variant."""
-    command = [sys.executable, __file__, "--peak-of", variant, "--device", "cpu"]
+    command = [sys.executable, "-m", "lpo_platform", "benchmark", "--peak-of", variant, "--device", "cpu"]
     for name in ("what", "model", "batch", "resolution", *OPTIONS):
         value = getattr(arguments, name)
         command += [f"--{name}", str(value)] if value is not None else []
@@ -165,6 +176,3 @@ def peak_of_child(variant: str, arguments: argparse.Namespace) -> dict[str, int]
         raise SystemExit(f"benchmark: measuring the memory of {variant} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
-
-if __name__ == "__main__":
-    main()

@@ -1,47 +1,60 @@
-"""Tables of finished runs and sweeps, in Markdown, LaTeX or HTML, alone or beside the figures of a paper.
+"""The command lpo-results: tables of finished runs and sweeps, alone or beside the figures of a paper.
 
-python launchers/results.py outputs/sweeps/2026-01-01_00-00-00
-python launchers/results.py outputs/cpo-tiny-canny outputs/cpo-tiny-hed --paper cpo --format latex
-python launchers/results.py outputs/lpo-tiny-none --metric text/alignment image/diversity
-python launchers/results.py --make outputs/table                     makes the runs of the README's tables that are
-                                                                     missing there (an hour and more), and the tables
-python launchers/results.py --make outputs/table --only cpo spo      of some rows
+lpo-results outputs/sweeps/2026-01-01_00-00-00
+lpo-results outputs/cpo-tiny-canny outputs/cpo-tiny-hed --paper cpo --format latex
+lpo-results outputs/lpo-tiny-none --metric text/alignment image/diversity
+lpo-results --make outputs/table                     the README's tables; makes the runs that are missing there (hours)
+lpo-results --make outputs/table --only cpo spo      some of their rows
 """
+
+from __future__ import annotations
 
 import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from lpo_platform.commands.terminal import VERSION
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.paths import named
 from lpo_platform.tracking.tables import finished_runs, planned_runs
 from lpo_platform.tracking.tables.table import FORMATS, Table
 
-HERE = Path(__file__).resolve().parent
+README = Path(planned_runs.__file__).with_name("readme.yaml")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", type=Path, help="runs, folders of runs (the newest counts) and sweeps")
+def main() -> None:
+    """Console command lpo-results."""
+    sys.exit(_results(_arguments()))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "lpo-results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=VERSION)
+    words = "runs, folders of runs (the newest counts) and sweeps; run= may be left out"
+    parser.add_argument("folders", nargs="*", type=named, metavar="run=FOLDER", help=words)
     parser.add_argument("--format", choices=sorted(FORMATS), default="markdown")
     parser.add_argument("--paper", choices=sorted(finished_runs.published()), help="beside the figures that it states")
     parser.add_argument("--metric", nargs="+", default=[], help="other metrics than the one that each run was for")
     parser.add_argument("--make", type=Path, metavar="FOLDER", help="the tables of the README, from runs in FOLDER")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="with --make: these rows")
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def _results(asked: argparse.Namespace) -> int:
     try:
         tables, left = made(asked) if asked.make else read(asked)
     except UserError as error:
-        print(f"results.py: {error}", file=sys.stderr)
+        print(f"lpo-results: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("results.py: interrupted; the same command goes on", file=sys.stderr)
+        print("lpo-results: interrupted; the same command goes on", file=sys.stderr)
         return 130
     print("\n".join(map(FORMATS[asked.format], tables)), end="")
     for folder in left:
-        print(f"results.py: {folder}: did not finish, so it is not in the table", file=sys.stderr)
+        print(f"lpo-results: {folder}: did not finish, so it is not in the table", file=sys.stderr)
     return 1 if left and asked.make else 0
 
 
@@ -65,14 +78,11 @@ def instead(unfinished: Path) -> str:
 
 
 def made(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:
-    tables = planned_runs.chosen(planned_runs.read(HERE / "readme_table.yaml"), asked.only)
+    tables = planned_runs.chosen(planned_runs.read(README), asked.only)
     failed = planned_runs.make(tables, asked.make, train)
     return [planned_runs.table(title, rows, asked.make) for title, rows in tables.items() if rows], failed
 
 
 def train(arguments: list[str]) -> int:
-    return subprocess.run([sys.executable, str(HERE / "train.py"), *arguments]).returncode
+    return subprocess.run([sys.executable, "-m", "lpo_platform", "train", *arguments]).returncode
 
-
-if __name__ == "__main__":
-    sys.exit(main())
