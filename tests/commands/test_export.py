@@ -26,9 +26,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import flux as toy_flux
 from toys import stable_diffusion as toy
+from toys.exported import PROMPTS, ROW, SECRET, run_of
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lpo_platform.commands.build import create, policy_of
+from lpo_platform.commands.build import create
 from lpo_platform.commands.export import keys
 from lpo_platform.commands.export.card import BASE, CONDITION, HERE, card
 from lpo_platform.commands.export.export import export, main
@@ -38,18 +39,10 @@ from lpo_platform.commands.export.trained import find
 from lpo_platform.config.compose import compose
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation import item_table
-from lpo_platform.evaluation.evaluation import Evaluation
-from lpo_platform.hardware.hardware import Hardware
-from lpo_platform.models.export import export as export_policy
 from lpo_platform.models.random_weights import SD15, SDXL, Shape
 from lpo_platform.models.weights import ASSETS
 from lpo_platform.runs import record
 
-SECRET = "hf_abcdefghijklmnopqrstuvwx"
-SMALL = ["model.resolution=64", "model.num_inference_steps=4", "callbacks.ema_decay=null", "logger=none"]
-ROW = {"before": 0.4, "after": 0.5, "difference": 0.1, "ci95": [0.05, 0.15], "higher_is_better": True}
-PROMPTS = ["a red circle", "a blue square"]
 PAIRS = [
     pytest.param(kind, to, marks=[] if (kind, to) == ("control", "comfyui") else pytest.mark.slow)
     for kind, to in itertools.product(("full", "control", "lora"), sorted(FORMS))
@@ -87,27 +80,6 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     UNet2DConditionModel.from_config({k: v for k, v in (config | changed).items() if v is not None}).save_pretrained(
         folder / "unet"
     )
-    return folder
-
-
-def run_of(folder: Path, *overrides: str) -> Path:
-    """The folder of a finished run whose weights have moved, as lpo-train leaves it but for what takes time."""
-    values = OmegaConf.create(compose("train", [*overrides, *SMALL], [], CONF).values)
-    cfg = OmegaConf.create(OmegaConf.to_container(values, resolve=True))
-    words = ["/home/somebody/bin/lpo-train", *overrides, f"x.token={SECRET}", SECRET]
-    record.start(folder, OmegaConf.to_container(cfg), words)
-    policy, _ = policy_of(cfg, Hardware("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in policy.trainable().values():
-            weight += 0.05 * torch.randn(weight.shape, generator=generator)
-    export_policy(policy, folder / "export")
-    scores = {"text/alignment": torch.tensor([0.1, 0.2])}
-    control = torch.rand(2, 3, 64, 64, generator=generator) if cfg.get("control") else None
-    (folder / "evaluation").mkdir()
-    Evaluation(scores, control=control).save(folder / "evaluation" / "after.safetensors")
-    item_table.write(folder / "evaluation" / "items.parquet", ["0", "1"], PROMPTS, {"after": scores})
-    record.finish(folder, {"text/alignment": ROW}, 2, 1.0, {}, 0)
     return folder
 
 
@@ -227,9 +199,13 @@ def test_the_code_of_the_card_draws_a_picture(
 def test_the_code_of_a_reward_models_card_scores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["method=lrm", "model=tiny", "data=toy_pairs", "metrics=pairs"]
     run = run_of(tmp_path / "run", *words)
-    (code,) = CODE.findall(card(find(str(run)), "safetensors", "nobody"))
-    exec(compile(code.replace("<the run>", str(run)), "card", "exec"), {})
-    assert math.isfinite(float(re.search(r"tensor\(\[(.*?)\]", capsys.readouterr().out)[1]))
+    scores = []
+    for to, place in (("safetensors", "<the run>/export/reward"), ("diffusers", HERE)):
+        (code,) = CODE.findall(card(find(str(run)), to, "nobody"))
+        assert place in code
+        exec(compile(code.replace(place, str(run / "export" / "reward")), "card", "exec"), {})
+        scores.append(float(re.search(r"tensor\(\[(.*?)\]", capsys.readouterr().out)[1]))
+    assert all(map(math.isfinite, scores))
 
 
 def _check_card(folder: Path, places: tuple[Path, ...]) -> None:
@@ -337,9 +313,15 @@ def test_a_failure_leaves_nothing(control: Path, tmp_path: Path, monkeypatch: py
         (["rum=x"], "rum: no such key; did you mean 'run'?"),
         (["x"], "x: not a setting; write key=value"),
         (["to=merged"], "run= is required: a run folder"),
-        (["run=x"], "to= is required: comfyui, diffusers, merged or safetensors"),
+        (["run=x"], "to= is required: comfyui, diffusers, merged, safetensors or hub"),
         (["run=/nowhere", "to=merged"], "run=/nowhere: no such folder"),
         (["run={control}", "to=merge"], "to=merge: no such form; did you mean 'merged'?"),
+        (["run=x", "to=hub"], "repo= is required: to=hub: the repository, <owner>/<name>"),
+        (["run=x", "to=hub", "repo=a/b", "save=c"], "save=: not with to=hub"),
+        (["run=x", "to=merged", "repo=a/b"], "repo=: only with to=hub"),
+        (["run=x", "to=hub", "repo=a/b", "private=yes"], "private=yes: must be true or false"),
+        (["run={control}", "to=hub", "repo=a/b", "form=comfy"], "form=comfy: no such form; did you mean 'comfyui'?"),
+        (["run={control}", "to=hub", "repo=a//b"], "repo=a//b: "),
         (["run={control}", "to=merged", "weights=ema"], "weights=ema: this run exported none; options: raw"),
         (["run={control}", "to=merged", "save={control}"], "is there already"),
         (["run={failed}", "to=merged"], "its status is failed"),

@@ -4,6 +4,7 @@ Folders of this machine and secrets stay out of it.
 """
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from lpo_platform.commands.export.trained import Trained
+from lpo_platform.config.paths import is_hub_id
 from lpo_platform.config.schema import CONF
 from lpo_platform.evaluation.statistics import cautions, change, decimals, number, real, verdict
 from lpo_platform.models.weights import ASSETS, digest, is_path, locate
@@ -35,12 +38,12 @@ NODES = {
 }
 
 
-def card(trained: Trained, to: str, check: str) -> str:
-    """README.md of what lpo-export writes; check: how it was read back."""
+def card(trained: Trained, to: str, check: str, place: str = HERE) -> str:
+    """README.md of what lpo-export writes; check: how it was read back; place: the repository that it is in."""
     name = title(trained.run)
     parts = [
-        f"---\n{yaml.safe_dump(front_matter(trained), sort_keys=False)}---\n# {name[0].upper()}{name[1:]}",
-        f"{_what(trained, to)}\n\nRead back by {check}.",
+        f"---\n{front_matter(trained).to_yaml()}\n---\n# {name[0].upper()}{name[1:]}",
+        f"{_what(trained, to).replace(HERE, place)}\n\nRead back by {check}.",
         "![held-out items](example.png)" if trained.kind != "reward" else "",
         f"## Results\n\n{_results(trained)}",
         f"## Lineage\n\n{_table(('', ''), lineage(trained))}",
@@ -48,7 +51,7 @@ def card(trained: Trained, to: str, check: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front_matter(trained: Trained) -> dict[str, Any]:
+def front_matter(trained: Trained) -> ModelCardData:
     """Licence and base model as far as they are known: a folder of weights does not say whose they are."""
     model, run = trained.run.config["model"], trained.run
     licence = LICENCES.get(model["name"], "other") if _stock(model) else "other"
@@ -61,7 +64,22 @@ def front_matter(trained: Trained) -> dict[str, Any]:
     tags = ["lpo-platform", trained.kind, *(option for option in options if option not in (None, "none"))]
     if trained.kind != "reward":
         found |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    return {**found, "tags": list(dict.fromkeys(tags))}
+    found |= {"tags": list(dict.fromkeys(tags)), "model_name": title(run), "eval_results": list(_measured(trained))}
+    return ModelCardData(**found)
+
+
+def _measured(trained: Trained) -> Iterator[EvalResult]:
+    """The metrics after training, as a hub shows them; what each was before stands beside it."""
+    run = trained.run
+    data, path = str(run.option("data")), str(mapping(run.config.get("data")).get("path"))
+    for name, metric in run.metrics.items():
+        known = {key: metric.get(key) for key in ("before", "difference", "ci95")}
+        if isinstance(metric["after"], float) and math.isfinite(metric["after"]):
+            yield EvalResult(
+                task_type="other" if trained.kind == "reward" else "text-to-image",
+                dataset_type=path if is_hub_id(path) else data, dataset_name=data, dataset_split="held-out",
+                metric_type=name, metric_name=name, metric_value=metric["after"], metric_args=known,
+            )  # fmt: skip
 
 
 def lineage(trained: Trained) -> list[tuple[str, str]]:
@@ -109,7 +127,7 @@ def _what(trained: Trained, to: str) -> str:
     """How it is used."""
     model = trained.run.config["model"]
     if trained.kind == "reward":
-        return _of_reward(trained)
+        return _of_reward(trained, to)
     if to == "comfyui":
         known = _stock(model) and model["name"] in ("sd15", "sd21", "sdxl")
         note = "" if known else " It recognises models by the sizes of SD-1.x, SD-2.x and SDXL and opens no other."
@@ -126,13 +144,16 @@ def _what(trained: Trained, to: str) -> str:
     return "```python\n{}\n\n{}\n```{}".format("\n".join(imports), code, note)
 
 
-def _of_reward(trained: Trained) -> str:
+def _of_reward(trained: Trained, to: str) -> str:
     """A reward model is called in Python, and named in the command line of a training."""
     unet = mapping(read_json(trained.parts["reward"] / "unet" / "config.json"))
     shape = [unet.get("in_channels", 4), *[unet.get("sample_size", 64)] * 2]
-    place = "<the run>/export/reward"
-    return f"""`model.safetensors` holds the trained weights in the names of their module's state dict. \
-The run's folder `export/reward` is read by lpo-platform:
+    place, what = HERE, "This folder is read by lpo-platform:"
+    if to == "safetensors":
+        place = "<the run>/export/reward"
+        what = "`model.safetensors` holds the trained weights in the names of their module's state dict. The run's "
+        what += "folder `export/reward` is read by lpo-platform:"
+    return f"""{what}
 
 ```python
 import lpo_platform as lpo
@@ -160,9 +181,9 @@ def _code(trained: Trained, to: str) -> Iterator[str]:
         yield f'pipeline = {pipeline}.from_pretrained("{base}", controlnet=control)'
     else:
         for part in trained.parts:
-            config, place = trained.config(part), HERE if len(trained.parts) == 1 else f"{HERE}/{part}"
+            config, inner = trained.config(part), "" if len(trained.parts) == 1 else f', subfolder="{part}"'
             kind = config.get("_class_name") or f"transformers.{config['architectures'][0]}"
-            yield f'{part} = {kind}.from_pretrained("{place}")'
+            yield f'{part} = {kind}.from_pretrained("{HERE}"{inner})'
         given = ", ".join(f"{part}={part}" for part in trained.parts)
         yield f'pipeline = DiffusionPipeline.from_pretrained("{base}", {given})'
 

@@ -1,5 +1,6 @@
 """Writes a form of what a run has trained, reads it back with stock diffusers and compares weights and pictures."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.data.picture_files import save_png
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.hardware import Hardware
+from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.export import restore
 from lpo_platform.models.policy import Policy
@@ -51,7 +53,7 @@ def publish(trained: Trained, to: str, folder: Path, metadata: dict[str, str]) -
     own_modules.look_in(resume.config_dirs_of(trained.run.folder))
     cfg, hardware = stored.load(trained.run.folder / "resolved.yaml"), Hardware(precision="32-true")
     if trained.kind == "reward":
-        return _publish_reward(trained, create(cfg.model).to(hardware.device), folder, metadata)
+        return _publish_reward(trained, to, create(cfg.model).to(hardware.device), folder, metadata)
     scene, (policy, _) = Scene.of_run(trained.run), policy_of(cfg, hardware)
     before = draw(policy, scene)
     restore(policy, trained.run.folder / "export", SUFFIXES[trained.weights])
@@ -80,14 +82,19 @@ def _draw_own(policy: Policy, form: SafeTensors, folder: Path, scene: Scene) -> 
 
 
 @torch.no_grad()
-def _publish_reward(trained: Trained, adapter, folder: Path, metadata: dict[str, str]) -> Check:
+def _publish_reward(trained: Trained, to: str, adapter: Adapter, folder: Path, metadata: dict[str, str]) -> Check:
     place = str(trained.parts["reward"])
-    model, again = load_reward(adapter, place), load_reward(adapter, place)
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / FILE, metadata={"format": "pt", **metadata})
-    for weight in again.parameters():
-        weight.zero_()
-    again.load_state_dict(load_file(folder / FILE))
+    model = load_reward(adapter, place)
+    if to == "diffusers":
+        shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pt"))  # a pickle
+        again = load_reward(adapter, str(folder))
+    else:
+        state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(state, folder / FILE, metadata={"format": "pt", **metadata})
+        again = load_reward(adapter, place)
+        for weight in again.parameters():
+            weight.zero_()
+        again.load_state_dict(load_file(folder / FILE))
     prompts = [item["caption"] for item in trained.run.items[:8]] or [""]
     latents = noise.normal(range(len(prompts)), adapter.latent_shape, seed=0, stream=STREAM).to(adapter.device)
     times = torch.linspace(1, 951, len(prompts), device=adapter.device).long()

@@ -13,7 +13,7 @@ from lpo_platform.runs import files
 from lpo_platform.tracking.report.page.run import Run, mapping
 
 FORMS = {
-    "diffusers": "what was trained, as diffusers saves it: from_pretrained or load_lora_weights reads it",
+    "diffusers": "what was trained, as from_pretrained and load_lora_weights read it; a reward model as a folder",
     "merged": "the whole pipeline with what was trained inside: DiffusionPipeline.from_pretrained reads it",
     "comfyui": "one file with the original key names: a checkpoint, a ControlNet or a LoRA for ComfyUI",
     "safetensors": "one file of the trained weights in their own names",
@@ -76,15 +76,23 @@ def _exported(folder: Path) -> dict[str, dict[str, Path]]:
     return {name: {"lora": parts["lora"]} if "lora" in parts else parts for name, parts in found.items()}
 
 
-def check_form(trained: Trained, to: str) -> None:
-    """UserError where a form cannot hold what was trained, with the reason."""
+def check_form(trained: Trained, to: str, key: str = "to") -> None:
+    """UserError where a form cannot hold what was trained, with the reason; key: of the setting that asks for it."""
     if to not in FORMS:
-        raise UserError(f"to={to}: no such form{hint(to, FORMS)}")
-    if to != "safetensors" and (reason := _reason(trained, to)):
-        raise UserError(f"to={to}: {reason}; what works: to=safetensors")
+        more = ("hub",) if key == "to" else ()
+        raise UserError(f"{key}={to}: no such form{hint(to, (*FORMS, *more))}")
+    if reason := _reason(trained, to):
+        raise UserError(f"{key}={to}: {reason}; what works: {key}={first_form(trained)}")
+
+
+def first_form(trained: Trained) -> str:
+    """The first form that can hold what was trained."""
+    return next(form for form in FORMS if _reason(trained, form) is None)
 
 
 def _reason(trained: Trained, to: str) -> str | None:
+    if to == "safetensors" or (trained.kind == "reward" and to == "diffusers"):
+        return None
     if trained.kind == "reward":
         return "a latent reward model draws nothing, and no stock pipeline or node loads it"
     control = trained.config("controlnet") if trained.kind == "control" else {}
