@@ -85,4 +85,3 @@ def made(asked: argparse.Namespace) -> tuple[list[Table], list[Path]]:
 
 def train(arguments: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "lpo_platform", "train", *arguments]).returncode
-

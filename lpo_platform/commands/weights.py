@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.hub import OutOfReach, hub_file
+from lpo_platform.models.single_file import is_checkpoint
 from lpo_platform.models.weights import locate, split
 
 SETTINGS = {
@@ -57,7 +58,9 @@ def _setting(place: str) -> str | None:
     """The key of the configuration that a place is for."""
     if _file(place, "model_index.json"):
         return "model.weights"
-    if Path(place).expanduser().is_file() or any(
+    if (file := Path(place).expanduser()).is_file() and is_checkpoint(file):
+        return "model.weights"
+    if file.is_file() or any(
         _file(place, name) for name in ("pytorch_lora_weights.safetensors", "unet_lora.pt")
     ):
         return "model.lora"

@@ -18,7 +18,8 @@ from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import fields
 from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.lora import merge, read_all
-from lpo_platform.models.weights import digest, load, load_model, locate, split
+from lpo_platform.models.single_file import SingleFile
+from lpo_platform.models.weights import digest, load, load_config, load_model, locate, split
 
 INDEX_FILE = "model_index.json"
 CLIPPING = ("DDIMScheduler", "DDPMScheduler")  # schedulers that know clip_sample
@@ -32,7 +33,8 @@ class StableDiffusion:
 
     Args:
         name: of the model, in reports and folders.
-        weights: of the whole pipeline.
+        weights: of the whole pipeline; or one file in the original names (models/single_file.py).
+        config: of one file, the folder or hub id with the configurations, tokenizers and scheduler that it lacks.
         resolution: side of the pictures in pixels.
         guidance: classifier-free guidance of evaluations; 0 to 1 are none.
         num_inference_steps: steps of evaluations.
@@ -76,13 +78,21 @@ class StableDiffusion:
         half_schedule: Literal["fp16", "bf16"] | None = None,
         variant: str | None = None,
         revision: str | None = None,
+        config: str | None = None,
         toy: bool = False,
     ) -> None:
         self.name, self.weights, self.resolution = name, weights, resolution
         self.guidance, self.num_inference_steps, self.toy = guidance, num_inference_steps, toy
         self.controls, self.reward, self.half_schedule = dict(controls or {}), reward, half_schedule
         self.changes = {key: place for key, place in (("unet", unet), ("vae", vae), ("lora", lora)) if place}
-        self.variant, self.revision = variant, revision
+        self.variant, self.revision, self.config = variant, revision, config
+        file = Path(weights).expanduser()
+        self.single = SingleFile(file, "model.weights") if file.is_file() else None
+        if self.single is not None and config is None:
+            raise UserError(
+                f"model.weights={weights}: one file has no configurations and no tokenizer; add model.config=<a folder "
+                "or hub id in diffusers' layout>, of the model that it was made from"
+            )
         self._read_index()
         self._load_denoiser()
         self.vae = self._load_model(AutoencoderKL, "vae", fields.VAE)
@@ -99,7 +109,12 @@ class StableDiffusion:
         if part in self.changes:
             weights, subfolder = split(self.changes[part])
             return f"model.{part}", weights, {"subfolder": subfolder} if subfolder else {}
-        return "model.weights", self.weights, {"subfolder": part, "revision": self.revision}
+        return *self._described, {"subfolder": part, "revision": self.revision}
+
+    @property
+    def _described(self) -> tuple[str, str]:
+        """The setting and the folder or hub id that says how the pipeline is made."""
+        return ("model.config", self.config) if self.single is not None else ("model.weights", self.weights)
 
     def _load(self, from_pretrained: Callable[..., Any], part: str) -> Any:
         """A part without weights: a tokenizer, or a configuration."""
@@ -109,17 +124,20 @@ class StableDiffusion:
     def _load_model(self, kind: type[Any], part: str, known: fields.Fields) -> Any:
         """A part with weights, whole and in float32; UserError for a field of its configuration that is not `known`."""
         setting, weights, options = self._place(part)
+        if self.single is not None and part not in self.changes:
+            return self.single.part(kind, part, load_config(kind, weights, known, setting=setting, **options))
         return load_model(kind, weights, known, setting=setting, variant=self.variant, **options)
 
     def _read_index(self) -> None:
         """UserError where the folder is another kind of pipeline; `self.settings` is then its model_index.json."""
         self.settings: dict[str, Any] = {}
-        folder = Path(locate(self.weights))
+        setting, place = self._described
+        folder = Path(locate(place))
         if folder.is_dir() and not (folder / INDEX_FILE).is_file():
             return
         read = DiffusionPipeline.load_config
-        self.settings = load(read, self.weights, setting="model.weights", revision=self.revision)
-        where = f"model={self.name}: model.weights={self.weights}: {INDEX_FILE}"
+        self.settings = load(read, place, setting=setting, revision=self.revision)
+        where = f"model={self.name}: {setting}={place}: {INDEX_FILE}"
         fields.check_index(self.index, self.settings, where, replaced=tuple(self.changes))
 
     def _load_denoiser(self) -> None:
@@ -263,6 +281,7 @@ class StableDiffusion:
         """Changes with every weight file, the resolution and the frozen precision: the model's part of a cache key."""
         changes = [f"{key}={digest(place)}" for key, place in self.changes.items()]
         changes += [f"{key}={name}" for key in ("variant", "revision") if (name := getattr(self, key, None))]
+        changes += [digest(self.config)] if self.single is not None else []
         changes += [] if self.vae.dtype == torch.float32 else [str(self.vae.dtype)]
         changes += [] if self.text_encoder.dtype == self.vae.dtype else [str(self.text_encoder.dtype)]
         return hashlib.sha256(json.dumps([digest(self.weights), self.resolution, *changes]).encode()).hexdigest()

@@ -128,11 +128,17 @@ def load_model(kind: type[Any], weights: str, known: Fields, *, setting: str, **
     UserError where its configuration holds a field that is refused (models/fields.py).
     """
     stock = not issubclass(kind, PreTrainedModel)
-    place = {name: value for name, value in options.items() if name != "variant"}
-    config = load(kind.load_config if stock else _config_of_transformers, weights, setting=setting, **place)
-    check(known, config, f"{setting}={weights}: {Path(options.get('subfolder') or '', 'config.json')}")
+    load_config(kind, weights, known, setting=setting, **{k: v for k, v in options.items() if k != "variant"})
     precision = "torch_dtype" if stock else "dtype"
     return whole(kind.from_pretrained, weights, setting=setting, exact=stock, **options | {precision: torch.float32})
+
+
+def load_config(kind: type[Any], weights: str, known: Fields, *, setting: str, **options: Any) -> dict[str, Any]:
+    """The configuration of such a model; UserError for a field that is refused."""
+    read = _config_of_transformers if issubclass(kind, PreTrainedModel) else kind.load_config
+    config = load(read, weights, setting=setting, **options)
+    check(known, config, f"{setting}={weights}: {Path(options.get('subfolder') or '', 'config.json')}")
+    return config
 
 
 def _config_of_transformers(place: str, **options: Any) -> dict[str, Any]:

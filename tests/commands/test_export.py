@@ -29,16 +29,19 @@ from toys import stable_diffusion as toy
 from toys.exported import PROMPTS, ROW, SECRET, run_of
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lpo_platform.commands.build import create
+from lpo_platform.commands.build import create, policy_of
 from lpo_platform.commands.export import keys
 from lpo_platform.commands.export.card import BASE, CONDITION, HERE, card
 from lpo_platform.commands.export.export import export, main
 from lpo_platform.commands.export.forms import FILE, FORMS, Form
+from lpo_platform.commands.export.pipelines import Scene, draw, draw_stock
 from lpo_platform.commands.export.publish import Check, _compare_weights, _passed
 from lpo_platform.commands.export.trained import find
+from lpo_platform.commands.weights import _setting as place_of
 from lpo_platform.config.compose import compose
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
+from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_weights import SD15, SDXL, Shape
 from lpo_platform.models.weights import ASSETS
 from lpo_platform.runs import record
@@ -237,6 +240,29 @@ def test_stock_single_file_loading_reads_a_checkpoint(full: Path, sd15: Path, tm
         torch.testing.assert_close(getattr(found, name).state_dict(), module.state_dict(), atol=0, rtol=0)
 
 
+def test_a_single_file_is_a_model_of_ours(full: Path, sd15: Path, tmp_path: Path) -> None:
+    """Every weight as in the folders that it was made of, and a file that lacks one is named."""
+    write(full, "comfyui", tmp_path)
+    given = OmegaConf.load(full / "resolved.yaml").model
+    ours = create(given, weights=str(tmp_path / FILE), config=str(sd15))
+    folder = create(given, unet=str(full / "export" / "unet"))
+    for one, other in zip(ours.parts, folder.parts, strict=True):
+        torch.testing.assert_close(one.state_dict(), other.state_dict(), atol=0, rtol=0)
+    assert torch.equal(ours.tokenize(PROMPTS), folder.tokenize(PROMPTS)) and ours.fingerprint != folder.fingerprint
+    with pytest.raises(UserError, match=r"one file has no configurations and no tokenizer; add model\.config="):
+        create(given, weights=str(tmp_path / FILE))
+    state = load_file(tmp_path / FILE)
+    for name, change in (("out.2.weight", "missing: conv_out.weight"), ("out.0.bias", "missing: conv_norm_out.bias")):
+        broken = {key: value for key, value in state.items() if key != f"model.diffusion_model.{name}"}
+        save_file(broken, tmp_path / "broken.safetensors")
+        with pytest.raises(UserError, match=change):
+            create(given, weights=str(tmp_path / "broken.safetensors"), config=str(sd15))
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        create(given, weights=str(tmp_path / "no.safetensors"), config=str(sd15))
+    assert place_of(str(tmp_path / FILE)) == "model.weights"
+
+
 @pytest.mark.slow
 def test_stock_single_file_loading_reads_an_sdxl_checkpoint(sdxl: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "method=lpo", "model=sdxl", f"model.weights={sdxl}", "model.vae=null", "tune=full")
@@ -248,6 +274,12 @@ def test_stock_single_file_loading_reads_an_sdxl_checkpoint(sdxl: Path, tmp_path
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         ours, theirs = (getattr(p, name).state_dict() for p in (found, stock))
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    given = OmegaConf.load(run / "resolved.yaml").model
+    loaded = create(given, weights=str(folder / FILE), config=str(sdxl))
+    unet = UNet2DConditionModel.from_pretrained(run / "export" / "unet")
+    wholes = (unet, loaded.unet), (found.text_encoder, loaded.text_encoder), (found.vae, loaded.vae)
+    for stock, own in (*wholes, (found.text_encoder_2, loaded.text_encoder_2)):
+        torch.testing.assert_close(own.state_dict(), stock.state_dict(), atol=0, rtol=0)
 
 
 def test_a_kohya_lora_has_the_names_that_trainers_write(lora: Path, tmp_path: Path) -> None:
@@ -257,6 +289,14 @@ def test_a_kohya_lora_has_the_names_that_trainers_write(lora: Path, tmp_path: Pa
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
     assert state[f"{name}.lora_down.weight"].shape == (2, 8) and state[f"{name}.lora_up.weight"].shape == (8, 2)
     assert state[f"{name}.alpha"] == 2 and len(state) % 3 == 0
+    assert place_of(str(tmp_path / FILE)) == "model.lora"
+    hardware, scene = Hardware("cpu"), Scene(PROMPTS, None)
+    stock = draw_stock(form.read(tmp_path), form.adapter, scene)
+    cfg = OmegaConf.load(lora / "resolved.yaml")
+    base, _ = policy_of(cfg, hardware)  # its own adapters are new and change nothing
+    cfg.model.lora = str(tmp_path / FILE)
+    ours, _ = policy_of(cfg, hardware)
+    assert (draw(ours, scene) - stock).abs().max() < 1e-4 < 1e-2 < (draw(base, scene) - stock).abs().max()
 
 
 @pytest.mark.slow

@@ -175,4 +175,3 @@ def peak_of_child(variant: str, arguments: argparse.Namespace) -> dict[str, int]
     if done.returncode:
         raise SystemExit(f"benchmark: measuring the memory of {variant} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
-

@@ -15,6 +15,7 @@ from lpo_platform.commands.export.pipelines import again, pipeline_of, stock
 from lpo_platform.commands.export.trained import Trained
 from lpo_platform.models import lora
 from lpo_platform.models.export import forget_origin
+from lpo_platform.models.single_file import text
 from lpo_platform.models.stable_diffusion import StableDiffusion
 
 FILE = "model.safetensors"
@@ -117,7 +118,7 @@ class ComfyUI(Form):
             {
                 "unet": again(whole["unet"], original.convert_ldm_unet_checkpoint(flat, whole["unet"].config)),
                 "vae": again(whole["vae"], original.convert_ldm_vae_checkpoint(flat, whole["vae"].config)),
-                **{n: again(whole[n], _text(flat, whole[n], n)) for n in whole if n.startswith("text_encoder")},
+                **{n: again(whole[n], text(flat, whole[n], n)) for n in whole if n.startswith("text_encoder")},
             },
         )
 
@@ -148,16 +149,6 @@ class SafeTensors(Form):
 
 
 FORMS = {"diffusers": Diffusers, "merged": Merged, "comfyui": ComfyUI, "safetensors": SafeTensors}
-
-
-def _text(flat: keys.State, encoder: nn.Module, name: str) -> keys.State:
-    """A text encoder's weights from a checkpoint's, by diffusers' readers, in the names of this transformers."""
-    prefix = "cond_stage_model.model." if "cond_stage_model.model.ln_final.weight" in flat else ""
-    prefix = "conditioner.embedders.1.model." if name == "text_encoder_2" else prefix
-    state = original.convert_open_clip_checkpoint(encoder, flat, prefix) if prefix else None
-    state = original.convert_ldm_clip_checkpoint(flat) if state is None else state
-    wrapped = hasattr(encoder, "text_model")
-    return {name if wrapped else name.removeprefix("text_model."): value for name, value in state.items()}
 
 
 def _save(state: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> None:

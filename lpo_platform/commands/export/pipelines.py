@@ -18,7 +18,6 @@ from lpo_platform.models.controlnet_dino import ControlNetDinoModel
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.stable_diffusion import StableDiffusion
-from lpo_platform.models.weights import load
 from lpo_platform.runs.files import read_json
 from lpo_platform.tracking.report.page.run import Run
 
@@ -75,7 +74,7 @@ def pipeline_of(adapter: StableDiffusion, trained: dict[str, nn.Module]) -> Diff
         raise UserError(f"model={adapter.name}: no stock pipeline is known for it")
     names = adapter.scheduler, adapter.pipelines["controlnet" in trained]
     scheduler, kind = (getattr(diffusers, name) for name in names)
-    found = load(scheduler.from_pretrained, adapter.weights, setting="model.weights", subfolder="scheduler")
+    found = adapter._load(scheduler.from_pretrained, "scheduler")
     parts = {"vae": adapter.vae, "tokenizer": adapter.tokenizer, adapter.folders["unet"]: adapter.unet}
     parts |= adapter.stock_parts() | {"scheduler": adapter.stock_scheduler(found)}
     return kind(**parts | trained)

@@ -59,7 +59,8 @@ def _shape(model: DictConfig) -> Shape:
 def _config(model: DictConfig, part: str) -> Config | None:
     """config.json of a part, of the pipeline's folder or what `vae=` and the like put in its place."""
     place = model.get(part)
-    weights, subfolder = split(place) if place else (model.weights, part)
+    whole = model.config if Path(model.weights).expanduser().is_file() else model.weights
+    weights, subfolder = split(place) if place else (whole, part)
     file = Path(locate(weights), subfolder or "") / "config.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
