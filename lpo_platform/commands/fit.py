@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +12,7 @@ from lpo_platform.commands.build import create, title
 from lpo_platform.commands.doctor.first_step import Checkup
 from lpo_platform.commands.job import Job, sentinel_of
 from lpo_platform.commands.job_log import say
+from lpo_platform.commands.plan.throughput import work_of
 from lpo_platform.data.prepared.conditions import ConditionPairs
 from lpo_platform.data.prepared.preferences import PreferenceRows
 from lpo_platform.data.prepared.rounds import Rounds
@@ -27,6 +29,7 @@ from lpo_platform.tracking.callbacks.finite import Finite
 from lpo_platform.tracking.callbacks.progress import Progress
 from lpo_platform.tracking.callbacks.samples import Samples
 from lpo_platform.tracking.callbacks.settings import Callbacks
+from lpo_platform.tracking.callbacks.throughput import Throughput
 from lpo_platform.tracking.loggers.files import Files, Resume
 from lpo_platform.tracking.loggers.service import NoLogger, RunLogger
 
@@ -98,7 +101,8 @@ def callbacks_of(
     """What watches the training, in the order in which it is called."""
     online = method.online
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
-    callbacks = [Resume(), Finite(folder), checkup, Progress(title(job.cfg), method.steps, rounds=online)]
+    throughput = throughput_of(job, method)
+    callbacks = [Resume(), throughput, Finite(folder), checkup, Progress(title(job.cfg), method.steps, rounds=online)]
     callbacks += [ema] if ema else []
     sentinel = sentinel_of(job, folder)
     if (settings.samples or sentinel) and isinstance(evaluator, Evaluator):
@@ -107,4 +111,12 @@ def callbacks_of(
         callbacks += [drawn, *([sentinel] if sentinel else [])]
     if isinstance(evaluator, PairEvaluator):
         callbacks.append(Best(folder / "export", evaluator, job.preferences("validation")))
-    return [*callbacks, Checkpoint(folder / "checkpoints", every)]  # last: it saves what the others have done
+    callbacks.append(Checkpoint(folder / "checkpoints", every))  # behind the others: it saves what they have done
+    return [*callbacks, throughput.end]
+
+
+def throughput_of(job: Job, method: Method) -> Throughput:
+    """Counts pictures: those of the samples that are trained on, or those that a round makes."""
+    made = method.prompts * getattr(method, "group", 1) if method.online else 0
+    each = job.cfg.data.get("num_images", 2) if "labels" in job.needs() else 1
+    return Throughput(0 if method.online else method.batch * each, made, partial(work_of, job.cfg, job.hardware))

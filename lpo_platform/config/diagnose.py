@@ -98,7 +98,7 @@ PLUGINS = {
     "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "hardware=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "hydra/launcher=local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "hydra/sweeper=optuna": ("hydra_plugins.hydra_optuna_sweeper", "optuna"),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
 }
 
 

@@ -244,7 +244,8 @@ def test_a_single_file_is_a_model_of_ours(full: Path, sd15: Path, tmp_path: Path
     """Every weight as in the folders that it was made of, and a file that lacks one is named."""
     write(full, "comfyui", tmp_path)
     given = OmegaConf.load(full / "resolved.yaml").model
-    ours = create(given, weights=str(tmp_path / FILE), config=str(sd15))
+    single = OmegaConf.merge(given, {"weights": str(tmp_path / FILE), "config": str(sd15)})
+    ours = create(single)
     folder = create(given, unet=str(full / "export" / "unet"))
     for one, other in zip(ours.parts, folder.parts, strict=True):
         torch.testing.assert_close(one.state_dict(), other.state_dict(), atol=0, rtol=0)
@@ -256,10 +257,10 @@ def test_a_single_file_is_a_model_of_ours(full: Path, sd15: Path, tmp_path: Path
         broken = {key: value for key, value in state.items() if key != f"model.diffusion_model.{name}"}
         save_file(broken, tmp_path / "broken.safetensors")
         with pytest.raises(UserError, match=change):
-            create(given, weights=str(tmp_path / "broken.safetensors"), config=str(sd15))
+            create(single, weights=str(tmp_path / "broken.safetensors"))
     (tmp_path / "no.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        create(given, weights=str(tmp_path / "no.safetensors"), config=str(sd15))
+        create(single, weights=str(tmp_path / "no.safetensors"))
     assert place_of(str(tmp_path / FILE)) == "model.weights"
 
 
@@ -275,7 +276,7 @@ def test_stock_single_file_loading_reads_an_sdxl_checkpoint(sdxl: Path, tmp_path
         ours, theirs = (getattr(p, name).state_dict() for p in (found, stock))
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
     given = OmegaConf.load(run / "resolved.yaml").model
-    loaded = create(given, weights=str(folder / FILE), config=str(sdxl))
+    loaded = create(OmegaConf.merge(given, {"weights": str(folder / FILE), "config": str(sdxl)}))
     unet = UNet2DConditionModel.from_pretrained(run / "export" / "unet")
     wholes = (unet, loaded.unet), (found.text_encoder, loaded.text_encoder), (found.vae, loaded.vae)
     for stock, own in (*wholes, (found.text_encoder_2, loaded.text_encoder_2)):

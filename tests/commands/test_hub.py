@@ -26,6 +26,7 @@ REPO = Path(__file__).resolve().parents[2]
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving() as found:
         monkeypatch.setattr(constants, "ENDPOINT", found.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -83,6 +84,7 @@ def test_nothing_begins_without_a_token_that_the_hub_knows(hub: Hub, monkeypatch
 
 def test_a_hub_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(UserError, match=r"to=hub: http://127.0.0.1:9 cannot be reached"):
@@ -98,7 +100,7 @@ def test_the_head_of_a_card_is_read_by_huggingface_hub(tmp_path: Path) -> None:
     found = ModelCard(text, ignore_metadata_errors=False).data
     (only,) = found.eval_results
     assert (only.metric_type, only.metric_value, only.dataset_type, only.task_type) == (
-        "text/alignment", 0.5, "toy_prompts", "text-to-image",
+        "text/alignment", 0.5, "toy", "text-to-image",
     )  # fmt: skip
     assert only.metric_args == {"before": 0.4, "difference": 0.1, "ci95": [0.05, 0.15]}
     assert (found.license, found.library_name, found.tags[:2]) == ("apache-2.0", "diffusers", ["lpo-platform", "lora"])

@@ -62,7 +62,7 @@ class Hub:
     def environment(self, cache: str) -> dict[str, str]:
         """What makes a process of its own ask this hub, with a cache of its own."""
         found = {"HF_ENDPOINT": self.address, "HF_HOME": cache, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-        return found | {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return found | {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
 
 
 def git_oid(data: bytes) -> str:

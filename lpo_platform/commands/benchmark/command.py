@@ -119,7 +119,8 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
     """Measures one step."""
     from lpo_platform.commands.benchmark.cell import Cell
     from lpo_platform.commands.benchmark.measure import part_flops, peak
-    from lpo_platform.commands.benchmark.report import against_published, machine, peak_of, table
+    from lpo_platform.commands.benchmark.report import against_published, machine, table
+    from lpo_platform.commands.plan.devices import peak_of
 
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     chosen = tuple(arguments.variants.split(",")) if arguments.variants else ()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lpo_platform.commands.benchmark.cell import Cell
-from lpo_platform.commands.benchmark.report import machine, peak_of, ratio, table, utilisation
+from lpo_platform.commands.benchmark.report import machine, ratio, table, utilisation
+from lpo_platform.commands.plan.devices import peak_of
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.runs.files import read_json, write_text
 

@@ -11,7 +11,6 @@ import psutil
 import torch
 
 from lpo_platform.commands.benchmark.measure import Result
-from lpo_platform.commands.plan.rates import DEVICES
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -86,12 +85,6 @@ def table(results: dict[str, Result], units: int, unit: str, peak: float | None 
             row.append(", ".join("-" if number is None else f"{number:.2f}" for number in found))
         rows.append([variant, *row])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def peak_of(gpu: str | None) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by the name that torch gives it; None where its maker's figure is not known here."""
-    name = (gpu or "").lower().replace(" ", "")
-    return next((device.peak for key, device in DEVICES.items() if key in name), None)
 
 
 def against_published(counted: dict[str, float], published: dict[str, float]) -> str:

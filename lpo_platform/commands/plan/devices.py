@@ -19,3 +19,9 @@ DEVICES = {
     "h200": Device("H200", 989e12, 141e9),
     "rtx4090": Device("RTX 4090", 165e12, 24e9),
 }
+
+
+def peak_of(gpu: str | None) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by the name that torch gives it; None where its maker's figure is not known here."""
+    name = (gpu or "").lower().replace(" ", "")
+    return next((device.peak for key, device in DEVICES.items() if key in name), None)

@@ -147,7 +147,7 @@ def pieces(job: Job) -> list[Piece]:
     """Everything that a run computes with its models."""
     method, found = job.method, []
     if method.online:
-        found.append(Piece("rollouts of a round", method.prompts * _rollout(job), method.steps))
+        found.append(Piece("rollouts of a round", rollouts(job), method.steps))
     else:
         found.append(Piece("preparation of a sample", _preparation(job), job.rows))
     found.append(Piece("optimiser step", update(job), steps(job)))
@@ -157,6 +157,11 @@ def pieces(job: Job) -> list[Piece]:
 def steps(job: Job) -> float:
     """Optimiser steps of a run."""
     return job.method.updates()
+
+
+def rollouts(job: Job) -> float:
+    """FLOPs of a round's samples, scored, of all processes."""
+    return job.method.prompts * _rollout(job)
 
 
 def _rollout(job: Job) -> float:

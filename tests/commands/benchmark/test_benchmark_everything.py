@@ -8,8 +8,9 @@ from toys.shapes import TOY
 
 from lpo_platform.commands.benchmark import cell, everything
 from lpo_platform.commands.benchmark.cell import Cell
-from lpo_platform.commands.benchmark.report import peak_of, utilisation
+from lpo_platform.commands.benchmark.report import utilisation
 from lpo_platform.commands.benchmark.scaling import fit
+from lpo_platform.commands.plan.devices import peak_of
 from lpo_platform.hardware.hardware import Hardware
 
 CELLS = (Cell("lrm", "sd15", 1), Cell("lrm", "sd15", 2))
