@@ -1,8 +1,8 @@
 """A sweeper of Hydra that lets Optuna propose values: hydra/sweeper=optuna.
 
-The study is an SQLite file in the folder of the sweep. A sweep that was killed goes on in the same hydra.sweep.dir: what
-was at work is done again from its newest checkpoint, and then come the trials that are missing. The number of a job is
-that of its trial.
+The study is an SQLite file in the folder of the sweep. A sweep that was killed goes on in the same hydra.sweep.dir: the
+job that was at work goes on from its newest checkpoint, and then come the trials that are missing. The number of a job
+is that of its trial.
 """
 
 from __future__ import annotations

@@ -19,11 +19,14 @@ from lpo_platform.__main__ import COMMANDS
 
 REPO = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FOLDERS = ("lpo_platform", "launchers", "hydra_plugins")
 NOT_ON_WINDOWS = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog", "readline", "curses"}
 # Of packages that an extra brings and that may be missing here, by the name that is imported.
 EXTRAS = {
     "ai_edge_litert": "ai-edge-litert",
     "bitsandbytes": "bitsandbytes",
+    "datasets": "datasets",
+    "optuna": "optuna",
     "pycocotools": "pycocotools",
     "submitit": "submitit",
     "trackio": "trackio",
@@ -33,7 +36,7 @@ EXTRAS = {
 
 @cache
 def trees() -> dict[Path, ast.Module]:
-    files = [path for folder in ("lpo_platform", "launchers") for path in sorted((REPO / folder).rglob("*.py"))]
+    files = [path for folder in FOLDERS for path in sorted((REPO / folder).rglob("*.py"))]
     assert len(files) > 100
     return {path.relative_to(REPO): ast.parse(path.read_text(encoding="utf-8")) for path in files}
 
@@ -53,7 +56,7 @@ def imported() -> dict[str, set[Path]]:
     found = defaultdict(set)
     for path, tree in trees().items():
         for module, _ in imports(tree):
-            if (top := module.partition(".")[0]) not in {*sys.stdlib_module_names, "lpo_platform"}:
+            if (top := module.partition(".")[0]) not in {*sys.stdlib_module_names, "lpo_platform", "hydra_plugins"}:
                 found[top].add(path)
     return found
 
@@ -89,10 +92,12 @@ def test_an_extra_is_imported_inside_of_a_function_only() -> None:
 
 
 def at_import(tree: ast.Module) -> Iterator[str]:
-    """The packages that a module imports when it is itself imported."""
+    """The packages that a module imports when it is itself imported, but not those for the sake of types."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from (module.partition(".")[0] for module, _ in imports(node))
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):

@@ -325,7 +325,7 @@ def test_launchers_say_what_they_lack(main, capsys, monkeypatch: pytest.MonkeyPa
     assert "partitionn" in line
 
 
-@pytest.mark.skipif(_installed("hydra_plugins.hydra_optuna_sweeper"), reason="Optuna is installed here")
+@pytest.mark.skipif(_installed("optuna"), reason="Optuna is installed here")
 def test_optuna_is_an_extra():
     assert diagnose("train", ["hydra/sweeper=optuna", "method.beta=interval(1,9)"], multirun=True) == [
         "hydra/sweeper=optuna: needs packages that are not installed; pip install 'lpo-platform[optuna]'"
