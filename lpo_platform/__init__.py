@@ -10,7 +10,9 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "compose", "dataset", "evaluate", "load", "losses", "reward", "task", "train"]
+CLASSES = ("LatentReward", "Policy")  # of lpo_platform.models
+FUNCTIONS = ("Run", "compose", "dataset", "evaluate", "load", "reward", "task", "train")  # of lpo_platform.api
+__all__ = [*CLASSES, *FUNCTIONS, "losses"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,7 +20,7 @@ def __getattr__(name: str) -> Any:
     if name == "losses":
         return import_module("lpo_platform.methods.losses")
     if name in __all__:
-        return getattr(import_module("lpo_platform.api"), name)
+        return getattr(import_module("lpo_platform.models" if name in CLASSES else "lpo_platform.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,7 +12,10 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DiffusionPi
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from lpo_platform.config.compose import compose
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.options import offered
+from lpo_platform.config.schema import CONF
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import fields
@@ -102,6 +105,20 @@ class StableDiffusion:
             self._merge(lora)
         self._finish()
         self._load_process()
+
+    @classmethod
+    def from_pretrained(cls, place: str, **settings: Any) -> "StableDiffusion":
+        """The model of an option ("tiny"), or a folder or hub id with the settings of the first option of this class.
+
+        settings: those of the class, in place of the option's.
+        """
+        own = [name for name, target in offered("model") if target == f"{cls.__module__}.{cls.__name__}"]
+        if not own:
+            raise UserError(f"{cls.__name__}: no option of conf/model; its settings have no defaults")
+        option = place if place in own else own[0]
+        values = compose("train", [f"model={option}"], [], CONF).values["model"]
+        values = {key: value for key, value in values.items() if key != "_target_"}
+        return cls(**values | ({} if place in own else {"weights": place}) | settings)
 
     def _place(self, part: str) -> tuple[str, str, dict[str, Any]]:
         """Where a part of the pipeline is, or what `unet=`, `vae=` put in its place: the setting that says so, the

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import lpo_platform as lpo
 from lpo_platform.config.errors import ConfigError, UserError
+from lpo_platform.config.options import offered
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((REPO / "launchers" / "examples").glob("*.py"))
@@ -23,6 +25,31 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = lpo.trian
+
+
+def test_classes_are_imported_from_their_package() -> None:
+    """Every class that an option names, and a typing error is an AttributeError."""
+    from lpo_platform.tasks import Canny
+
+    assert Canny.__module__ == "lpo_platform.tasks.canny" and lpo.Policy.__module__ == "lpo_platform.models.policy"
+    targets = {target for group in ("task", "reward", "method", "model", "data") for _, target in offered(group)}
+    for target in targets - {None}:
+        module, _, name = target.rpartition(".")
+        package = import_module(".".join(module.split(".")[:2]))
+        assert name in dir(package) and getattr(package, name) is getattr(import_module(module), name)
+    with pytest.raises(ImportError, match="cannot import name 'Cany'"):
+        exec("from lpo_platform.tasks import Cany")
+
+
+def test_a_model_by_the_name_of_its_option_or_by_its_place() -> None:
+    from lpo_platform.models import StableDiffusion
+    from lpo_platform.models.weights import ASSETS
+
+    tiny, same = StableDiffusion.from_pretrained("tiny"), lpo.load("tiny", "hardware=cpu").policy.adapter
+    assert (tiny.name, tiny.resolution, tiny.toy, tiny.fingerprint) == ("tiny", 64, True, same.fingerprint)
+    placed = StableDiffusion.from_pretrained(str(ASSETS / "tiny"), resolution=64, reward=None)
+    assert (placed.name, placed.num_inference_steps, placed.reward) == ("sd15", 20, None)
+    assert all(torch.equal(placed.unet.state_dict()[key], value) for key, value in tiny.unet.state_dict().items())
 
 
 def test_a_wrong_override_is_the_error_of_the_command() -> None:
