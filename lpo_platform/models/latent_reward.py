@@ -6,13 +6,17 @@ exp(logit_scale) times the cosine between both. Up blocks are not built, because
 """
 
 import copy
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from hydra.utils import get_class
 from torch import Tensor, nn
 
+from lpo_platform.config.errors import UserError, hint
+from lpo_platform.config.options import offered
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.shared_encoder import descend, embed_time, precision
@@ -87,6 +91,22 @@ class LatentReward(nn.Module):
             text_projection = torch.eye(encoders[0].config.hidden_size)
         half = encoder_half(adapter.unet)
         return cls(half, encoders, adapter.tokenize([""]), text_projection, **settings).requires_grad_(True)
+
+    @classmethod
+    def from_pretrained(cls, place: str, model: Adapter | str, **settings: Any) -> "LatentReward":
+        """A trained model of a folder or hub id, `::<subfolder>` allowed.
+
+        Args:
+            place: such as <run>/export/reward.
+            model: whose latents it scores, as an adapter or by the name of an option ("sd15").
+            settings: those of the class, in place of the folder's.
+        """
+        if isinstance(model, str):
+            targets = dict(offered("model"))
+            if (target := targets.get(model)) is None:
+                raise UserError(f"model={model}: no such option{hint(model, targets)}")
+            model = get_class(target).from_pretrained(model)
+        return import_module("lpo_platform.models.reward_folder").load_reward(model, place, **settings)
 
     def encode(self, tokens: Tensor) -> Text:
         """Encodes B prompts: `context` (B, L, D) for the image tower, and `target` (B, d)."""

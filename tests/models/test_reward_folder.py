@@ -88,6 +88,15 @@ def test_what_is_saved_comes_back(adapter: StableDiffusion, tmp_path: Path, sett
         assert load_reward(adapter, str(tmp_path / "reward"), guidance=1.0).guidance == 1.0
 
 
+def test_a_trained_model_by_its_class(tmp_path: Path) -> None:
+    tiny = LatentReward.from_pretrained("tiny/lrm", "tiny")
+    same = load_reward(StableDiffusion.from_pretrained("tiny"), "auto")
+    assert all(torch.equal(value, tiny.state_dict()[name]) for name, value in same.state_dict().items())
+    assert LatentReward.from_pretrained("tiny/lrm", "tiny", guidance=1.0).guidance == 1.0
+    with pytest.raises(UserError, match="model=tyni: no such option; did you mean 'tiny'"):
+        LatentReward.from_pretrained(str(tmp_path), "tyni")
+
+
 def test_our_folder_has_the_originals_layout(adapter: StableDiffusion, tmp_path: Path) -> None:
     model = trained(adapter)
     save_reward(model, tmp_path, adapter.unet)
