@@ -106,7 +106,7 @@ def distribution(item: Override) -> BaseDistribution:
         return (IntDistribution if whole else FloatDistribution)(value.start, value.end, log="log" in value.tags)
     if item.is_range_sweep():
         values = [float(text) for text in item.sweep_string_iterator()]
-        low, high, step = min(values), max(values), abs(value.step)
+        low, high, step = min(values), max(values), abs(float(value.step))
         if all(number.is_integer() for number in (low, high, step)):
             return IntDistribution(int(low), int(high), step=int(step))
         return FloatDistribution(low, high, step=step)

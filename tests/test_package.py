@@ -25,7 +25,6 @@ NOT_ON_WINDOWS = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "p
 EXTRAS = {
     "ai_edge_litert": "ai-edge-litert",
     "bitsandbytes": "bitsandbytes",
-    "datasets": "datasets",
     "optuna": "optuna",
     "pycocotools": "pycocotools",
     "submitit": "submitit",
@@ -139,6 +138,22 @@ def test_the_locks_cover_every_extra_and_agree() -> None:
 def test_nothing_that_windows_lacks_is_needed_to_import_a_module() -> None:
     found = [(str(path), name) for path, tree in trees().items() for name in at_import(tree) if name in NOT_ON_WINDOWS]
     assert found == []
+
+
+def test_what_windows_lacks_of_os_and_signal_is_asked_for_first() -> None:
+    """Each use stands in a function that looks whether it is there: by hasattr, AttributeError or sys.platform."""
+    lacking = {f"os.{name}" for name in ("fork", "getpgid", "getuid", "killpg", "nice", "setsid", "sysconf")}
+    lacking |= {f"os.sched_{name}" for name in ("getaffinity", "setaffinity", "yield")}
+    lacking |= {f"signal.SIG{name}" for name in ("ALRM", "CHLD", "HUP", "KILL", "QUIT", "USR1", "USR2")}
+    found, blind = 0, []
+    for path, tree in trees().items():
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            text = ast.unparse(function)
+            names = {ast.unparse(node) for node in ast.walk(function) if isinstance(node, ast.Attribute)} & lacking
+            found += len(names)
+            looks = any(word in text for word in ("hasattr(", "AttributeError", "sys.platform"))
+            blind += [(str(path), name) for name in names if not looks]
+    assert found >= 3 and blind == []
 
 
 def test_text_is_read_and_written_in_one_encoding_everywhere() -> None:

@@ -14,8 +14,8 @@ pytest.importorskip("optuna")
     [
         ("optim.lr=interval(0.1,0.5)", "Float", {"low": 0.1, "high": 0.5}),
         ("optim.lr=tag(log,interval(1e-6,1e-3))", "Float", {"low": 1e-6, "high": 1e-3, "log": True}),
-        ("method.steps=interval(1,9)", "Int", {"low": 1, "high": 9}),
-        ("method.steps=tag(log,interval(1,9))", "Int", {"low": 1, "high": 9, "log": True}),
+        ("method.steps=int(interval(1,9))", "Int", {"low": 1, "high": 9}),
+        ("method.steps=tag(log,int(interval(1,9)))", "Int", {"low": 1, "high": 9, "log": True}),
         ("method.steps=range(10,31,10)", "Int", {"low": 10, "high": 30, "step": 10}),
         ("method.margin=range(0,1,0.25)", "Float", {"low": 0.0, "high": 0.75, "step": 0.25}),
         ("method=cpo,control", "Categorical", {"choices": ("cpo", "control")}),

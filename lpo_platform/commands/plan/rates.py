@@ -1,8 +1,8 @@
 """What a device can do, as its maker states it, or as a matrix product measures it here."""
 
-import os
 import time
 
+import psutil
 import torch
 
 from lpo_platform.commands.plan.devices import DEVICES, Device
@@ -11,8 +11,8 @@ from lpo_platform.commands.plan.devices import DEVICES, Device
 def device_of(name: str) -> Device:
     """A row of DEVICES; `auto` is what is here."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Device(f"{torch.get_num_threads()} CPU threads", measured("cpu", torch.float32), memory, gpu=False)
+        memory, name = psutil.virtual_memory().total, f"{torch.get_num_threads()} CPU threads"
+        return Device(name, measured("cpu", torch.float32), memory, gpu=False)
     if name == "auto":
         properties = torch.cuda.get_device_properties(0)
         return Device(properties.name, measured("cuda", torch.bfloat16), properties.total_memory)
