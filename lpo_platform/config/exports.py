@@ -22,9 +22,11 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     def places() -> dict[str, str]:
         """The module of each public class, read from the files without importing them."""
         found: dict[str, list[str]] = {}
-        for path in sorted(Path(file).parent.glob("*.py")):
+        folder = Path(file).parent
+        for path in sorted(folder.rglob("*.py")):
+            module = ".".join([package, *path.relative_to(folder).with_suffix("").parts])
             for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE):
-                found.setdefault(name, []).append(f"{package}.{path.stem}")
+                found.setdefault(name, []).append(module)
         return {name: modules[0] for name, modules in found.items() if len(modules) == 1}
 
     def get(name: str) -> Any:

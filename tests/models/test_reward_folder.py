@@ -93,8 +93,8 @@ def test_a_trained_model_by_its_class(tmp_path: Path) -> None:
     same = load_reward(StableDiffusion.from_pretrained("tiny"), "auto")
     assert all(torch.equal(value, tiny.state_dict()[name]) for name, value in same.state_dict().items())
     assert LatentReward.from_pretrained("tiny/lrm", "tiny", guidance=1.0).guidance == 1.0
-    with pytest.raises(UserError, match="model=tyni: no such option; did you mean 'tiny'"):
-        LatentReward.from_pretrained(str(tmp_path), "tyni")
+    with pytest.raises(UserError, match="model=tinyy: no such option; did you mean 'tiny'"):
+        LatentReward.from_pretrained(str(tmp_path), "tinyy")
 
 
 def test_our_folder_has_the_originals_layout(adapter: StableDiffusion, tmp_path: Path) -> None:
