@@ -82,11 +82,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def logged(run: Path) -> list[dict]:
-    """All lines but those of seconds, which the last step's is the last of."""
+    """All lines but those of speed; that of seconds is the last one."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = [line for line in lines if any(name.startswith("perf/") for name in line)]
     assert seconds == lines[-1:] and seconds[0]["step"] == max(line["step"] for line in lines)
-    return [{name: value for name, value in line.items() if name != "time"} for line in lines[:-1]]
+    kept = [line for line in lines[:-1] if "throughput/images_per_second" not in line]
+    return [{name: value for name, value in line.items() if name != "time"} for line in kept]
 
 
 def assert_equal(resumed: Path, straight: Path) -> None:

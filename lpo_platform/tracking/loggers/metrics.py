@@ -77,9 +77,7 @@ METRICS = (
     Metric("eval/*", "Evaluation", "the trained model on all held-out items"),
     Metric("sentinel/alarms", "Guard rails", "alarms so far", "evaluation", "max"),
     Metric("sentinel/*", "Guard rails", "trained reward, held-out rewards and what pictures look like", "evaluation"),
-    Metric("throughput/images_per_second", "Throughput", "pictures trained on, or made, in a second", "round"),
-    Metric("throughput/model_flop_utilisation", "Throughput", "counted FLOPs of the models over those of the devices",
-           "round"),
+    Metric("throughput/*", "Throughput", "pictures in a second; counted FLOPs over what the devices can do", "round"),
     Metric("perf/*", "Time", "seconds of each part of the job"),
 )  # fmt: skip
 
