@@ -19,9 +19,9 @@ from lpo_platform.evaluation.statistics import beside_real, cautions, compare, t
 from lpo_platform.runs import files, record, sweep
 from lpo_platform.tracking.loggers import final_tables
 from lpo_platform.tracking.report import sweep_table
-from lpo_platform.tracking.report.page import leaderboard
+from lpo_platform.tracking.report.page.leaderboard import leaderboard
 from lpo_platform.tracking.report.page.run import Run
-from lpo_platform.tracking.report.report import write_report
+from lpo_platform.tracking.report.report import PAGES, write_report
 from lpo_platform.tracking.tables import finished_runs, planned_runs
 from lpo_platform.tracking.tables.table import FORMATS
 
@@ -111,7 +111,7 @@ PLACES: dict[str, tuple[Callable, Callable[[Path], str]]] = {
     "sweep, terminal": (of_sweep, lambda folder: sweep_table.conclude(folder)[1]),
     "sweep.md": (of_sweep, lambda folder: sweep_table.conclude(folder) and (folder / "sweep.md").read_text()),
     "sweep's page": (of_sweep, lambda folder: write_report(folder).read_text()),
-    "leaderboard": (of_sweep, lambda folder: leaderboard.leaderboard(sweep.read(folder))),
+    "leaderboard": (of_sweep, lambda f: PAGES.get_template("leaderboard.html").render(leaderboard(sweep.read(f)))),
 }
 
 

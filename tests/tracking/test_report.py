@@ -24,8 +24,8 @@ from lpo_platform.runs import files, record
 from lpo_platform.tracking.report import sweep_table
 from lpo_platform.tracking.report.page.configuration import compose_defaults
 from lpo_platform.tracking.report.page.curves import smoothed, thinned, ticks
-from lpo_platform.tracking.report.page.markup import duration
 from lpo_platform.tracking.report.page.run import Run
+from lpo_platform.tracking.report.page.words import duration
 from lpo_platform.tracking.report.report import write_report
 from lpo_platform.tracking.report.serve import server
 

@@ -4,36 +4,28 @@ Every text that comes from the run is escaped. Without JavaScript it can be read
 the curves need it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from string import Template
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lpo_platform.runs import files
 from lpo_platform.runs import sweep as sweeps
 from lpo_platform.tracking.report.page import leaderboard
 from lpo_platform.tracking.report.page.configuration import configuration
 from lpo_platform.tracking.report.page.curves import curves
-from lpo_platform.tracking.report.page.guards import guards
 from lpo_platform.tracking.report.page.machine import environment, time
-from lpo_platform.tracking.report.page.markup import duration, escape
 from lpo_platform.tracking.report.page.pictures import pictures
 from lpo_platform.tracking.report.page.prompts import prompts
 from lpo_platform.tracking.report.page.results import results, sentence
 from lpo_platform.tracking.report.page.run import Run, mapping
+from lpo_platform.tracking.report.page.words import counted, duration, short
 
 PARTS = Path(__file__).with_name("page")
-LIVE = """
-<script>
-let shown;
-setInterval(async () => {
-  const state = await fetch("/state").then((answer) => answer.text(), () => shown);
-  shown ??= state;
-  // not so often that nobody can read
-  if (state !== shown && performance.now() > 10000) location.reload();
-}, 2000);
-</script>"""
-
-Section = tuple[str, str]
+PAGES = Environment(
+    loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+PAGES.filters["short"] = short
 
 
 def write_report(folder: str | Path) -> Path:
@@ -47,46 +39,38 @@ def render(folder: Path, *, live: bool = False) -> str:
     """The page; a live one asks the server that it came from whether there is a newer one."""
     if (folder / "sweep.json").is_file():
         sweep = sweeps.read(folder)
-        sections = [
-            ("Leaderboard", leaderboard.leaderboard(sweep)),
-            ("Settings", leaderboard.settings(sweep)),
-            ("Jobs", leaderboard.jobs(sweep)),
-        ]
-        jobs = f"{len(sweep.jobs)} jobs"
-        return _page(f"Sweep {folder.resolve().name}", jobs, leaderboard.sentence(sweep), sections, live=live)
+        sections = {
+            "Leaderboard": leaderboard.leaderboard(sweep),
+            "Settings": leaderboard.settings(sweep),
+            "Jobs": leaderboard.jobs(sweep),
+        }
+        name, jobs = f"Sweep {folder.resolve().name}", f"{len(sweep.jobs)} jobs"
+        return _page(name, jobs, leaderboard.sentence(sweep), sections, live=live)
     run = Run.read(folder)
-    sections = [
-        ("Before and after", results(run)),
-        ("Guard rails", guards(run)),
-        ("Held-out pictures", pictures(run)),
-        ("Prompt by prompt", prompts(run)),
-        ("Training curves", curves(run)),
-        ("What was run", configuration(run)),
-        ("Time", time(run)),
-        ("Machine", environment(run)),
-    ]
+    sections = {
+        "Before and after": results(run),
+        "Guard rails": {"alarms": run.alarms, "counted": counted(run.alarms or ())},
+        "Held-out pictures": pictures(run),
+        "Prompt by prompt": prompts(run),
+        "Training curves": curves(run),
+        "What was run": configuration(run),
+        "Time": time(run),
+        "Machine": environment(run),
+    }
     version = str(mapping(run.environment.get("versions")).get("lpo-platform", ""))
     return _page(title(run), subtitle(run), sentence(run), sections, live=live, version=version)
 
 
 def _page(
-    title: str, subtitle: str, verdict: str, sections: Sequence[Section], *, live: bool, version: str = ""
+    title: str, subtitle: str, verdict: str, sections: dict[str, dict[str, Any]], *, live: bool, version: str = ""
 ) -> str:
-    names = {heading: heading.lower().replace(" ", "-") for heading, _ in sections}
-    return Template((PARTS / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        subtitle=escape(subtitle),
-        verdict=escape(verdict),
-        contents="".join(f'<a href="#{name}">{escape(heading)}</a>' for heading, name in names.items()),
-        sections="\n".join(
-            f'<section id="{names[h]}"><h2>{escape(h)}</h2>\n{inner}\n</section>' for h, inner in sections
-        ),
-        style=(PARTS / "page.css").read_text(encoding="utf-8"),
-        script=(PARTS / "page.js").read_text(encoding="utf-8"),
-        connect="; connect-src 'self'" if live else "",
-        live=LIVE if live else "",
-        footer=escape(f"lpo-platform {version}".strip()),
-    )
+    """The template of a section has the name of its heading."""
+    drawn = []
+    for heading, values in sections.items():
+        name = heading.lower().replace(" ", "-")
+        drawn.append((heading, name, PAGES.get_template(f"{name}.html").render(values)))
+    head = {"title": title, "subtitle": subtitle, "verdict": verdict, "footer": f"lpo-platform {version}".strip()}
+    return PAGES.get_template("page.html").render(head, sections=drawn, live=live)
 
 
 def title(run: Run) -> str:

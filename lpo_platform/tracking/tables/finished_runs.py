@@ -24,6 +24,7 @@ APART = ("method", "model", "task", "seed", "sweep")
 
 OWN_SETTINGS = "measured with settings of our own, without metrics=<the protocol of a paper>"
 
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished run. label: its method, its model and what else was set, its task and seed apart; main: the metric

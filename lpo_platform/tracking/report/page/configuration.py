@@ -13,28 +13,13 @@ from omegaconf import OmegaConf, open_dict
 
 from lpo_platform.config.schema import CONF  # importing it registers the schema that conf/train.yaml names
 from lpo_platform.runs import record
-from lpo_platform.tracking.report.page.markup import absent, escape, fold
 from lpo_platform.tracking.report.page.run import Run
 
-MOST_CHANGES = 12
 
-
-def configuration(run: Run) -> str:
-    command = run.command()
-    parts = [command_line(command) if command else absent("No command is on record.")]
-    if not run.config:
-        return "".join([*parts, absent("resolved.yaml is missing.")])
-    if run.choices:
-        chosen = (f"<code>{escape(str(group))}={escape(str(option))}</code>" for group, option in run.choices.items())
-        parts.append(f"<p>Options: {' '.join(chosen)}</p>")
-    parts.append(_difference_table(run))
-    text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100)
-    parts.append(fold("Full configuration", f"<pre>{escape(text)}</pre>"))
-    return "".join(parts)
-
-
-def command_line(words: list[str]) -> str:
-    return f"<pre class=command>{escape(shlex.join(words))}</pre>"
+def configuration(run: Run) -> dict[str, Any]:
+    text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100) if run.config else ""
+    words = shlex.join(run.command())
+    return {"words": words, "text": text, "choices": run.choices, "differences": _differences(run) if text else None}
 
 
 def compose_defaults(choices: Mapping[str, str], config_name: str = "train") -> dict[str, Any] | None:
@@ -66,22 +51,13 @@ def _compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
         Singleton.set_state(state)
 
 
-def _difference_table(run: Run) -> str:
+def _differences(run: Run) -> list[tuple[str, str, str]] | None:
+    """(setting, default, value) of what differs from the defaults of its options; None where they do not compose."""
     defaults = compose_defaults(run.choices, run.config_name)
     if defaults is None:
-        return absent("The defaults could not be composed here, so the difference to them is not shown.")
-    rows = record.difference(run.config, record.redact_config(defaults))
-    if not rows:
-        return "<p>Every value is the default of these options.</p>"
-    body = "".join(
-        f"<tr><td class='path mono'>{escape(path)}</td><td class='path mono old'>{escape(_value(default))}</td>"
-        f"<td class='path mono'>{escape(_value(value))}</td></tr>"
-        for path, default, value in rows
-    )
-    head = "<tr><th>setting</th><th>default</th><th>this run</th></tr>"
-    table = f"<div class=scroll><table class=small><thead>{head}</thead><tbody>{body}</tbody></table></div>"
-    words = f"Differs from the defaults of these options in {len(rows)} value{'s' if len(rows) > 1 else ''}"
-    return fold(words, table) if len(rows) > MOST_CHANGES else f"<p>{words}:</p>{table}"
+        return None
+    found = record.difference(run.config, record.redact_config(defaults))
+    return [(path, _value(default), _value(value)) for path, default, value in found]
 
 
 def _value(value: Any) -> str:

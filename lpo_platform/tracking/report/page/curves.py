@@ -2,74 +2,69 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from lpo_platform.tracking.report.page.markup import absent, escape, note, pairs, short
 from lpo_platform.tracking.report.page.run import Run
+from lpo_platform.tracking.report.page.words import short
 
 CHART = {"left": 54, "top": 10, "width": 254, "height": 116}
+BOTTOM = CHART["top"] + CHART["height"]
 MOST_POINTS = 800
 SPAN = 12  # the moving average reaches over about this part of a series
 
 Points = list[tuple[int, float]]
 
 
-def curves(run: Run) -> str:
+def curves(run: Run) -> dict[str, Any]:
+    """The charts of the series in groups, and the values that were logged once."""
     series = {name: points for name, points in run.series().items() if not name.startswith("perf/")}
-    if not series:
-        return absent("metrics.jsonl holds nothing to draw.")
-    steps = max(points[-1][0] for points in series.values()) + 1
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for name in sorted(series, key=lambda name: (not name.startswith("train/"), name != "train/loss")):
         if len(series[name]) > 1:
             groups.setdefault(name.split("/")[0], []).append(_chart(name, series[name]))
-    slider = f"<label>Smoothing <input type=range data-smooth min=0 max=50 value={100 / SPAN:.0f}></label>"
-    text = note(f"{steps} optimiser steps. Faint: as logged. Strong: moving average. Point at a curve to read it.")
-    text += f"<div class=controls>{slider}</div>" if groups else ""
-    text += "".join(f"<h3>{escape(g)}</h3><div class=charts>{''.join(charts)}</div>" for g, charts in groups.items())
-    single = [(name, short(points[0][1])) for name, points in series.items() if len(points) == 1]
-    return text + (pairs(single) if single else "")
+    return {
+        "steps": max(points[-1][0] for points in series.values()) + 1 if series else None,
+        "groups": groups,
+        "single": [(name, short(points[0][1])) for name, points in series.items() if len(points) == 1],
+        "smoothing": f"{100 / SPAN:.0f}",
+        "left": CHART["left"],
+        "right": CHART["left"] + CHART["width"],
+        "top": CHART["top"],
+        "bottom": BOTTOM,
+    }
 
 
-def _chart(name: str, points: Points) -> str:
+def _chart(name: str, points: Points) -> dict[str, Any]:
+    """One curve as the template draws it: `rows` and `columns` are its grid, with what stands beside each line."""
     smooth = smoothed([value for _, value in points])
     x = [step for step, _ in points]
     x0, x1 = x[0], max(x[-1], x[0] + 1)
     y_ticks = ticks(*_value_range([value for _, value in points], smooth))
     y0, y1 = y_ticks[0], y_ticks[-1]
 
-    def line(kind: str, drawn: Points) -> str:
-        places = (_place(step, value) for step, value in thinned(drawn))
-        return f'<polyline class="{kind}" points="{" ".join(places)}"/>'
+    def across(step: float) -> float:
+        return CHART["left"] + CHART["width"] * (step - x0) / (x1 - x0)
 
-    def _place(step: float, value: float) -> str:
-        across = CHART["left"] + CHART["width"] * (step - x0) / (x1 - x0)
-        down = CHART["top"] + CHART["height"] * (1 - (min(max(value, y0), y1) - y0) / (y1 - y0))
-        return f"{across:.1f},{down:.1f}"
+    def down(value: float) -> float:
+        return CHART["top"] + CHART["height"] * (1 - (min(max(value, y0), y1) - y0) / (y1 - y0))
 
-    shapes = "".join(_axes(x0, x1, y_ticks))
-    shapes += line("raw", points) + line("smooth", list(zip(x, smooth, strict=True)))
-    bottom = CHART["top"] + CHART["height"]
-    shapes += f'<line class="cross" x1="0" x2="0" y1="{CHART["top"]}" y2="{bottom}"/>'
-    box = json.dumps({**CHART, "x0": x0, "x1": x1, "y0": y0, "y1": y1})
-    data = json.dumps([[step, float(f"{value:.6g}")] for step, value in thinned(points)])
-    last = f"last {short(smooth[-1])}"
-    svg = f'<svg viewBox="0 0 320 150" role="img" aria-label="{escape(name)} over steps, {last}">{shapes}</svg>'
-    heading = f"<div class=name><span>{escape(name)}</span><output>{last}</output></div>"
-    return f'<figure class=chart data-box="{escape(box)}" data-points="{escape(data)}">{heading}{svg}</figure>'
+    def line(drawn: Points) -> str:
+        return " ".join(f"{across(step):.1f},{down(value):.1f}" for step, value in thinned(drawn))
 
-
-def _axes(x0: float, x1: float, y_ticks: Sequence[float]) -> Iterator[str]:
-    left, right, bottom = CHART["left"], CHART["left"] + CHART["width"], CHART["top"] + CHART["height"]
-    for value in y_ticks:
-        y = bottom - CHART["height"] * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        yield f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
-    for value in [tick for tick in ticks(x0, x1) if x0 <= tick <= x1 and tick == round(tick)]:
-        x = left + CHART["width"] * (value - x0) / (x1 - x0)
-        yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:,.0f}</text>'
+    whole = [tick for tick in ticks(x0, x1) if x0 <= tick <= x1 and tick == round(tick)]
+    return {
+        "name": name,
+        "last": f"last {short(smooth[-1])}",
+        "box": json.dumps({**CHART, "x0": x0, "x1": x1, "y0": y0, "y1": y1}),
+        "data": json.dumps([[step, float(f"{value:.6g}")] for step, value in thinned(points)]),
+        "rows": [(down(value), _tick(value)) for value in y_ticks],
+        "columns": [(across(value), f"{value:,.0f}") for value in whole],
+        "raw": line(points),
+        "smooth": line(list(zip(x, smooth, strict=True))),
+    }
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

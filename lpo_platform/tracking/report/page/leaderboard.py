@@ -2,18 +2,16 @@
 
 import os
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, cautions, change, verdict
 from lpo_platform.runs import record
 from lpo_platform.runs.sweep import Job, Sweep, repeat
-from lpo_platform.tracking.report.page.guards import counted
-from lpo_platform.tracking.report.page.markup import absent, cell, duration, escape, heads, menu, note, picture
-from lpo_platform.tracking.report.page.pictures import kinds
+from lpo_platform.tracking.report.page.pictures import embedded, kinds
 from lpo_platform.tracking.report.page.results import numbers
 from lpo_platform.tracking.report.page.run import Run, alarms
+from lpo_platform.tracking.report.page.words import counted, duration
 
 if TYPE_CHECKING:
     from lpo_platform.runs.seeds import Row
@@ -35,35 +33,19 @@ def sentence(sweep: Sweep) -> str:
     return " ".join(said)
 
 
-def leaderboard(sweep: Sweep) -> str:
-    if not sweep.rows:
-        return absent("No job has a result yet.")
-    settings = sweep.settings
-    main = {id(row) for row in main_rows(sweep)}
-    columns = [("", "setting"), ("", "metric"), ("", "seeds"), ("number", "before"), ("number", "after")]
-    columns += [("number", "difference"), ("", "95\u00a0% interval"), ("", ""), ("", "verdict")]
-    body = "".join(_row(row, list(settings).index(row.setting), id(row) in main) for row in sweep.rows)
-    names = list(dict.fromkeys(row.metric for row in sweep.rows))
-    choice = menu("Metric", ["each setting's own", "all", *names], "data-rows")
-    intervals = "; ".join(dict.fromkeys(row.interval for row in sweep.rows))
-    words = f"Means over the seeds of a setting. 95\u00a0% interval: {intervals}. Click a heading to sort."
-    table = f'<table class="metrics sortable">{heads(*columns)}<tbody>{body}</tbody></table>'
-    named = {f"{row.metric} ({row.setting or 'all'})": row.entry() for row in sweep.rows}
-    warned = "".join(note(f"{line}.") for line in cautions(named))
-    return f"<div class=controls>{choice}</div>{table}{warned}{note(words)}"
-
-
-def _row(row: "Row", place: int, main: bool) -> str:
-    mark = f' data-metric="{escape(row.metric)}"{" data-main" if main else ""}'
-    name = row.setting or "all"
-    seeds = ", ".join(map(str, row.seeds))
-    cells = [
-        cell(f'<a href="#setting-{place}">{escape(name)}</a>', name, kind="name"),
-        cell(escape(row.metric), row.metric, kind="path"),
-        cell(escape(seeds), len(row.seeds), kind="seeds", label="seeds"),
-        *numbers(row.entry()),
-    ]
-    return f"<tr{mark}>{''.join(cells)}</tr>"
+def leaderboard(sweep: Sweep) -> dict[str, Any]:
+    places, main = list(sweep.settings), {id(row) for row in main_rows(sweep)}
+    return {
+        "rows": [
+            {"name": row.metric, "setting": row.setting or "all", "seeds": row.seeds, "main": id(row) in main}
+            | {"place": places.index(row.setting)}
+            | numbers(row.entry())
+            for row in sweep.rows
+        ],
+        "metrics": list(dict.fromkeys(row.metric for row in sweep.rows)),
+        "intervals": "; ".join(dict.fromkeys(row.interval for row in sweep.rows)),
+        "cautions": cautions({f"{row.metric} ({row.setting or 'all'})": row.entry() for row in sweep.rows}),
+    }
 
 
 def main_rows(sweep: Sweep) -> list["Row"]:
@@ -72,56 +54,51 @@ def main_rows(sweep: Sweep) -> list["Row"]:
     return [row for row in sweep.rows if row.metric == main[row.setting]]
 
 
-def settings(sweep: Sweep) -> str:
-    """Each setting with the command that repeats it, its jobs and their pictures."""
-    if not sweep.settings:
-        return absent("No job has finished yet.")
-    return "".join(_setting(sweep, place, *item) for place, item in enumerate(sweep.settings.items()))
+def settings(sweep: Sweep) -> dict[str, Any]:
+    """Each setting with the command that repeats it, its jobs, and the first pictures of one of them."""
+    return {
+        "settings": [
+            {
+                "name": setting or "all jobs",
+                "commands": "\n".join(map(shlex.join, repeat(jobs[0].primary, [job.overrides for job in jobs]))),
+                "jobs": [{"seed": job.seed, "report": _address(sweep.folder, job)} for job in jobs],
+                "pictures": _sheet(jobs[0].folder / "samples"),
+            }
+            for setting, jobs in sweep.settings.items()
+        ]
+    }
 
 
-def _setting(sweep: Sweep, place: int, setting: str, jobs: Sequence[Job]) -> str:
-    links = ", ".join(_link(sweep.folder, job, f"seed {job.seed}") for job in jobs)
-    commands = "\n".join(map(shlex.join, repeat(jobs[0].primary, [job.overrides for job in jobs])))
-    command = f"<pre class=command>{escape(commands)}</pre>"
-    title = f"<h3>{escape(setting or 'all jobs')}</h3>"
-    return f'<div class=setting id="setting-{place}">{title}{command}<p>Reports: {links}</p>{_sheet(jobs[0])}</div>'
-
-
-def _sheet(job: Job) -> str:
+def _sheet(samples: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     """The first items of a job, a line for each kind of picture."""
-    samples = job.folder / "samples"
     columns, names = kinds(samples)
-    if not columns:
-        return ""
-    names = names[:SHOWN_EACH]
-    lines = (
-        f"<span>{words}</span>" + "".join(picture(samples / kind / f"{n}.png", words, SHOWN_SIDE) for n in names)
+    first = names[:SHOWN_EACH]
+    return [
+        (words, [embedded(samples / kind / f"{name}.png", SHOWN_SIDE) for name in first])
         for kind, words in columns.items()
-    )
-    return f'<div class="sheet pictures" style="--columns:{len(names)}">{"".join(lines)}</div>'
-
-
-def jobs(sweep: Sweep) -> str:
-    columns = heads(("", "job"), ("", "overrides"), ("", "status"), ("number", "time"))
-    body = "".join(_job(sweep.folder, job) for job in sweep.jobs)
-    return f'<table class="metrics sortable small">{columns}<tbody>{body}</tbody></table>'
-
-
-def _job(folder: Path, job: Job) -> str:
-    colour = {"finished": "better", "failed": "worse", "foreign": "worse"}.get(job.status, "unclear")
-    rang = alarms(job.folder)
-    rings = f' <span class="tag worse">{counted(rang)}</span>' if rang else ""
-    reason = f"<br>{escape(job.reason)}" if job.reason else ""
-    cells = [
-        cell(_link(folder, job, job.folder.name), job.number, kind="name"),
-        cell(escape(" ".join(record.redact_command(job.overrides))), kind="path mono wide"),
-        cell(f'<span class="tag {colour}">{job.status}</span>{rings}{reason}', job.status, kind="path wide"),
-        cell(duration(job.seconds) if job.seconds else "", job.seconds or ""),
     ]
-    return f"<tr>{''.join(cells)}</tr>"
 
 
-def _link(folder: Path, job: Job, words: str) -> str:
-    if not (job.folder / "report.html").is_file():
-        return escape(words)
-    return f'<a href="{escape(os.path.relpath(job.folder, folder))}/report.html">{escape(words)}</a>'
+def jobs(sweep: Sweep) -> dict[str, Any]:
+    return {"jobs": [_job(sweep.folder, job) for job in sweep.jobs]}
+
+
+def _job(folder: Path, job: Job) -> dict[str, Any]:
+    rang = alarms(job.folder)
+    return {
+        "name": job.folder.name,
+        "number": job.number,
+        "report": _address(folder, job),
+        "overrides": " ".join(record.redact_command(job.overrides)),
+        "status": job.status,
+        "colour": {"finished": "better", "failed": "worse", "foreign": "worse"}.get(job.status, "unclear"),
+        "alarms": counted(rang) if rang else "",
+        "reason": job.reason,
+        "seconds": job.seconds,
+        "time": duration(job.seconds) if job.seconds else "",
+    }
+
+
+def _address(folder: Path, job: Job) -> str:
+    """Of the page of a job, from that of the sweep; empty where it has none."""
+    return f"{os.path.relpath(job.folder, folder)}/report.html" if (job.folder / "report.html").is_file() else ""

@@ -1,11 +1,13 @@
 """Where the time went, and on which machine."""
 
-from lpo_platform.tracking.report.page.markup import absent, duration, escape, pairs, short
+from typing import Any
+
 from lpo_platform.tracking.report.page.run import Run, mapping
+from lpo_platform.tracking.report.page.words import duration, short
 
 
-def time(run: Run) -> str:
-    """The phases as parts of one bar and as a table, with whatever else was logged as perf/."""
+def time(run: Run) -> dict[str, Any]:
+    """The phases as parts of one bar and as rows, with whatever else was logged as perf/."""
     resumed = run.environment.get("resumed")
     whole = "since it was last resumed" if resumed else "whole run"
     rows = [(whole, duration(run.result["seconds"]))] if run.result.get("seconds") else []
@@ -18,32 +20,18 @@ def time(run: Run) -> str:
     for name, values in logged.items():
         if not name.endswith("_seconds"):
             rows.append((_words(name), f"{short(sum(values) / len(values))} on average"))
-    return (
-        _bar({name: sum(values) for name, values in phases.items()}) + pairs(rows)
-        if rows
-        else absent("No times are on record.")
-    )
+    sums = {name: sum(values) for name, values in phases.items()}
+    total = sum(sums.values())
+    return {"rows": rows, "phases": [(name, s / total, duration(s)) for name, s in sums.items() if total]}
 
 
 def _words(name: str) -> str:
     return name.removesuffix("_seconds").replace("_", " ")
 
 
-def _bar(seconds: dict[str, float]) -> str:
-    total = sum(seconds.values())
-    if not total:
-        return ""
-    parts = (
-        f'<span style="flex-grow:{value / total:.4f}" title="{escape(name)}: {duration(value)}">'
-        f"{escape(name) if value > 0.12 * total else ''}</span>"
-        for name, value in seconds.items()
-    )
-    return f"<div class=phases>{''.join(parts)}</div>"
-
-
-def environment(run: Run) -> str:
+def environment(run: Run) -> dict[str, Any]:
     if not run.environment:
-        return absent("env.json is missing.")
+        return {"rows": None}
     git = run.environment.get("git")
     rows = []
     for name, value in mapping(run.environment.get("machine")).items():
@@ -53,4 +41,4 @@ def environment(run: Run) -> str:
     if isinstance(git, dict):
         dirty = " with uncommitted changes" if git.get("dirty") else ""
         rows.append(("commit", f"{git.get('commit') or 'none yet'}{dirty}"))
-    return pairs(rows)
+    return {"rows": rows}

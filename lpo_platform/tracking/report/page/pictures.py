@@ -1,9 +1,12 @@
 """Held-out pictures: what the base and the trained model draw from the same noise."""
 
-from collections.abc import Mapping
+import base64
+import io
 from pathlib import Path
+from typing import Any
 
-from lpo_platform.tracking.report.page.markup import absent, escape, fold, note, picture
+from PIL import Image, UnidentifiedImageError
+
 from lpo_platform.tracking.report.page.run import Run
 
 COLUMNS = {
@@ -13,29 +16,18 @@ COLUMNS = {
     "detected_before": "re-detected in base",
     "detected_after": "re-detected in trained",
 }
-SHOWN_AT_ONCE = 6
-PROGRESS_SIDE = 1024
+TINY_SIDE, LARGEST_SIDE, PROGRESS_SIDE = 160, 384, 1024
 
 
-def pictures(run: Run) -> str:
+def pictures(run: Run) -> dict[str, Any]:
     """A strip for every item that has pictures, and the newest picture of the training itself."""
     folder = run.folder / "samples"
     columns, names = kinds(folder)
-    if not columns:
-        return _progress(folder, opened=True) or absent("samples/ holds no pictures.")
-    strips = [_strip(run, name, columns) for name in names]
-    heads = "".join(f"<span>{words}</span>" for words in columns.values())
-    shape = f'class="strips{" few" if len(columns) < 3 else ""}" style="--columns:{len(columns)}"'
-    head = f"<div class='strip head'><div class=blank></div><div class=heads>{heads}</div></div>"
-    words = "The first held-out items, not a selection. Base and trained start from the same noise."
-    if list(columns) == ["before", "after"]:
-        words += " On the left the base, on the right the trained model."
-    if "detected_after" in columns:
-        words += " What the detector finds in an output should equal the condition."
-    shown = f"{note(words)}<div {shape}>{head}{''.join(strips[:SHOWN_AT_ONCE])}</div>"
-    if rest := strips[SHOWN_AT_ONCE:]:
-        shown += fold(f"{len(rest)} more", f"<div {shape}>{head}{''.join(rest)}</div>")
-    return shown + _progress(folder)
+    progress, steps = None, sorted(folder.glob("step-*.png"))
+    if steps:
+        step = int(steps[-1].stem.rpartition("-")[2])
+        progress = {"step": step, "picture": embedded(steps[-1], PROGRESS_SIDE)}
+    return {"columns": columns, "items": [_strip(run, name, columns) for name in names], "progress": progress}
 
 
 def kinds(samples: Path) -> tuple[dict[str, str], list[str]]:
@@ -45,28 +37,38 @@ def kinds(samples: Path) -> tuple[dict[str, str], list[str]]:
     return columns, sorted(names, key=_natural)
 
 
-def _strip(run: Run, name: str, columns: Mapping[str, str]) -> str:
+def embedded(path: Path, largest: int = LARGEST_SIDE) -> dict[str, Any]:
+    """A picture as the source of an <img>, a large one scaled down; `tiny` ones are drawn with hard pixels. A picture
+    that is not there has a `hole` instead, which says why."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            side, kind = max(image.size), "png"
+            if side > largest:
+                image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+                buffer = io.BytesIO()
+                image.convert("RGB").save(buffer, "WEBP", quality=90)
+                data, kind = buffer.getvalue(), "webp"
+    except FileNotFoundError:
+        return {"hole": "missing"}
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        return {"hole": "unreadable"}
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"hole": None, "source": source, "tiny": side <= TINY_SIDE}
+
+
+def _strip(run: Run, name: str, columns: dict[str, str]) -> dict[str, Any]:
     item = run.items[int(name)] if name.isdigit() and int(name) < len(run.items) else {}
-    caption = str(item.get("caption", "") or "")
-    text = escape(caption) if caption else f"<span class=note>item {escape(name)}, no caption</span>"
     scores = [item.get(f"{run.main}/{side}") for side in ("before", "after")]
-    if all(isinstance(value, int | float) for value in scores):
-        text += f"<span class=meta>{escape(str(run.main))} {scores[0]:.3f} \u2192 {scores[1]:.3f}</span>"
-    row = "".join(
-        picture(run.folder / "samples" / column / f"{name}.png", f"{words}: {caption}")
-        for column, words in columns.items()
-    )
-    anchor = f' id="item-{escape(name)}"'
-    return f"<div class=strip{anchor}><div class=caption>{text}</div><div class=pictures>{row}</div></div>"
-
-
-def _progress(samples: Path, *, opened: bool = False) -> str:
-    steps = sorted(samples.glob("step-*.png"))
-    if not steps:
-        return ""
-    step = int(steps[-1].stem.rpartition("-")[2])
-    shown = picture(steps[-1], f"samples at step {step}", PROGRESS_SIDE)
-    return fold(f"During training, at step {step}", f"<div class=progress>{shown}</div>", opened=opened)
+    known = all(isinstance(value, int | float) for value in scores)
+    samples = run.folder / "samples"
+    return {
+        "name": name,
+        "caption": str(item.get("caption", "") or ""),
+        "score": f"{run.main} {scores[0]:.3f} \u2192 {scores[1]:.3f}" if known else "",
+        "pictures": [(words, embedded(samples / kind / f"{name}.png")) for kind, words in columns.items()],
+    }
 
 
 def _natural(name: str) -> tuple[int, str]:

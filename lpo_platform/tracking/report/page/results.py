@@ -6,9 +6,8 @@ from typing import Any
 
 from lpo_platform.evaluation.significance import MIN_ITEMS
 from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, cautions, decimals, many, number, real, verdict
-from lpo_platform.tracking.report.page.guards import counted
-from lpo_platform.tracking.report.page.markup import absent, cell, escape, heads, note
 from lpo_platform.tracking.report.page.run import Run
+from lpo_platform.tracking.report.page.words import counted
 
 Metric = Mapping[str, Any]
 
@@ -32,49 +31,37 @@ def sentence(run: Run) -> str:
     return f"{changed}{where}. {_guards(run.metrics, guards)}{rang}"
 
 
-def results(run: Run) -> str:
-    if not run.metrics:
-        return absent("result.json holds no metrics.")
-    deviations = "".join(note(f"Not as published: {line}.") for line in run.result.get("deviations", ()))
-    if all(map(_alone, run.metrics.values())):
-        return _values(run) + "".join(note(f"{line}.") for line in cautions(run.metrics)) + deviations
-    columns = [("", "metric"), ("number", "before"), ("number", "after"), ("number", "difference")]
-    head = heads(*columns, ("", "95\u00a0% interval"), ("", ""), ("", "verdict"), ("number", "win rate"))
-    body = "".join(_row(name, metric) for name, metric in run.metrics.items())
-    count = run.result.get("samples")
-    words = f"Same held-out conditions, prompts and noise before and after{f' ({count} items)' if count else ''}. "
-    words += "The interval is a paired bootstrap of the difference; \u201cunclear\u201d means that it contains 0. "
-    words += f"Fewer than {MIN_ITEMS} items have no verdict. "
-    words += f"Win rate: the share of items that got better, a tie counting half. {many(run.metrics)}"
-    wrong = "".join(note(f"{line}.") for line in cautions(run.metrics))
-    return f'<table class="metrics sortable">{head}<tbody>{body}</tbody></table>{wrong}{note(words)}{deviations}'
+def results(run: Run) -> dict[str, Any]:
+    """A row for each metric: of a comparison, or of a model that is compared with nothing (`alone`)."""
+    alone = all(map(_alone, run.metrics.values()))
+    return {
+        "alone": alone,
+        "rows": [
+            {"name": name} | (_own(metric) if alone else _compared(metric)) for name, metric in run.metrics.items()
+        ],
+        "cautions": cautions(run.metrics),
+        "departures": run.result.get("deviations", ()),
+        "count": run.result.get("samples"),
+        "fewest": MIN_ITEMS,
+        "many": many(run.metrics),
+    }
 
 
-def _row(name: str, metric: Metric) -> str:
-    better, wins = metric["higher_is_better"], _percent(metric.get("wins"))
+def _own(metric: Metric) -> dict[str, Any]:
+    value, interval = _value(metric)
+    return {"metric": metric, "value": value, "interval": interval}
+
+
+def _compared(metric: Metric) -> dict[str, Any]:
+    better = metric["higher_is_better"]
     direction = "should stay" if better is None else "higher is better" if better else "lower is better"
     direction += f", real pictures have {shown}" if (shown := real(metric)) else ""
-    first = cell(f"{escape(name)}<br><span class=note>{direction}</span>", name, kind="name")
-    rate = cell(wins, metric["wins"][0], kind="number wide", label="win rate") if wins else cell("", "")
-    return f"<tr>{first}{''.join(numbers(metric))}{rate}</tr>"
+    return numbers(metric) | {"direction": direction, "wins": _percent(metric.get("wins"))}
 
 
 def _percent(wins: Sequence[float | None] | None) -> str:
     rate, low, high = (number(None if x is None else 100 * x, 0) for x in wins or (None,) * 3)
     return "" if rate == "n/a" else f"{rate}\u00a0% [{low}, {high}]"
-
-
-def _values(run: Run) -> str:
-    """The metrics of a model that is compared with nothing."""
-    body = "".join(
-        f"<tr>{cell(escape(name), name, kind='path')}{cell(value, metric['after'])}"
-        f"{cell(interval, kind='number start')}</tr>"
-        for name, metric in run.metrics.items()
-        for value, interval in [_value(metric)]
-    )
-    head = heads(("", "metric"), ("number", "value"), ("", "95\u00a0% interval"))
-    words = "One model alone. The interval is a bootstrap of the mean over the items; a statistic of the set has none."
-    return f'<table class="sortable small">{head}<tbody>{body}</tbody></table>{note(words)}'
 
 
 def _alone(metric: Metric) -> bool:
@@ -88,32 +75,23 @@ def _value(metric: Metric) -> tuple[str, str]:
     return number(metric["after"], digits), "" if low == "n/a" else f"[{low}, {high}]"
 
 
-def numbers(metric: Metric) -> list[str]:
-    """Six cells: before, after, difference, its interval in figures and drawn, the verdict."""
+def numbers(metric: Metric) -> dict[str, Any]:
+    """What the six cells of a comparison show (parts.html)."""
     digits, word = decimals(metric), verdict(metric)
-    low, high = metric["ci95"]
-    return [
-        cell(number(metric["before"], digits), metric["before"], label="before"),
-        cell(number(metric["after"], digits), metric["after"], label="after"),
-        cell(number(metric["difference"], digits, sign=True), metric["difference"], label="difference"),
-        cell(f"[{number(low, digits, sign=True)}, {number(high, digits, sign=True)}]", low, kind="number start"),
-        cell(_interval_picture(metric, word), kind="drawn"),
-        cell(f'<span class="tag {COLOURS.get(word, word)}">{word}</span>', word, kind="said"),
-    ]
+    low, high = (number(bound, digits, sign=True) for bound in metric["ci95"])
+    sides = {side: number(metric[side], digits) for side in ("before", "after")}
+    change = {"difference": number(metric["difference"], digits, sign=True), "low": low, "high": high}
+    said = {"word": word, "colour": COLOURS.get(word, word), "drawn": _places(metric)}
+    return {"metric": metric} | sides | change | said
 
 
-def _interval_picture(metric: Metric, word: str) -> str:
-    """The interval as a bar against a line at 0, on a scale of its own."""
+def _places(metric: Metric) -> list[str]:
+    """Where the ends of the interval and the difference lie on a line with 0 in its middle, on a scale of its own."""
     values = [metric["ci95"][0], metric["difference"], metric["ci95"][1]]
     if any(value is None or not math.isfinite(value) for value in values):
-        return ""
+        return []
     reach = max(map(abs, values)) * 1.08 or 1.0
-    low, middle, high = (75 + 72 * value / reach for value in values)
-    shape = '<line x1="75" x2="75" y1="1" y2="21" class="zero"/>'
-    shape += f'<line x1="{low:.1f}" x2="{high:.1f}" y1="11" y2="11" stroke="var(--{word})" stroke-width="3"/>'
-    shape += f'<circle cx="{middle:.1f}" cy="11" r="4.5" fill="var(--{word})"/>'
-    label = f"interval of the difference against 0: {word}"
-    return f'<svg class="interval" viewBox="0 0 150 22" role="img" aria-label="{label}">{shape}</svg>'
+    return [f"{75 + 72 * value / reach:.1f}" for value in values]
 
 
 def _change(name: str, metric: Metric, method: str | None) -> str:

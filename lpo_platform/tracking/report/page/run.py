@@ -88,7 +88,8 @@ class Run:
 def alarms(folder: Path) -> list[dict[str, Any]] | None:
     """What the sentinel of a run found; None where none watched."""
     found = files.read_json(folder / "sentinel.json")
-    return [alarm for alarm in found if isinstance(alarm, dict)] if isinstance(found, list) else None
+    blank = {"step": None, "metric": "", "kind": "", "message": ""}
+    return [blank | alarm for alarm in found if isinstance(alarm, dict)] if isinstance(found, list) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:
