@@ -21,7 +21,7 @@ from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.commands.command_line import _parse, _ready, quote
+from lpo_platform.commands.command_line import checked_words, parse_line, quote
 from lpo_platform.commands.main import claim
 from lpo_platform.commands.table import work_of
 from lpo_platform.commands.terminal import Command
@@ -342,10 +342,10 @@ def _run(primary: str, overrides: Sequence[str], folder: str | Path | None, conf
     words = [*overrides, *([f"hydra.run.dir={quote(Path(folder).absolute())}"] if folder is not None else [])]
     flags = ["--config-dir", str(config_dir)] if config_dir is not None else []
     command = Command(f"lpo-{primary}", primary)
-    line = _parse([*flags, *words])
+    line = parse_line([*flags, *words])
     if line.multirun:
         raise UserError("one configuration at a time; a sweep is lpo-train -m, or a loop in Python")
-    _ready(command, [*flags, *words], line)
+    checked_words(command, [*flags, *words], line)
     setup_globals()
     loader = ConfigLoaderImpl(source(primary, line.config_dirs, CONF).path)
     cfg = loader.load_configuration(primary, line.overrides, RunMode.RUN)

@@ -61,33 +61,34 @@ def task_of(cfg: DictConfig, changed: DictConfig | None = None) -> Task | None:
 def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | StepReward | None:
     """The reward, where the model is; one of latents gets the model whose latents it reads, one of conditions the task
     that finds them."""
-    return _judge(cfg.reward, "reward", {"adapter": adapter, "task": task}) if cfg.get("reward") else None
+    return _scorer(cfg.reward, "reward", {"adapter": adapter, "task": task}) if cfg.get("reward") else None
 
 
 def evaluator_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Evaluator | PairEvaluator:
     """The evaluator with its measures, which get what rewards get."""
-    return _with_judges(cfg.metrics, "metrics", "measures", {"adapter": adapter, "task": task})()
+    return with_scorers(cfg.metrics, "metrics", "measures", {"adapter": adapter, "task": task})()
 
 
-def _with_judges(node: DictConfig, path: str, key: str, live: dict[str, Adapter | Task | None]) -> partial:
+def with_scorers(node: DictConfig, path: str, key: str, live: dict[str, Adapter | Task | None]) -> partial:
     """The class of a node with its arguments, those of `key` made into rewards or measures."""
     parts = {name: part for name, part in (node.get(key) or {}).items() if part}
-    judges = {name: _judge(part, f"{path}.{key}.{name}", live) for name, part in parts.items()}
+    scorers = {name: _scorer(part, f"{path}.{key}.{name}", live) for name, part in parts.items()}
     build = create(OmegaConf.masked_copy(node, [name for name in node if name != key]), _partial_=True)
-    return partial(build, **({key: judges} if judges else {}))
+    return partial(build, **({key: scorers} if scorers else {}))
 
 
-def _judge(node: DictConfig, path: str, live: dict[str, Adapter | Task | None]) -> Any:
+def _scorer(node: DictConfig, path: str, live: dict[str, Adapter | Task | None]) -> Any:
     """A reward or a measure, where the model is; the rewards that it is made of first."""
     known, own = signature(node._target_), ("reward", "rewards")
     given = {name: value for name, value in live.items() if known and known[name]}
     for key in (key for key in own if OmegaConf.is_config(node.get(key))):
-        part, below = node[key], f"{path}.{key}"
+        part, make = node[key], partial(_scorer, live=live)
+        below = f"{path}.{key}"
         one = "_target_" in part
-        given[key] = _judge(part, below, live) if one else {n: _judge(p, f"{below}.{n}", live) for n, p in part.items()}
+        given[key] = make(part, below) if one else {name: make(p, f"{below}.{name}") for name, p in part.items()}
     with located(path):
-        judge = create(OmegaConf.masked_copy(node, [key for key in node if key not in given]), _partial_=True)(**given)
-    return judge.to(live["adapter"].device) if isinstance(judge, nn.Module) else judge
+        scorer = create(OmegaConf.masked_copy(node, [key for key in node if key not in given]), _partial_=True)(**given)
+    return scorer.to(live["adapter"].device) if isinstance(scorer, nn.Module) else scorer
 
 
 @contextmanager

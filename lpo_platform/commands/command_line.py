@@ -58,7 +58,7 @@ def _split(override: str) -> tuple[str, str]:
     return key.lstrip("+~"), value
 
 
-def _parse(arguments: Sequence[str]) -> Line:
+def parse_line(arguments: Sequence[str]) -> Line:
     from hydra._internal.utils import get_args_parser
 
     if "--version" in arguments:
@@ -106,7 +106,7 @@ def _known_flags(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 ABSENT = re.compile(r": (no such (file|folder)|required by (control|data|reward)=)")
 
 
-def _ready(command: Command, arguments: list[str], line: Line, *, absent: bool = False) -> list[str]:
+def checked_words(command: Command, arguments: list[str], line: Line, *, absent: bool = False) -> list[str]:
     """The arguments for Hydra; raises ConfigError with every problem of the command line.
 
     absent: whether data and weights may be missing or not named yet.
@@ -268,7 +268,7 @@ def quote(value: object) -> str:
     return '"' + re.sub(r'(\\*)"', r'\1\1\\"', text) + '"'
 
 
-def _check_again(cfg: DictConfig, settings: DictConfig) -> None:
+def check_again(cfg: DictConfig, settings: DictConfig) -> None:
     choices = {group: option for group, option in settings.runtime.choices.items() if not group.startswith("hydra/")}
     problems = check(cfg, choices, list(settings.overrides.task))
     if problems:

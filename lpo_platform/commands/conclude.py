@@ -73,21 +73,21 @@ def compare(
     job: Job, evaluator: Evaluator | PairEvaluator, before: Evaluation | None, after: Evaluation, folder: Path
 ) -> Comparison:
     """The metrics with their intervals, the departures from the protocol, and what the sentinel says at the end."""
-    metrics = evaluator.compare(before, after, job.judge)
+    metrics = evaluator.compare(before, after, job.eval_task)
     samples = evaluator.items(job.data if isinstance(evaluator, PairEvaluator) else job.drawn)
     deviations, alarms = [], []
     if (protocol := getattr(evaluator, "protocol", None)) is not None:
         settings = plain(job.cfg)
-        if job.judge is not None:
+        if job.eval_task is not None:
             settings["task"] |= settings["metrics"].get("task") or {}
         deviations = protocol.deviations(
-            settings, items=len(samples), toy=getattr(job.judge, "toy", False),
+            settings, items=len(samples), toy=getattr(job.eval_task, "toy", False),
             task=get_class(job.cfg.task._target_).name if job.cfg.get("task") else None,
             precision=job.hardware.chosen_precision,
         )  # fmt: skip
     if before is not None and (watch := OmegaConf.select(job.cfg, "callbacks.sentinel")):
         better = {name: metric["higher_is_better"] for name, metric in metrics.items()}
-        alarms = last_look(folder / "sentinel.json", before, after, better, job.judge, job.reward, watch.effect)
+        alarms = last_look(folder / "sentinel.json", before, after, better, job.eval_task, job.reward, watch.effect)
     deviations += job.cfg.get("departures") or []  # of its recipe
     return Comparison(metrics, samples, deviations, alarms)
 

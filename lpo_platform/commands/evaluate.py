@@ -45,7 +45,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     after = None if place is None else placed(place, "weights", start, cfg)
     against = None if cfg.against is None else placed(cfg.against, "against", start, cfg)
     job = assemble(start)
-    evaluator = evaluator_of(job.cfg, job.policy.adapter, job.judge)
+    evaluator = evaluator_of(job.cfg, job.policy.adapter, job.eval_task)
     own = job.policy, job.identity
     if after or against:
         job.policy, identity = policy_at(against, job.hardware) if against else own

@@ -37,7 +37,7 @@ def evaluate_once(job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, 
             result = evaluator(job.policy, job.preferences("test"), title=title)
         else:
             result = evaluator(
-                job.policy, job.drawn, job.judge, title=title, reward=job.reward, base=side == "before",
+                job.policy, job.drawn, job.eval_task, title=title, reward=job.reward, base=side == "before",
                 under_way=UNDER_WAY / key, pictures=folder / "pictures" / side,
             )  # fmt: skip
     if lead():

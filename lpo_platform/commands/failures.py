@@ -20,11 +20,11 @@ from lpo_platform.runs import record
 log = logging.getLogger(__name__)
 
 
-class Taken(UserError):
+class FolderInUse(UserError):
     """Another process works in the folder; nothing in it may be touched."""
 
 
-def _interrupted(command: Command, folder: Path, code: int) -> int:
+def interrupted(command: Command, folder: Path, code: int) -> int:
     """A signal has ended a job: how to go on, on the terminal, and on record that it was not the job's fault."""
     again = f"{command.name} resume={quote(shown(folder))}"
     if command.primary != "train":
@@ -36,7 +36,7 @@ def _interrupted(command: Command, folder: Path, code: int) -> int:
     return code
 
 
-def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
+def failed(command: Command, folder: Path, name: str, error: Exception) -> int:
     """2 for what the user can put right, 1 for everything else, whose traceback goes to the log."""
     cause = users(error)
     debug = os.environ.get("LPO_DEBUG", "") not in ("", "0")
@@ -45,17 +45,17 @@ def _failed(command: Command, folder: Path, name: str, error: Exception) -> int:
         print(whole, file=sys.stderr)
     if isinstance(cause, UserError):
         _note(folder, name, str(cause), str(cause))
-        return _refuse(command, cause)
+        return refused(command, cause)
     if isinstance(cause, RunFailed):
         _note(folder, name, str(cause), str(cause))
         say(command, str(cause))
         return 1
     last = traceback.format_exception_only(cause)[-1].strip()
     if isinstance(cause, launch.ProcessFailed):
-        whole, last = cause.story or str(cause), str(cause)
+        whole, last = cause.traceback or str(cause), str(cause)
     _note(folder, name, whole, last)
     more = "" if debug else " (LPO_DEBUG=1 shows it)"
-    say(command, f"{last}\n  the whole story: {shown(folder / f'{name}.log')}{more}")
+    say(command, f"{last}\n  the full log: {shown(folder / f'{name}.log')}{more}")
     return 1
 
 
@@ -72,15 +72,15 @@ def _note(folder: Path, name: str, text: str, reason: str) -> None:
         log.warning("the end of the run could not be written to %s", folder)
 
 
-def _failed_early(command: Command, error: Exception) -> int:
-    """Before there is a folder that could hold the story."""
+def failed_early(command: Command, error: Exception) -> int:
+    """Before there is a folder that could hold a log."""
     cause = users(error)
     if isinstance(cause, UserError):
-        return _refuse(command, cause)
-    return _unexpected(command, error)
+        return refused(command, cause)
+    return unexpected(command, error)
 
 
-def _unexpected(command: Command, error: Exception, more: str = "") -> int:
+def unexpected(command: Command, error: Exception, more: str = "") -> int:
     words = [line for line in str(error).splitlines() if line.strip()] or [""]
     say(command, f"{type(error).__name__}: {words[0]}{more}")
     if os.environ.get("LPO_DEBUG", "") not in ("", "0"):
@@ -88,7 +88,7 @@ def _unexpected(command: Command, error: Exception, more: str = "") -> int:
     return 1
 
 
-def _refuse(command: Command, error: UserError) -> int:
+def refused(command: Command, error: UserError) -> int:
     if isinstance(error, ConfigError):
         count = len(error.problems)
         lines = [f"{count} problem{'s' if count > 1 else ''}", *(f"  {line}" for line in error.problems)]

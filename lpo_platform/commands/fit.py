@@ -107,7 +107,7 @@ def callbacks_of(
     sentinel = sentinel_of(job, folder)
     if (settings.samples or sentinel) and isinstance(evaluator, Evaluator):
         rounds = every * settings.samples_every
-        drawn = Samples(folder / "samples", job.drawn, job.judge, evaluator, settings.samples, rounds, sentinel)
+        drawn = Samples(folder / "samples", job.drawn, job.eval_task, evaluator, settings.samples, rounds, sentinel)
         callbacks += [drawn, *([sentinel] if sentinel else [])]
     if isinstance(evaluator, PairEvaluator):
         callbacks.append(Best(folder / "export", evaluator, job.preferences("validation")))

@@ -9,9 +9,9 @@ import lightning as L
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.commands.build import _with_judges, create, identity_of, plain, policy_of, reward_of, task_of
+from lpo_platform.commands.build import create, identity_of, plain, policy_of, reward_of, task_of, with_scorers
 from lpo_platform.commands.job_log import quiet
-from lpo_platform.commands.plan.budget import cut
+from lpo_platform.commands.plan.budget import with_micro_batch
 from lpo_platform.config.signature import signature
 from lpo_platform.data.prepared import alignment_pairs, conditions, preferences
 from lpo_platform.data.prepared.alignment_pairs import AlignedPairs
@@ -46,7 +46,7 @@ class Job:
     _preferences: dict[str, PreferenceRows] = field(default_factory=dict)
 
     @cached_property
-    def judge(self) -> Task | None:
+    def eval_task(self) -> Task | None:
         """The task as evaluation sees it, with the settings of metrics.task: the training's own where it has none."""
         changed = OmegaConf.select(self.cfg, "metrics.task")
         return task_of(self.cfg, changed) if changed and self.task is not None else self.task
@@ -145,7 +145,7 @@ def assemble(cfg: DictConfig) -> Job:
     L.seed_everything(cfg.seed, verbose=False)
     hardware: Hardware = create(cfg.hardware)
     hardware.join()
-    hardware = cut(hardware, cfg)
+    hardware = with_micro_batch(hardware, cfg)
     task, (policy, control_digest) = task_of(cfg), policy_of(cfg, hardware)
     known, live = signature(cfg.data._target_), {"resolution": cfg.model.resolution, "task": task}
     data = create(cfg.data, **{name: value for name, value in live.items() if not known or known[name]})
@@ -156,8 +156,8 @@ def sentinel_of(job: Job, folder: Path) -> Sentinel | None:
     """What watches the training, with its gold rewards."""
     if not (node := job.cfg.callbacks.get("sentinel")):
         return None
-    build = _with_judges(node, "callbacks.sentinel", "gold", {"adapter": job.policy.adapter, "task": job.judge})
-    return build(folder=folder, data=job.drawn, task=job.judge, reward=job.reward)
+    build = with_scorers(node, "callbacks.sentinel", "gold", {"adapter": job.policy.adapter, "task": job.eval_task})
+    return build(folder=folder, data=job.drawn, task=job.eval_task, reward=job.reward)
 
 
 def method_of(job: Job) -> Method:

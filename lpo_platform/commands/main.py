@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lpo_platform.commands.command_line import _check_again, _parse, _ready, say_problems
-from lpo_platform.commands.failures import Taken, _failed, _failed_early, _interrupted, _refuse, _unexpected
+from lpo_platform.commands.command_line import check_again, checked_words, parse_line, say_problems
+from lpo_platform.commands.failures import FolderInUse, failed, failed_early, interrupted, refused, unexpected
 from lpo_platform.commands.table import work_of
 from lpo_platform.commands.terminal import Command, say, set_threads, shown
 from lpo_platform.config import smoke
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 def train() -> None:
     """Console command lpo-train."""
-    _main(Command("lpo-train", "train"))
+    run_command(Command("lpo-train", "train"))
 
 
 def evaluate() -> None:
     """Console command lpo-eval."""
-    _main(Command("lpo-eval", "eval"))
+    run_command(Command("lpo-eval", "eval"))
 
 
 def prepare() -> None:
     """Console command lpo-prepare."""
-    _main(Command("lpo-prepare", "prepare"))
+    run_command(Command("lpo-prepare", "prepare"))
 
 
 def score() -> None:
     """Console command lpo-score."""
-    _main(Command("lpo-score", "score"))
+    run_command(Command("lpo-score", "score"))
 
 
 def doctor() -> None:
@@ -91,19 +91,19 @@ def _examine(name: str, work: Callable[[list[str]], int]) -> None:
         with signals.handled():
             sys.exit(work(sys.argv[1:]))
     except (UserError, OSError) as error:
-        sys.exit(_failed_early(command, error))
+        sys.exit(failed_early(command, error))
     except KeyboardInterrupt as error:
         sys.exit(signals.code(error))
     except launch.ProcessFailed as error:
-        say(command, f"{error}\n{error.story}".rstrip())
+        say(command, f"{error}\n{error.traceback}".rstrip())
         sys.exit(1)
 
 
 def _composed(name: str, words: list[str], *, absent: bool = False) -> DictConfig:
-    """The configuration that lpo-train would run; prints the help where that is asked for. absent: as in _ready."""
+    """The configuration that lpo-train would run; prints the help if that is asked for. absent: see checked_words."""
     from lpo_platform.config.compose import help_text, hydra_settings
 
-    line = _parse(words)
+    line = parse_line(words)
     if line.helps:
         print(help_text("train", line.config_dirs, words=name.removeprefix("lpo-")))
         sys.exit()
@@ -112,13 +112,13 @@ def _composed(name: str, words: list[str], *, absent: bool = False) -> DictConfi
     if {"-m", "--multirun"} & {*line.flags} or line.value("sweep") is not None:
         raise UserError("one configuration at a time; leave -m and sweep= out")
     line.multirun = False  # hardware=slurm is one job here
-    _ready(Command(name, "train"), words, line, absent=absent)
+    checked_words(Command(name, "train"), words, line, absent=absent)
     conf = CONF if line.config_path is None else Path(line.config_path).resolve()
     cfg = hydra_settings(line.config_name or "train", line.overrides, line.config_dirs, conf)
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
 
 
-def _main(command: Command) -> None:
+def run_command(command: Command) -> None:
     with signals.handled():
         _answer(command)
 
@@ -126,15 +126,15 @@ def _main(command: Command) -> None:
 def _answer(command: Command) -> None:
     set_threads()
     try:
-        line = _parse(sys.argv[1:])
+        line = parse_line(sys.argv[1:])
         if line.helps:
             from lpo_platform.config.compose import help_text
 
             print(help_text(command.primary, line.config_dirs))
             return
-        sys.argv[1:] = _ready(command, sys.argv[1:], line)
+        sys.argv[1:] = checked_words(command, sys.argv[1:], line)
     except (UserError, OSError) as error:
-        sys.exit(_failed_early(command, error))
+        sys.exit(failed_early(command, error))
     except KeyboardInterrupt as error:
         sys.exit(signals.code(error))
     _hydra(command)
@@ -168,7 +168,7 @@ def _hydra(command: Command) -> None:
         except KeyboardInterrupt as error:
             command.code = signals.code(error)
         except Exception as error:  # Hydra makes the folder and its log before the job begins
-            command.code = _failed_early(command, error)
+            command.code = failed_early(command, error)
         return
     with claim(command.sweep):
         try:
@@ -198,7 +198,7 @@ def _raising() -> Iterator[None]:
 
 def _launcher_failed(command: Command, folder: Path, error: Exception) -> None:
     """One job that could not even end in order; the others go on and are waited for."""
-    code = _unexpected(command, error, f"\n  what the jobs wrote: {shown(folder / '.submitit')}")
+    code = unexpected(command, error, f"\n  what the jobs wrote: {shown(folder / '.submitit')}")
     command.code = max(command.code, code)
     sweep.wait(folder)
 
@@ -234,8 +234,8 @@ def _run(command: Command, cfg: DictConfig) -> int:
     try:
         with claim(folder):
             return _work(command, cfg, folder, settings, task)
-    except (Taken, foreign.Foreign) as error:
-        return _refuse(command, error)
+    except (FolderInUse, foreign.Foreign) as error:
+        return refused(command, error)
     finally:
         if task is not None:
             slurm.say(task, slurm.STOP)  # unless they were let go
@@ -247,7 +247,7 @@ def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig,
         if smoke.shrink(cfg, settings.runtime.choices, settings.overrides.task) and not launch.rank():
             files.write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))  # what resume=auto looks for
         if not single:
-            _check_again(cfg, settings)
+            check_again(cfg, settings)
         advice = "another hydra.run.dir" if command.sweep is None else "a new hydra.sweep.dir"
         foreign.refuse(folder, OmegaConf.to_container(cfg, resolve=True), advice=advice, longer=command.sweep is None)
         if command.sweep is not None and resume.finished(folder):
@@ -268,14 +268,14 @@ def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig,
         code = signals.code(error)
         if code is None:
             raise
-        return _interrupted(command, folder, code)
+        return interrupted(command, folder, code)
     except Exception as error:
-        return _failed(command, folder, settings.job.name, error)
+        return failed(command, folder, settings.job.name, error)
 
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Holds a run folder for this process; Taken where another process works in it.
+    """Holds a run folder for this process; FolderInUse where another process works in it.
 
     Of several processes of a run, started by torchrun or Slurm, the first holds it for all.
     """
@@ -287,4 +287,4 @@ def claim(folder: Path) -> Iterator[None]:
         with lock.hold(folder):
             yield
     except lock.InUse:
-        raise Taken(f"{shown(folder)} is in use by another process; wait for it or end it") from None
+        raise FolderInUse(f"{shown(folder)} is in use by another process; wait for it or end it") from None

@@ -54,10 +54,10 @@ def _note(path: Path, error: BaseException) -> int:
     found = users(error)
     user, failed = isinstance(found, UserError), isinstance(found, RunFailed)
     reason = str(found) if user or failed else traceback.format_exception_only(found)[-1].strip()
-    story = "".join(traceback.format_exception(error))
+    whole = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):  # the parent has gone on
         kinds = {"user": user, "failed": failed}
-        record.write_json(path, {"rank": rank(), **kinds, "reason": reason, "story": story, "time": time.time()})
+        record.write_json(path, {"rank": rank(), **kinds, "reason": reason, "traceback": whole, "time": time.time()})
     return 2 if user else 1
 
 

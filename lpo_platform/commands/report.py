@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 def main() -> None:
     """Console command lpo-report."""
     try:
-        sys.exit(_report(_arguments()))
+        sys.exit(_report(arguments_of()))
     except UserError as error:
         print(f"lpo-report: {error}", file=sys.stderr)
         sys.exit(2)
@@ -29,7 +29,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _arguments() -> argparse.Namespace:
+def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "lpo-report", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

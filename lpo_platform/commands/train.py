@@ -34,7 +34,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     if lead():
         record.start(folder, plain(cfg), sys.argv)
     job = assemble(cfg)
-    evaluator = evaluator_of(cfg, job.policy.adapter, job.judge)
+    evaluator = evaluator_of(cfg, job.policy.adapter, job.eval_task)
     settings: Callbacks = create(cfg.callbacks)
     say(f"{cfg.model.name} on {job.hardware.describe()}, run folder {folder}")
 

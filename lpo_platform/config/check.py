@@ -14,9 +14,9 @@ from lpo_platform.config.compatibility import (
     ANY,
     OF_A_MODEL,
     RUNTIME,
-    _pairs,
     combination_problems,
     denoiser_problems,
+    key_values,
     part_of,
     reward_problems,
     sharding_problems,
@@ -57,7 +57,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     problems += _root_problems(composed) + _eval_problems(composed, overrides)
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
-            problems += _node_problems(composed, group, node, group)
+            problems += node_problems(composed, group, node, group)
     problems += _path_problems(composed) + value_problems(composed)
     return problems + _batch_problems(composed) + _process_problems(composed)
 
@@ -96,7 +96,7 @@ def _needs_run(composed: Composed) -> bool:
 def _eval_problems(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
     """What lpo-eval lacks to know which model it evaluates, or is told twice."""
     choices, values = composed.choices, composed.values
-    asked = {key for key, _ in _pairs(overrides or ())}
+    asked = {key for key, _ in key_values(overrides or ())}
     chosen = part_of(composed, "task")
     if part_of(composed, "what").says("needs_task") and chosen.target is None:
         return [f"{_chosen(composed, 'what')} {ANY.complaint(chosen, composed.folders)}"]
@@ -128,7 +128,7 @@ def _schema(schema: type) -> Signature:
     return found
 
 
-def _node_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
+def node_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
     """Problems of a node with a `_target_`, or of a mapping of such nodes."""
     target = node.get("_target_")
     if target is None:
@@ -149,7 +149,7 @@ def _mapping_problems(composed: Composed, path: str, node: Values, group: str) -
     for key, value in node.items():
         below = f"{path}.{key}"
         if isinstance(value, dict):
-            problems += _node_problems(composed, below, value, group)
+            problems += node_problems(composed, below, value, group)
         elif path == group and (value is not None or group != "scores"):
             where = composed.where(below)
             problems.append(f"{below}={_shown(value)}{where}: must be a mapping with a _target_, or null")
@@ -184,7 +184,7 @@ def _argument_problems(composed: Composed, path: str, node: Values, known: Signa
             # null too: where a default stands before it, OmegaConf keeps that for ???
             problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}=<value>")
         elif isinstance(value, dict) and any("_target_" in _mapping(node) for node in (value, *value.values())):
-            problems += _node_problems(composed, below, value, group)
+            problems += node_problems(composed, below, value, group)
         elif parameter is not None:
             problems += _value_problems(composed, below, value, parameter)
     for item in known.parameters if node else ():

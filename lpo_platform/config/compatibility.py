@@ -9,7 +9,7 @@ Method: `trains`: what of "control", "denoiser" and "reward" it can train. `read
     `differentiable`: True where the task's loss must have a gradient.
 Tune: `trains`: what learns.
 Data: `gives`: what a method can read there. `toy`: True where it draws toy scenes.
-Reward: `judges`: "pictures", "latents" or "condition". `maps`: what the task must have `annotated`.
+Reward: `input`: "pictures", "latents" or "condition". `maps`: what the task must have `annotated`.
 Task: `annotated`: what its maps are, "classes" or "people". `differentiable`: True where its loss has a gradient.
 Model: `denoiser`: "unet" or "transformer".
 Method, reward and control: `denoisers`: the kinds of denoisers that they work with.
@@ -119,7 +119,7 @@ def _row(method: Part, kind: str) -> Row:
         row["task"] = NONE
     if rewards is not None:
         kinds = tuple(kind for kind in rewards if kind != "none")
-        row["reward"] = Need("none" in rewards, bool(kinds), "judges", kinds)
+        row["reward"] = Need("none" in rewards, bool(kinds), "input", kinds)
     if reads is not None:
         row["data"] = Need(name="gives", values=("pictures" if branch and reads == "prompts" else reads,))
     return row
@@ -133,7 +133,7 @@ def combination_problems(composed: Composed, overrides: Iterable[str] = ()) -> l
     method = part_of(composed, "method")
     rows = rows_of(method)
     parts = {group: part_of(composed, group) for row in rows for group in row}
-    explicit = {key for key, _ in _pairs(overrides)}
+    explicit = {key for key, _ in key_values(overrides)}
     wrong = [[g for g, need in row.items() if g not in composed.unsure and not need.fits(parts[g])] for row in rows]
     if not rows or not all(wrong):
         return []
@@ -163,7 +163,7 @@ def reward_problems(composed: Composed) -> list[str]:
         part = Part("reward", None, node.get("_target_") if isinstance(node, Mapping) else None)
         maps = part.says("maps")
         need = ANY if maps is None else Need(name="annotated", values=(maps,))
-        if part.says("judges") == "condition" and not need.fits(task):
+        if part.says("input") == "condition" and not need.fits(task):
             option = composed.choices.get(path)
             chosen = path if option is None else f"{path}={option}"
             problems.append(f"{chosen} {need.complaint(task, composed.folders)}")
@@ -173,7 +173,7 @@ def reward_problems(composed: Composed) -> list[str]:
 def toy_problems(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
     """Toy scenes below a model that is none teach nothing, so they have to be asked for."""
     model, data = composed.values.get("model"), part_of(composed, "data")
-    asked = overrides is None or any(key == "data" for key, _ in _pairs(overrides))
+    asked = overrides is None or any(key == "data" for key, _ in key_values(overrides))
     if asked or not isinstance(model, Mapping) or model.get("toy") or not draws_toys(composed.values.get("data")):
         return []
     reads = part_of(composed, "method").says("reads") or data.says("gives")[0]
@@ -230,7 +230,7 @@ def sharding_problems(composed: Composed) -> list[str]:
     return problems
 
 
-def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
+def key_values(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
     for line in overrides:
         key, _, value = line.partition("=")
         yield key.lstrip("+~"), value

@@ -93,11 +93,11 @@ def compose(primary: str, overrides: Sequence[str], config_dirs: Sequence[str], 
 
 def compose_from(files: Source, overrides: Sequence[str]) -> Composed:
     """`compose` for many command lines: the files are read once."""
-    return _merge(files, _parser().parse_overrides(list(overrides)))
+    return merge(files, override_parser().parse_overrides(list(overrides)))
 
 
 @lru_cache(maxsize=1)
-def _parser() -> OverridesParser:
+def override_parser() -> OverridesParser:
     return OverridesParser.create()
 
 
@@ -111,7 +111,7 @@ def hydra_settings(primary: str, overrides: Sequence[str], config_dirs: Sequence
     return cfg
 
 
-def _merge(files: Source, parsed: list[Override]) -> Composed:
+def merge(files: Source, parsed: list[Override]) -> Composed:
     """Reads the files of the defaults list in order; group overrides choose, the others are applied on top."""
     found = create_defaults_list(
         repo=files.repo,
@@ -129,7 +129,7 @@ def _merge(files: Source, parsed: list[Override]) -> Composed:
     }
     for item in found.config_overrides:
         if not item.is_hydra_override():
-            _set(composed, item)
+            set_value(composed, item)
     if composed.choices.get("debug") == "smoke":
         given = [item.key_or_group for item in found.config_overrides]
         for path, size in smoke.sizes(composed.values, given):
@@ -167,7 +167,7 @@ def _update(composed: Composed, into: Values, new: Values, origin: str, prefix: 
                 _update(composed, into[key], value, origin, f"{path}.")
 
 
-def _set(composed: Composed, item: Override) -> None:
+def set_value(composed: Composed, item: Override) -> None:
     parts = item.key_or_group.split(".")
     node = composed.values
     for part in parts[:-1]:

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from lpo_platform.config.check import problems_of
-from lpo_platform.config.compose import Composed, Source, Values, _merge, _parser, _set, several, source
+from lpo_platform.config.compose import Composed, Source, Values, merge, override_parser, set_value, several, source
 from lpo_platform.config.errors import ConfigError, hint, one_line
 from lpo_platform.config.schema import CONF, ROOTS
 from lpo_platform.config.signature import NotFound, attribute, signature
@@ -110,14 +110,14 @@ def _plugin_problems(parsed: Sequence[Override], *, multirun: bool) -> list[str]
         if choice not in PLUGINS:
             continue
         module, extra = PLUGINS[choice]
-        if not _installed(module):
+        if not installed(module):
             problems.append(f"{choice}: needs packages that are not installed; pip install 'lpo-platform[{extra}]'")
         if not multirun:
             problems.append(f"{choice}: works with -m only, also for a single job; add -m")
     return problems
 
 
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -158,7 +158,7 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
             problems.append(f"{line}: no spaces around =; write {spaced[1]}={spaced[2]}")
             continue
         try:
-            parsed.append(_parser().parse_override(line))
+            parsed.append(override_parser().parse_override(line))
         except HydraException:
             quoted = "quote a value with spaces or special characters: 'key=\"a b\"'"
             problems.append(f"{line}: not an override; {quoted if '=' in line else 'write key=value'}")
@@ -191,13 +191,13 @@ def _values(files: Source, item: Override) -> list[Override]:
     else:
         glob = item.value()
         texts = glob.filter(files.options(item.key_or_group)) if hasattr(glob, "filter") else []
-    return [_parser().parse_override(f"{item.get_key_element()}={text}") for text in texts] or [item]
+    return [override_parser().parse_override(f"{item.get_key_element()}={text}") for text in texts] or [item]
 
 
 def _variant_problems(files: Source, parsed: list[Override], *, values: bool) -> list[str]:
     good, problems, unsure = _screen_groups(files, parsed)
     try:
-        composed = _merge(files, [item for item in good if item not in _settings(files, good)])
+        composed = merge(files, [item for item in good if item not in _settings(files, good)])
     except (HydraException, OmegaConfBaseException) as error:
         return [*problems, one_line(error)]
     composed.unsure = frozenset(unsure)
@@ -206,7 +206,7 @@ def _variant_problems(files: Source, parsed: list[Override], *, values: bool) ->
             continue
         problem = _setting_problem(files, composed, item)
         if problem is None:
-            _set(composed, item)
+            set_value(composed, item)
         elif problem:
             problems.append(problem)
     if values:

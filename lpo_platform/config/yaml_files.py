@@ -1,4 +1,4 @@
-"""Configuration files that cannot be read: file, line and column instead of a parser's story."""
+"""Configuration files that cannot be read: file, line and column instead of a parser's traceback."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from lpo_platform.hardware.distributed import agree, each, everywhere, lead
 from lpo_platform.models.adapter import Adapter, Condition
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampler, Sampling, sample_latents
-from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts, reward_of, row_of
+from lpo_platform.rewards.reward import Asked, Reward, StepReward, parts, row_of, score_latents
 from lpo_platform.tasks.task import Task
 
 __all__ = ["ALIGNMENT", "DIVERSITY", "LATENT_FD", "Drawing", "Evaluation", "Evaluator", "compare_evaluations"]
@@ -249,7 +249,7 @@ class Evaluator:
 def scores_of(reward: Reward | StepReward, drawn: Drawing, captions: list[str]) -> dict[str, Tensor]:
     """What a reward says of finished pictures: `score` and its named parts, if any, (B,) each."""
     if isinstance(reward, StepReward):
-        return {"score": reward_of(reward, drawn.latents, captions)}
+        return {"score": score_latents(reward, drawn.latents, captions)}
     asked = None
     if drawn.control is not None:
         asked = Asked(drawn.target, drawn.control, torch.arange(len(captions), device=drawn.control.device))

@@ -36,11 +36,11 @@ STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "S
 
 
 class ProcessFailed(Exception):
-    """A process ended with an error that is not the user's; `story` is its traceback."""
+    """A process ended with an error that is not the user's, with the `traceback` of that process."""
 
-    def __init__(self, reason: str, story: str) -> None:
+    def __init__(self, reason: str, traceback: str) -> None:
         super().__init__(reason)
-        self.story = story
+        self.traceback = traceback
 
 
 def rank() -> int:
@@ -121,7 +121,7 @@ def cause(notes: list[dict], codes: dict[int, int]) -> BaseException:
         return KeyboardInterrupt()
     if notes:
         first = min(notes, key=lambda note: note["time"])
-        return ProcessFailed(f"{first['reason']} (in process {first['rank']})", first["story"])
+        return ProcessFailed(f"{first['reason']} (in process {first['rank']})", first["traceback"])
     return ProcessFailed(f"the processes ended with {codes} and without a word", "")
 
 

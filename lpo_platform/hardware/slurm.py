@@ -151,4 +151,4 @@ def _note_death(path: Path, rank: int, code: int) -> None:
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     advice = " (out of memory?)" if name == "SIGKILL" else ""
     reason = f"a process was ended by {name}{advice}"
-    record.write_json(path, {"rank": rank, "user": False, "reason": reason, "story": "", "time": 0.0})
+    record.write_json(path, {"rank": rank, "user": False, "reason": reason, "traceback": "", "time": 0.0})

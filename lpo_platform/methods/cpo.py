@@ -14,7 +14,7 @@ from torch import Tensor
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.prepared.conditions import packed, unpacked, worse
 from lpo_platform.methods import losses
-from lpo_platform.methods.expectations import APART, FirstLoss
+from lpo_platform.methods.expectations import REFERENCE_DIFFERS, FirstLoss
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.sampling import Sampling
@@ -109,7 +109,7 @@ class CPO(Method):
     def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
         weight = float(self.trainer.callback_metrics["cpo/weight"])  # every step logs it
         what = f"the first weight of a pair is {weight:.4f}; 0.5 while policy and reference agree"
-        return FirstLoss(what, abs(weight - 0.5), 0.01, APART)
+        return FirstLoss(what, abs(weight - 0.5), 0.01, REFERENCE_DIFFERS)
 
     @torch.no_grad()
     def worse(self, batch: Batch) -> Tensor:

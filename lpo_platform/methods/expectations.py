@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-APART = "the reference is not the policy's start: check what is frozen, and when"
+REFERENCE_DIFFERS = "the reference is not the policy's start: check what is frozen, and when"
 
 
 class Samples(Protocol):
@@ -46,7 +46,7 @@ class FirstLoss:
 def preference_loss(value: float) -> FirstLoss:
     """The first loss of a preference: -log sigmoid(0), while policy and reference agree."""
     what = f"the first loss is {value:.4f}; -log sigmoid(0) = 0.6931 while policy and reference agree"
-    return FirstLoss(what, abs(value - math.log(2)), 0.02, APART)
+    return FirstLoss(what, abs(value - math.log(2)), 0.02, REFERENCE_DIFFERS)
 
 
 @dataclass(frozen=True)

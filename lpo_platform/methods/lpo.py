@@ -118,12 +118,12 @@ class LPO(Online):
     def without_samples(self) -> str:
         return f"lower method.threshold={list(self.threshold)}, or check that the reward tells candidates apart"
 
-    def play(self, number: int, captions: list[str], micro_batch: int) -> list[Batch]:
+    def sample_round(self, number: int, captions: list[str], micro_batch: int) -> list[Batch]:
         report = {}
         if self.refresh_reward is not None and number and number % self.refresh_reward == 0:
             sampling = Sampling(self.num_steps, self.guidance, self.eta)
             report = self.refresh(self.reward, self.policy, captions, sampling, key=f"refresh/{self.seed}/{number}")
-        batches = super().play(number, captions, micro_batch)
+        batches = super().sample_round(number, captions, micro_batch)
         self.round |= report
         return batches
 

@@ -84,7 +84,7 @@ class Online(Method):
         return lambda: rows
 
     @torch.no_grad()
-    def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
+    def sample_round(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
         """Samples round `number` and returns this process's micro-batches.
 
         Args:

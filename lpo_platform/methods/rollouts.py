@@ -37,7 +37,7 @@ class Rollouts(L.LightningDataModule):
         if self._played is None or self._played[0] != number:
             items = Items(self.prompts, self.numbers(number)) if self.method.pictures else self.captions(number)
             with self.trainer.precision_plugin.forward_context():
-                self._played = number, self.method.play(number, items, self.micro_batch)
+                self._played = number, self.method.sample_round(number, items, self.micro_batch)
         return DataLoader(self._played[1], batch_size=None)
 
     def captions(self, number: int) -> list[str]:

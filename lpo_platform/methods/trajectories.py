@@ -18,7 +18,7 @@ from lpo_platform.methods.expectations import Samples, SamplingWork
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 from lpo_platform.methods.overlap import Overlap
-from lpo_platform.rewards.reward import Asked, Reward, StepReward, checked, name_of, parts, reward_of
+from lpo_platform.rewards.reward import Asked, Reward, StepReward, checked, name_of, parts, score_latents
 from lpo_platform.tasks.task import Task
 
 
@@ -104,9 +104,9 @@ class Trajectories(Online):
         self.t, slope, std = (of[self.window] for of in steps(process, self.num_steps, self.eta))
         self.weights = step_weights(self.weighting, slope, std)
 
-    def play(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
+    def sample_round(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
         self.place(number)
-        return super().play(number, items, micro_batch)
+        return super().sample_round(number, items, micro_batch)
 
     def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
         """Draws G pictures for each of P prompts.
@@ -171,6 +171,6 @@ class Trajectories(Online):
         """Grades finished latents (P G, C, h, w) of P captions: `score` and its named parts, (P G,) each."""
         captions = [caption for caption in captions for _ in range(self.group)]
         if isinstance(self.reward, StepReward):
-            return {"score": checked(name_of(self.reward), reward_of(self.reward, latents, captions), len(latents))}
+            return {"score": checked(name_of(self.reward), score_latents(self.reward, latents, captions), len(latents))}
         images = torch.cat([self.policy.adapter.decode(part) for part in latents.split(self.group)])
         return parts(self.reward, images.mul(255).round().div(255), captions, asked)  # 8 bits, as a file has them

@@ -18,7 +18,7 @@ class Blend:
     """
 
     name: ClassVar[str] = "blend"
-    judges: ClassVar[str] = "pictures"
+    input: ClassVar[str] = "pictures"
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
         if not rewards:

@@ -21,7 +21,7 @@ class Compressibility:
     """
 
     name: ClassVar[str] = "compressibility"
-    judges: ClassVar[str] = "pictures"
+    input: ClassVar[str] = "pictures"
     sign: ClassVar[int] = -1
 
     def __init__(self, quality: int = 95) -> None:

@@ -23,7 +23,7 @@ class LRM:
     """
 
     name: ClassVar[str] = "lrm"
-    judges: ClassVar[str] = "latents"
+    input: ClassVar[str] = "latents"
     denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # its model is half a UNet
 
     def __init__(

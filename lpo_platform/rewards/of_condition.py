@@ -19,7 +19,7 @@ class OfCondition:
     """
 
     name: ClassVar[str]
-    judges: ClassVar[str] = "condition"
+    input: ClassVar[str] = "condition"
     maps: ClassVar[str | None] = None
     """What a task must have `annotated` for it to read its maps; None for any task."""
 

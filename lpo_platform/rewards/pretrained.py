@@ -17,7 +17,7 @@ class Pretrained(nn.Module):
     """
 
     name: ClassVar[str]
-    judges: ClassVar[str] = "pictures"
+    input: ClassVar[str] = "pictures"
 
     def __init__(self, batch: int) -> None:
         super().__init__()

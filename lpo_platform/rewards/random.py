@@ -20,7 +20,7 @@ class RandomPreference:
     """
 
     name: ClassVar[str] = "random"
-    judges: ClassVar[str] = "latents"
+    input: ClassVar[str] = "latents"
     timestep: Literal["current", "next"] = "current"
 
     def __init__(self, scale: float = 0.1) -> None:

@@ -33,7 +33,7 @@ class Reward(Protocol):
     given.
     """
 
-    judges: ClassVar[str] = "pictures"
+    input: ClassVar[str] = "pictures"
     """What it looks at, by which the options of a run are checked: "pictures", "latents" (a StepReward) or "condition"
     (pictures against the condition that they were drawn from)."""
 
@@ -131,7 +131,7 @@ def predicted(reward: Reward | PredictionReward, images: Tensor, prompts: list[s
     return parts(reward, images, prompts)["score"]
 
 
-def reward_of(reward: StepReward, latents: Tensor, captions: list[str]) -> Tensor:
+def score_latents(reward: StepReward, latents: Tensor, captions: list[str]) -> Tensor:
     """Grades finished latents by a reward of noisy latents, at t = 1: (B,)."""
     rows = torch.arange(len(latents), device=latents.device)
     return reward(latents, torch.ones_like(rows), reward.encode(captions), rows)

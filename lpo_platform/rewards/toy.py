@@ -23,7 +23,7 @@ class ToyAttributes:
     """
 
     name: ClassVar[str] = "toy"
-    judges: ClassVar[str] = "pictures"
+    input: ClassVar[str] = "pictures"
 
     def __init__(self, weights: str | None = None) -> None:
         self.judge = Judge.load(Path(weights) if weights else FOLDER)

@@ -33,7 +33,7 @@ FREE = ("hardware", "logger", "name", "resume", "hydra")
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One job, as its folder shows it. status: finished, failed, interrupted (it left no end), running or foreign."""
 
     folder: Path
@@ -47,7 +47,7 @@ class Job:
     primary: str
 
     @classmethod
-    def read(cls, folder: Path) -> Job:
+    def read(cls, folder: Path) -> SweepJob:
         result = files.read_json(folder / "result.json")
         result = result if isinstance(result, dict) else {}
         hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job
@@ -137,19 +137,19 @@ class Sweep:
     """A sweep as its folder shows it: jobs in their order, `labels` their settings, `rows` what the seeds say."""
 
     folder: Path
-    jobs: list[Job]
+    jobs: list[SweepJob]
     labels: list[str]
     rows: list[Row]
 
     @property
-    def finished(self) -> list[tuple[str, Job]]:
+    def finished(self) -> list[tuple[str, SweepJob]]:
         both = zip(self.labels, self.jobs, strict=True)
         return [(label, job) for label, job in both if job.status == "finished"]
 
     @property
-    def settings(self) -> dict[str, list[Job]]:
+    def settings(self) -> dict[str, list[SweepJob]]:
         """The finished jobs of each setting."""
-        found: dict[str, list[Job]] = {}
+        found: dict[str, list[SweepJob]] = {}
         for label, job in self.finished:
             found.setdefault(label, []).append(job)
         return found
@@ -173,7 +173,7 @@ def read(folder: Path) -> Sweep:
     """What lies in a sweep's folder, whether it is at work or at its end."""
     from lpo_platform.runs import seeds
 
-    jobs = sorted(map(Job.read, runs(folder)), key=lambda job: job.number)
+    jobs = sorted(map(SweepJob.read, runs(folder)), key=lambda job: job.number)
     labels = [setting(own) for own in distinct([job.overrides for job in jobs])]
     both = zip(labels, jobs, strict=True)
     rows = seeds.rows([(label, job.seed, job.metrics) for label, job in both if job.status == "finished"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.commands.main import _main
+from lpo_platform.commands.main import run_command
 from lpo_platform.commands.terminal import Command
 from lpo_platform.config.errors import ConfigError, UserError
 from lpo_platform.config.options import shipped
@@ -54,7 +54,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         name = {"train": "lpo-train", "eval": "lpo-eval", "prepare": "lpo-prepare"}[primary]
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         with pytest.raises(SystemExit) as end:
-            _main(Command(name, primary, work))
+            run_command(Command(name, primary, work))
         return int(end.value.code or 0)
 
     yield run
@@ -223,7 +223,7 @@ def test_a_crash_keeps_its_traceback_in_the_log_and_ends_with_1(main, capsys, mo
 
     assert main("task=canny", work=crash) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("lpo-train: RuntimeError: the sky fell\n  the whole story: outputs/cpo-tiny-canny/")
+    assert shown.startswith("lpo-train: RuntimeError: the sky fell\n  the full log: outputs/cpo-tiny-canny/")
     assert "Traceback" not in shown
     assert "Traceback" in Path("outputs/cpo-tiny-canny/latest/train.log").read_text()
     monkeypatch.setenv("LPO_DEBUG", "1")

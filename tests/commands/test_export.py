@@ -36,7 +36,7 @@ from lpo_platform.commands.export.card import BASE, CONDITION, HERE, card
 from lpo_platform.commands.export.export import export, main
 from lpo_platform.commands.export.forms import FILE, FORMS, Form
 from lpo_platform.commands.export.pipelines import Scene, draw, draw_stock
-from lpo_platform.commands.export.publish import Check, _compare_weights, _passed
+from lpo_platform.commands.export.publish import Check, compare_weights, passed
 from lpo_platform.commands.export.trained import find
 from lpo_platform.commands.weights import _setting as place_of
 from lpo_platform.config.compose import compose
@@ -290,7 +290,7 @@ def test_stock_single_file_loading_reads_an_sdxl_checkpoint(sdxl: Path, tmp_path
 def test_a_kohya_lora_has_the_names_that_trainers_write(lora: Path, tmp_path: Path) -> None:
     form = write(lora, "comfyui", tmp_path)
     pipeline = form.read(tmp_path)
-    _compare_weights(form, pipeline.components)  # of which stock diffusers makes W + up @ down
+    compare_weights(form, pipeline.components)  # of which stock diffusers makes W + up @ down
     state = load_file(tmp_path / FILE)
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
     assert state[f"{name}.lora_down.weight"].shape == (2, 8) and state[f"{name}.lora_up.weight"].shape == (8, 2)
@@ -321,20 +321,20 @@ def test_flux_in_the_forms_that_it_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", ["diffusers", "comfyui", "safetensors"])
 def test_one_other_weight_is_found(to: str, control: Path, tmp_path: Path) -> None:
     form = write(control, to, tmp_path)
-    _compare_weights(form, form.read(tmp_path).components)
+    compare_weights(form, form.read(tmp_path).components)
     (file,) = tmp_path.rglob("*.safetensors")
     state = load_file(file)
     state[min(name for name in state if name.endswith("weight"))].flatten()[0] += 1e-6
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="controlnet is another one"):
-        _compare_weights(form, form.read(tmp_path).components)
+        compare_weights(form, form.read(tmp_path).components)
 
 
 def test_other_pictures_are_refused() -> None:
-    _passed(Check("x", 0.003, 0.5))
+    passed(Check("x", 0.003, 0.5))
     for wrong in (0.01, float("nan")):
         with pytest.raises(UserError, match="too far apart"):
-            _passed(Check("x", wrong, 0.5))
+            passed(Check("x", wrong, 0.5))
 
 
 def test_a_failure_leaves_nothing(control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -21,7 +21,7 @@ from lpo_platform.commands.plan.count import flops, peak
 from lpo_platform.commands.plan.plan import advice, plan, text
 from lpo_platform.commands.plan.rates import DEVICES
 from lpo_platform.commands.plan.settings import Settings, settings_of
-from lpo_platform.commands.plan.work import _rollout, activations, assemble, steps, update
+from lpo_platform.commands.plan.work import activations, assemble, rollout_flops, steps, update
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.models.random_weights import SD15, tiny
@@ -76,7 +76,7 @@ def test_lpo_as_the_benchmark_counts() -> None:
     job = assemble(configuration("method=lpo", "tune=lora", "tune.rank=4", "tune.alpha=4", *words))
     settings = {"candidates": 2, "steps": 3}
     bench = lpo.Rollout.build(tiny(), batch=1, device="meta", **settings)
-    assert _rollout(job) == pytest.approx(flops(lambda: bench.step("exact")), rel=0.01)
+    assert rollout_flops(job) == pytest.approx(flops(lambda: bench.step("exact")), rel=0.01)
     bench = lpo.Update.build(tiny(), batch=10, device="meta")
     assert update(job) == pytest.approx(flops(lambda: bench.step("exact")), rel=0.01)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from toys import rewards as toy_rewards
 
-from lpo_platform.commands.main import _main
+from lpo_platform.commands.main import run_command
 from lpo_platform.commands.score import SHARD, cache_of, collect, compute, score, winner_less_loser
 from lpo_platform.commands.terminal import Command
 from lpo_platform.config.compose import help_text
@@ -222,7 +222,7 @@ def lpo_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: dict) -> 
         ]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["lpo-score", *line, *arguments])
         with pytest.raises(SystemExit) as end:
-            _main(Command("lpo-score", "score"))
+            run_command(Command("lpo-score", "score"))
         return int(end.value.code or 0)
 
     yield run

@@ -12,11 +12,11 @@ import pytest
 import scipy.stats
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.commands.main import _main, claim
+from lpo_platform.commands.main import claim, run_command
 from lpo_platform.commands.terminal import Command
 from lpo_platform.commands.train import about
 from lpo_platform.config.compose import compose
-from lpo_platform.config.diagnose import _installed, diagnose
+from lpo_platform.config.diagnose import diagnose, installed
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.hardware import slurm
@@ -56,7 +56,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     def run(*arguments: str, work: Callable[[DictConfig, Path], object]) -> int:
         monkeypatch.setattr(sys, "argv", ["lpo-train", *arguments])
         with pytest.raises(SystemExit) as end:
-            _main(Command("lpo-train", "train", work))
+            run_command(Command("lpo-train", "train", work))
         return int(end.value.code or 0)
 
     yield run
@@ -325,7 +325,7 @@ def test_launchers_say_what_they_lack(main, capsys, monkeypatch: pytest.MonkeyPa
     assert "partitionn" in line
 
 
-@pytest.mark.skipif(_installed("optuna"), reason="Optuna is installed here")
+@pytest.mark.skipif(installed("optuna"), reason="Optuna is installed here")
 def test_optuna_is_an_extra():
     assert diagnose("train", ["hydra/sweeper=optuna", "method.beta=interval(1,9)"], multirun=True) == [
         "hydra/sweeper=optuna: needs packages that are not installed; pip install 'lpo-platform[optuna]'"

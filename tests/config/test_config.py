@@ -284,7 +284,7 @@ def test_the_check_reads_the_classes(tmp_path: Path):
 def test_every_shipped_class_says_what_it_goes_with():
     """Without it the check would let everything pass."""
     said = {
-        "method": ("trains", "reads", "rewards", "denoisers"), "reward": ("judges",), "tune": ("trains",),
+        "method": ("trains", "reads", "rewards", "denoisers"), "reward": ("input",), "tune": ("trains",),
         "data": ("gives",), "task": ("differentiable",), "model": ("denoiser",),
     }  # fmt: skip
     for group, names in said.items():
@@ -297,9 +297,9 @@ CONTROLLED = ["method=ddpo", "task=pose", "control=controlnet", "tune=control", 
 
 # A command line on which an option fits, by what its class says.
 LINES = {
-    ("reward", "judges", "pictures"): ["method=spo"],
-    ("reward", "judges", "latents"): ["method=lpo"],
-    ("reward", "judges", "condition"): CONTROLLED,
+    ("reward", "input", "pictures"): ["method=spo"],
+    ("reward", "input", "latents"): ["method=lpo"],
+    ("reward", "input", "condition"): CONTROLLED,
     ("data", "gives", ("pairs",)): ["method=lrm"],
     ("data", "gives", ("prompts",)): ["method=lpo"],
     ("tune", "trains", "reward"): ["method=lrm"],

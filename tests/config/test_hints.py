@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from lpo_platform.commands.command_line import _parse, _ready
+from lpo_platform.commands.command_line import checked_words, parse_line
 from lpo_platform.commands.diff import side
-from lpo_platform.commands.export.export import _settings
+from lpo_platform.commands.export.export import export_settings
 from lpo_platform.commands.listing import listing
 from lpo_platform.commands.plan.settings import settings_of
-from lpo_platform.commands.report import _arguments
+from lpo_platform.commands.report import arguments_of
 from lpo_platform.commands.terminal import Command
 from lpo_platform.config.compose import source
 from lpo_platform.config.diagnose import diagnose
@@ -127,12 +127,12 @@ def test_every_answer_of_the_tables_exists():
 )
 def test_an_unknown_flag_is_one_line(words: list[str], answer: str):
     with pytest.raises(UserError) as raised:
-        _parse(words)
+        parse_line(words)
     assert str(raised.value).startswith(answer) and "\n" not in str(raised.value)
 
 
 def test_the_flags_that_exist_are_left_alone(tmp_path: Path):
-    line = _parse(["-m", "seed=0,1", "--cfg", "job", "--package", "data", "--config-dir", str(tmp_path)])
+    line = parse_line(["-m", "seed=0,1", "--cfg", "job", "--package", "data", "--config-dir", str(tmp_path)])
     assert line.shows and line.multirun and line.overrides == ["seed=0,1"]
 
 
@@ -173,10 +173,10 @@ def test_a_run_is_named_alike_in_every_command(word: str, tmp_path: Path, monkey
     run, said = tmp_path / "run", word.format(run=tmp_path / "run")
     run.mkdir()
     (run / "resolved.yaml").write_text("seed: 3\n")
-    line = _parse([said])
-    _ready(Command("lpo-eval", "eval"), [said], line)
+    line = parse_line([said])
+    checked_words(Command("lpo-eval", "eval"), [said], line)
     assert line.value("run") == str(run)
-    assert _settings([said, "to=merged"])["run"] == str(run)
+    assert export_settings([said, "to=merged"])["run"] == str(run)
     assert side(said).config == {"seed": 3}
     monkeypatch.setattr("sys.argv", ["lpo-report", said])
-    assert _arguments().folder == run
+    assert arguments_of().folder == run

@@ -60,3 +60,18 @@ def test_no_circle() -> None:
     except CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None
     assert len(order) == len(EDGES) > 200
+
+
+def test_private_names_stay_in_their_file() -> None:
+    """Of the package, the launchers and the tests: what another file imports is public."""
+    root, own = PACKAGE.parent, ("lpo_platform", "toys", "parity", "launchers")
+    files = [path for room in ("lpo_platform", "launchers", "tests") for path in (root / room).rglob("*.py")]
+    found = [
+        f"{path.relative_to(root)}:{node.lineno} {node.module}.{alias.name}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in own
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert len(files) > 300 and found == []

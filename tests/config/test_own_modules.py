@@ -32,13 +32,13 @@ def test_a_module_is_found(clean: None, tmp_path: Path, monkeypatch: pytest.Monk
     module = f"own_module_{place}"
     for folder in ("here", "beside"):
         (tmp_path / folder).mkdir()
-    (tmp_path / place / f"{module}.py").write_text("class Mine:\n    judges = 'pictures'\n")
+    (tmp_path / place / f"{module}.py").write_text("class Mine:\n    input = 'pictures'\n")
     monkeypatch.chdir(tmp_path / "here")
     folder = option(tmp_path / "beside" / "conf", module)
     own_modules.look_in([folder])
     words = ["experiment=ddpo_toy", "reward=mine"]
     assert diagnose("train", words, [folder]) == []
-    assert importlib.import_module(module).Mine.judges == "pictures"
+    assert importlib.import_module(module).Mine.input == "pictures"
 
 
 def test_the_error_of_one_that_is_not_there_says_where_it_may_lie(

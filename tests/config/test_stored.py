@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from lpo_platform.config import stored
-from lpo_platform.config.check import _node_problems, check
+from lpo_platform.config.check import check, node_problems
 from lpo_platform.config.compose import Composed
 from lpo_platform.runs import resume
 from lpo_platform.runs.foreign import differences, names
@@ -33,7 +33,7 @@ def test_a_stored_option_has_its_class_and_its_arguments(tmp_path: Path, option:
     group, file = option.split("/")[0], tmp_path / "resolved.yaml"
     file.write_text(OmegaConf.to_yaml(OmegaConf.create({group: STORED["options"][option]})))
     node = OmegaConf.to_container(stored.load(file), resolve=False)[group]
-    problems = _node_problems(Composed({group: node}, {}), group, node, group)
+    problems = node_problems(Composed({group: node}, {}), group, node, group)
     assert [problem for problem in problems if MISSING not in problem] == []
 
 

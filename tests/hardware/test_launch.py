@@ -50,7 +50,8 @@ def losses(folder: Path) -> list[float]:
 
 
 def note(rank: int, *, user: bool = False, at: float = 0.0, reason: str = "") -> dict:
-    return {"rank": rank, "user": user, "time": at, "reason": reason or f"reason {rank}", "story": f"story {rank}"}
+    words = {"reason": reason or f"reason {rank}", "traceback": f"traceback {rank}"}
+    return {"rank": rank, "user": user, "time": at, **words}
 
 
 def test_only_one_kind_of_job_starts_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_what_ended_a_run_is_told_from_what_followed() -> None:
     first = note(1, at=1.0)
     error = launch.cause([lost, first], {0: 1, 1: 1})
     assert isinstance(error, launch.ProcessFailed)
-    assert str(error) == "reason 1 (in process 1)" and error.story == "story 1"
+    assert str(error) == "reason 1 (in process 1)" and error.traceback == "traceback 1"
     error = launch.cause([lost], {0: 1, 1: -9})
     assert str(error) == "process 1 was ended by SIGKILL (out of memory?)"
     error = launch.cause([lost, note(1, user=True, at=3.0)], {0: 1, 1: 2})

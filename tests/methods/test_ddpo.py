@@ -44,7 +44,7 @@ from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
 
 def play(step: DDPO, number: int = 0, micro_batch: int = 5, numbers: tuple[int, ...] = (0, 1)) -> list[dict]:
     items = Items(Pictures(), numbers) if step.pictures else [Pictures().caption(i) for i in numbers]
-    return step.play(number, items, micro_batch)
+    return step.sample_round(number, items, micro_batch)
 
 
 def gradient(step: DDPO, batches: list[dict]) -> Tensor:
@@ -572,7 +572,8 @@ def test_the_papers_counting_of_steps() -> None:
     step = method(Control(), **settings)
     step.predict = lambda x, *_: x  # what is drawn has no part in what is counted
     rounds = Rollouts(Pictures(), step, micro_batch=8, seed=0)
-    updates = [rows_of(batch) for batch in step.play(0, Items(Pictures(), rounds.numbers(0)), settings["batch"])]
+    items = Items(Pictures(), rounds.numbers(0))
+    updates = [rows_of(batch) for batch in step.sample_round(0, items, settings["batch"])]
     pictures, steps = len(step.samples["latents"]), len(updates)
     assert (pictures, steps) == (8, 25)
     for update in updates:

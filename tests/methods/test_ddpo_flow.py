@@ -50,7 +50,7 @@ def method(folder: Path, tune: Tune, **options: object) -> DDPO:
 
 def play(step: DDPO, number: int = 0) -> list[dict]:
     items = Items(Large(), (0, 3)) if step.pictures else [Pictures().caption(i) for i in (0, 3)]
-    return step.play(number, items, 8)
+    return step.sample_round(number, items, 8)
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def literal_loss(policy: UNet2DConditionModel, reference: UNet2DConditionModel, 
 def whole(step: LPO, number: int = 0) -> dict[str, Tensor]:
     """All rows of a round as one batch."""
     step.batch = 10_000
-    (batch,) = step.play(number, toy_lpo.captions(step.prompts), step.batch)
+    (batch,) = step.sample_round(number, toy_lpo.captions(step.prompts), step.batch)
     return batch
 
 
@@ -293,7 +293,8 @@ def test_a_step_is_the_mean_over_its_rows_however_it_is_cut(tmp_path: Path) -> N
     """12 rows in steps of 8: the last has 4, and in micro-batches of 2 half of the accumulation is missing."""
     options = {"threshold": (0.0, 0.0), "batch": 8, "moved": 0.003, "beta": 20.0, "optim": AdamW(lr=0, clip=1e9)}
     step = toy_lpo.method(**options)
-    order = [step.play(0, Rollouts(Captions(), step, micro_batch=8, seed=0).captions(0), 8)[i] for i in range(2)]
+    captions = Rollouts(Captions(), step, micro_batch=8, seed=0).captions(0)
+    order = [step.sample_round(0, captions, 8)[i] for i in range(2)]
     expected = []
     for part in order:
         rows = [losses.lpo(*_ratios(step, {k: v[i : i + 1] for k, v in part.items()}), beta=20.0, clip=0.1).sum()

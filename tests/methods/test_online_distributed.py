@@ -43,7 +43,7 @@ def play(scenario: str, accumulation: int) -> dict[str, Any]:
     """A round: its batches on this process, the averaged gradient of each step, and what it reports."""
     options = {"sample_batch": 1, "num_steps": 3, "moved": 0.001, "beta": 20.0} | SCENARIOS[scenario]
     step = toy_lpo.method(Full(), dtype=torch.float64, **options)  # else a batch of another size rounds differently
-    batches = step.play(0, toy_lpo.captions(step.prompts), step.batch // world()[1] // accumulation)
+    batches = step.sample_round(0, toy_lpo.captions(step.prompts), step.batch // world()[1] // accumulation)
     if "weight" not in batches[0]:
         loss = step.training_step(batches[0], 0)
         zero = None if loss is None else torch.cat([g.flatten() for g in _gradient_of(loss, step)])
@@ -77,7 +77,7 @@ def _rank(rank: int, size: int, port: int, folder: Path) -> None:
     found["gathered"] = gather({"a": torch.full((rank, 2), rank), "b": torch.arange(rank)})
     found["mean"] = mean({"x": torch.tensor(float(rank))}, rank + 1)
     try:
-        toy_lpo.method(prompts=size - 1).play(0, toy_lpo.captions(size - 1), 1)
+        toy_lpo.method(prompts=size - 1).sample_round(0, toy_lpo.captions(size - 1), 1)
     except UserError as error:
         found["too few prompts"] = str(error)
     torch.save(found, folder / f"{rank}.pt")

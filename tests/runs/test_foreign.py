@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.commands import main as commands
-from lpo_platform.commands.main import _main
+from lpo_platform.commands.main import run_command
 from lpo_platform.commands.terminal import Command
 from lpo_platform.runs import foreign, record
 
@@ -28,7 +28,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         monkeypatch.setattr(sys, "argv", [f"lpo-{primary}", *arguments])
         monkeypatch.setattr(commands, "work_of", lambda name: work)
         with pytest.raises(SystemExit) as end:
-            _main(Command(f"lpo-{primary}", primary))
+            run_command(Command(f"lpo-{primary}", primary))
         return int(end.value.code or 0)
 
     yield run

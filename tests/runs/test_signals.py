@@ -34,7 +34,7 @@ def work(cfg, folder):
         raise
 
 main.work_of = lambda name: work
-main._main(Command(NAME, NAME.removeprefix("lpo-")))
+main.run_command(Command(NAME, NAME.removeprefix("lpo-")))
 """
 
 

@@ -17,7 +17,7 @@ class Redness:
     """The mean of red."""
 
     name: ClassVar[str] = "redness"
-    judges: ClassVar[str] = "pictures"
+    input: ClassVar[str] = "pictures"
 
     def __call__(self, images, prompts, condition=None):
         return images[:, 0].mean((1, 2))

@@ -102,7 +102,7 @@ class LPOBench(Bench):
                 with torch.no_grad():
                     self.method.collect(self.captions, range(len(self.captions)))
             else:
-                self.method.play(0, self.captions, len(self.captions))
+                self.method.sample_round(0, self.captions, len(self.captions))
             return self.method.round["reward/mean"]
 
     def updates(self, original: bool) -> Tensor:

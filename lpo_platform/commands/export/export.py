@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument("settings", nargs="+", metavar="key=value")
     try:
-        export(_settings(parser.parse_args().settings))
+        export(export_settings(parser.parse_args().settings))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -124,7 +124,7 @@ def _fill(trained: Trained, to: str, folder: Path, place: str | None) -> object:
     return check
 
 
-def _settings(words: list[str]) -> dict[str, str]:
+def export_settings(words: list[str]) -> dict[str, str]:
     """The words as a mapping; UserError for one that is none, is unknown or missing."""
     words = runs_named(words)
     if strange := [word for word in words if "=" not in word]:

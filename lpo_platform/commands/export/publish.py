@@ -65,11 +65,11 @@ def publish(trained: Trained, to: str, folder: Path, metadata: dict[str, str]) -
     else:
         del policy
         pipeline = form.read(folder)
-        _compare_weights(form, pipeline.components)
+        compare_weights(form, pipeline.components)
         reader = f"{type(pipeline).__name__} of diffusers {diffusers.__version__}"
         theirs = draw_stock(pipeline, form.adapter.to(hardware.device), scene)
     save_png(torch.cat([*([*scene.control] if scene.control is not None else []), *theirs], -1), folder / EXAMPLE)
-    return _passed(Check(reader, _largest(ours, theirs), _largest(ours, before)))
+    return passed(Check(reader, _largest(ours, theirs), _largest(ours, before)))
 
 
 def _draw_own(policy: Policy, form: SafeTensors, folder: Path, scene: Scene) -> Tensor:
@@ -99,10 +99,10 @@ def _publish_reward(trained: Trained, to: str, adapter: Adapter, folder: Path, m
     latents = noise.normal(range(len(prompts)), adapter.latent_shape, seed=0, stream=STREAM).to(adapter.device)
     times = torch.linspace(1, 951, len(prompts), device=adapter.device).long()
     scores = [m(latents, times, m.encode(adapter.tokenize(prompts))) for m in (model, again)]
-    return _passed(Check("the platform", _largest(*scores)))
+    return passed(Check("the platform", _largest(*scores)))
 
 
-def _compare_weights(form: Form, parts: dict[str, nn.Module]) -> None:
+def compare_weights(form: Form, parts: dict[str, nn.Module]) -> None:
     """Every trained weight must come back as it was; of a LoRA up to the rounding of W + up @ down."""
     limits = {"atol": 1e-5, "rtol": 1e-5} if form.lora else {"atol": 0, "rtol": 0}
     for name, module in form.modules.items():
@@ -119,7 +119,7 @@ def _largest(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _passed(check: Check) -> Check:
+def passed(check: Check) -> Check:
     if not check.difference <= TOLERANCE:
         raise UserError(f"{check}: too far apart; nothing was written")
     return check

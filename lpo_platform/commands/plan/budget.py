@@ -40,14 +40,12 @@ def largest(cfg: DictConfig, room: float, *, half: bool) -> int:
     return sizes[place - 1]
 
 
-def cut(hardware: Hardware, cfg: DictConfig) -> Hardware:
+def with_micro_batch(hardware: Hardware, cfg: DictConfig) -> Hardware:
     """With a number for hardware.micro_batch=auto, the same on every process; null where nothing is trained."""
     if hardware.micro_batch != "auto":
         return hardware
     micro = None
     if "method" in cfg:
-        pass  # which needs this module
-
         here = OmegaConf.merge(cfg, {"hardware": {"devices": hardware.local_processes}})
         half = hardware.frozen_dtype != torch.float32
         with torch.random.fork_rng(devices=[]):

@@ -16,7 +16,7 @@ from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 
 if TYPE_CHECKING:
-    from lpo_platform.commands.plan.work import Job
+    from lpo_platform.commands.plan.work import PlannedJob
 
 HALF, FULL = 2, 4
 FLOATS = ("target", "features")  # columns of numbers beside moments and text
@@ -43,7 +43,7 @@ def learning(policy: Policy) -> int:
     return sum(weight.numel() for weight in policy.trainable().values())
 
 
-def counts(job: Job) -> Counts:
+def counts(job: PlannedJob) -> Counts:
     policy = job.policy
     trained = learning(policy)
     parts = {id(part): part for part in (*policy.adapter.parts, *policy.learning.values())}
@@ -77,7 +77,7 @@ def moments(policy: Policy, optim: Optim) -> int:
     return FULL * sum(factored(weight) for weight in weights)
 
 
-def memory(job: Job, activations: float, *, half: bool) -> dict[str, float]:
+def memory(job: PlannedJob, activations: float, *, half: bool) -> dict[str, float]:
     """Bytes of each process. half: bf16 or 16-mixed, where frozen parts and activations have 2 bytes a number."""
     found, small = counts(job), HALF if half else FULL
     shards = job.hardware.processes if job.hardware.strategy == "fsdp" else 1
@@ -93,7 +93,7 @@ def memory(job: Job, activations: float, *, half: bool) -> dict[str, float]:
     }
 
 
-def disk(job: Job, *, half: bool) -> dict[str, float]:
+def disk(job: PlannedJob, *, half: bool) -> dict[str, float]:
     """Bytes that the run writes: at their most, and to caches that later runs read."""
     averaged = job.cfg.callbacks.ema_decay is not None
     once, exports = checkpoint(job.policy, job.method.optim, averaged=averaged), 1 + averaged
@@ -126,7 +126,7 @@ def exported(policy: Policy) -> int:
     return FULL * total
 
 
-def cache(job: Job, *, half: bool) -> float:
+def cache(job: PlannedJob, *, half: bool) -> float:
     """Bytes of the training samples' frozen parts, as data/ keeps them."""
     if job.method.online:
         return 0

@@ -12,7 +12,7 @@ from lpo_platform.commands.plan.budget import ROOM, largest
 from lpo_platform.commands.plan.bytes import counts, disk, memory, size
 from lpo_platform.commands.plan.rates import Device, device_of
 from lpo_platform.commands.plan.settings import Settings
-from lpo_platform.commands.plan.work import Job, Piece, activations, assemble, pieces, steps
+from lpo_platform.commands.plan.work import Piece, PlannedJob, activations, assemble, pieces, steps
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.config.signature import attribute
@@ -22,7 +22,7 @@ from lpo_platform.config.signature import attribute
 class Plan:
     """What a run will take. seconds: of computing alone, data and rewards of pictures not included."""
 
-    job: Job
+    job: PlannedJob
     device: Device
     settings: Settings
     memory: dict[str, float]

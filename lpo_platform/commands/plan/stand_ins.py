@@ -39,4 +39,4 @@ def reward_like(kind: type, adapter: Adapter) -> Reward | StepReward:
     """
     if hasattr(kind, "counted"):
         return kind.counted(adapter)
-    return Free() if getattr(kind, "judges", "pictures") == "latents" else brightness
+    return Free() if getattr(kind, "input", "pictures") == "latents" else brightness

@@ -36,7 +36,7 @@ class Piece:
 
 
 @dataclass
-class Job:
+class PlannedJob:
     """A configuration's objects on the meta device; hardware: how the batch is cut."""
 
     cfg: DictConfig
@@ -94,7 +94,7 @@ class Job:
         return batch | {"position": torch.arange(count)}
 
 
-def assemble(cfg: DictConfig) -> Job:
+def assemble(cfg: DictConfig) -> PlannedJob:
     """UserError where a batch does not divide, or the model's shape is not known.
 
     With hardware.micro_batch=auto it is 1, the least that budget.py can choose.
@@ -106,7 +106,7 @@ def assemble(cfg: DictConfig) -> Job:
     hardware.prepare(policy.networks)
     policy.train()
     method = _method(cfg, policy)
-    return Job(cfg, hardware, policy, method, hardware.split(method.batch)[0])
+    return PlannedJob(cfg, hardware, policy, method, hardware.split(method.batch)[0])
 
 
 def _method(cfg: DictConfig, policy: Policy) -> Method:
@@ -122,20 +122,20 @@ def _method(cfg: DictConfig, policy: Policy) -> Method:
     return method
 
 
-def activations(job: Job) -> int:
+def activations(job: PlannedJob) -> int:
     """Bytes at the peak of a micro-batch's forward and backward, beside weights and their gradients, in float32."""
     for weight in job.policy.trainable().values():
         weight.grad = torch.zeros_like(weight)
     return max(peak(partial(_gradient, job, batch)) for _, batch in job.method.examples(job, job.micro))
 
 
-def update(job: Job) -> float:
+def update(job: PlannedJob) -> float:
     """FLOPs of an optimiser's step, of all processes."""
     share, examples = job.method.batch / job.micro, job.method.examples(job, job.micro)
     return share * sum(weight * flops(partial(_gradient, job, batch)) for weight, batch in examples)
 
 
-def _gradient(job: Job, batch: Batch) -> None:
+def _gradient(job: PlannedJob, batch: Batch) -> None:
     job.method.loss(batch)[0].backward()
 
 
@@ -143,7 +143,7 @@ def _meta(*size: int) -> Tensor:
     return torch.empty(size, device="meta")
 
 
-def pieces(job: Job) -> list[Piece]:
+def pieces(job: PlannedJob) -> list[Piece]:
     """Everything that a run computes with its models."""
     method, found = job.method, []
     if method.online:
@@ -154,17 +154,17 @@ def pieces(job: Job) -> list[Piece]:
     return [*found, _evaluation(job)]
 
 
-def steps(job: Job) -> float:
+def steps(job: PlannedJob) -> float:
     """Optimiser steps of a run."""
     return job.method.updates()
 
 
-def rollouts(job: Job) -> float:
+def rollouts(job: PlannedJob) -> float:
     """FLOPs of a round's samples, scored, of all processes."""
-    return job.method.prompts * _rollout(job)
+    return job.method.prompts * rollout_flops(job)
 
 
-def _rollout(job: Job) -> float:
+def rollout_flops(job: PlannedJob) -> float:
     """FLOPs of one prompt's samples, scored."""
     start, step = _prediction(job, job.method.guidance)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def _rollout(job: Job) -> float:
         return start + work.predictions * step + sum(times * flops(more) for times, more in work.more)
 
 
-def _prediction(job: Job, guidance: float) -> tuple[float, float]:
+def _prediction(job: PlannedJob, guidance: float) -> tuple[float, float]:
     """FLOPs of what a prompt needs once, its text and the features of its condition, and of each step from it."""
     policy, columns = job.policy, job.columns(1)
     text, x, t = columns["text"](), _meta(1, *policy.adapter.latent_shape), _meta(1)
@@ -188,7 +188,7 @@ def _prediction(job: Job, guidance: float) -> tuple[float, float]:
         return flops(columns["text"]) + flops(lambda: policy.features(control)), flops(step)
 
 
-def _picture(job: Job, sampling: Sampling) -> float:
+def _picture(job: PlannedJob, sampling: Sampling) -> float:
     """FLOPs of one picture from its caption and condition."""
     start, step = _prediction(job, sampling.guidance)
     latents = _meta(1, *job.policy.adapter.latent_shape)
@@ -196,7 +196,7 @@ def _picture(job: Job, sampling: Sampling) -> float:
         return start + sampling.num_steps * step + flops(lambda: job.policy.adapter.decode(latents))
 
 
-def _preparation(job: Job) -> float:
+def _preparation(job: PlannedJob) -> float:
     """FLOPs of one training sample's frozen parts, as data/ computes them."""
     adapter, columns, cfg = job.policy.adapter, job.columns(1), job.cfg
     picture, sampling = columns["control"](), Sampling(adapter.num_inference_steps, adapter.guidance)
@@ -211,7 +211,7 @@ def _preparation(job: Job) -> float:
     return total + drawn * _picture(job, sampling)
 
 
-def _evaluation(job: Job) -> Piece:
+def _evaluation(job: PlannedJob) -> Piece:
     """Before and after training."""
     evaluator = create(job.cfg.metrics)
     if isinstance(evaluator, PairEvaluator):

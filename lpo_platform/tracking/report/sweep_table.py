@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpo_platform.runs import files, record
-from lpo_platform.runs.sweep import Job, read
+from lpo_platform.runs.sweep import SweepJob, read
 
 if TYPE_CHECKING:
     from lpo_platform.runs.seeds import Row
 
 
-def conclude(folder: Path) -> tuple[list[Job], str]:
+def conclude(folder: Path) -> tuple[list[SweepJob], str]:
     """Writes sweep.json, .md and .png and report.html; returns the jobs in order and the table ('' without results)."""
     from lpo_platform.tracking.report.collage import collage
     from lpo_platform.tracking.report.report import write_report
@@ -61,7 +61,7 @@ def _legend(rows: Sequence[Row]) -> str:
     return "\n\n".join([*lines, *(f"{line}." for line in cautions({_name(row): row.entry() for row in rows}))])
 
 
-def _markdown(folder: Path, jobs: Sequence[Job], rows: Sequence[Row], pictures: bool) -> str:
+def _markdown(folder: Path, jobs: Sequence[SweepJob], rows: Sequence[Row], pictures: bool) -> str:
     from lpo_platform.evaluation.statistics import change, decimals, number, verdict
 
     lines = [f"# Sweep {folder.resolve().name}", ""]

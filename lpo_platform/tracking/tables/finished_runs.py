@@ -20,7 +20,7 @@ from lpo_platform.tracking.tables.table import Code, Table
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 PAPER = "paper, not reproduced here"
-APART = ("method", "model", "task", "seed", "sweep")
+COLUMNS = ("method", "model", "task", "seed", "sweep")
 
 OWN_SETTINGS = "measured with settings of our own, without metrics=<the protocol of a paper>"
 
@@ -49,7 +49,7 @@ class Outcome:
             return None
         words = [str(word) for word in OmegaConf.load(overrides)] if overrides.is_file() else []
         method, model, task, data = (run.option(group) or "none" for group in ("method", "model", "task", "data"))
-        own = [w for w in words if w.partition("=")[0] not in APART and sweep.key(w) not in sweep.FREE]
+        own = [w for w in words if w.partition("=")[0] not in COLUMNS and sweep.key(w) not in sweep.FREE]
         label = ", ".join(word for word in (method, model, " ".join(own)) if word not in ("none", ""))
         seed = run.result.get("seed")
         protocol = mapping(mapping(run.config.get("metrics")).get("protocol"))

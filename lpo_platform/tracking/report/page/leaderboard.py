@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, cautions, change, verdict
 from lpo_platform.runs import record
-from lpo_platform.runs.sweep import Job, Sweep, repeat
+from lpo_platform.runs.sweep import Sweep, SweepJob, repeat
 from lpo_platform.tracking.report.page.pictures import embedded, kinds
 from lpo_platform.tracking.report.page.results import numbers
 from lpo_platform.tracking.report.page.run import Run, alarms
@@ -83,7 +83,7 @@ def jobs(sweep: Sweep) -> dict[str, Any]:
     return {"jobs": [_job(sweep.folder, job) for job in sweep.jobs]}
 
 
-def _job(folder: Path, job: Job) -> dict[str, Any]:
+def _job(folder: Path, job: SweepJob) -> dict[str, Any]:
     rang = alarms(job.folder)
     return {
         "name": job.folder.name,
@@ -99,6 +99,6 @@ def _job(folder: Path, job: Job) -> dict[str, Any]:
     }
 
 
-def _address(folder: Path, job: Job) -> str:
+def _address(folder: Path, job: SweepJob) -> str:
     """Of the page of a job, from that of the sweep; empty where it has none."""
     return f"{os.path.relpath(job.folder, folder)}/report.html" if (job.folder / "report.html").is_file() else ""
