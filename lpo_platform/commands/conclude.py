@@ -74,7 +74,7 @@ def compare(
 ) -> Comparison:
     """The metrics with their intervals, the departures from the protocol, and what the sentinel says at the end."""
     metrics = evaluator.compare(before, after, job.eval_task)
-    samples = evaluator.items(job.data if isinstance(evaluator, PairEvaluator) else job.drawn)
+    samples = evaluator.items(job.data if evaluator.of_rewards else job.drawn)
     deviations, alarms = [], []
     if (protocol := getattr(evaluator, "protocol", None)) is not None:
         settings = plain(job.cfg)

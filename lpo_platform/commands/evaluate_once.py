@@ -31,9 +31,9 @@ def evaluate_once(job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, 
         return known
     title = SIDES[side]
     with job.hardware.autocast():
-        if isinstance(evaluator, PairEvaluator) != ("reward" in job.policy.learning):
+        if evaluator.of_rewards != ("reward" in job.policy.learning):
             raise UserError("a reward model is measured with metrics=pairs, and nothing else is")
-        if isinstance(evaluator, PairEvaluator):
+        if evaluator.of_rewards:
             result = evaluator(job.policy, job.preferences("test"), title=title)
         else:
             result = evaluator(

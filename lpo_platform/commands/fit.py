@@ -105,11 +105,11 @@ def callbacks_of(
     callbacks = [Resume(), throughput, Finite(folder), checkup, Progress(title(job.cfg), method.steps, rounds=online)]
     callbacks += [ema] if ema else []
     sentinel = sentinel_of(job, folder)
-    if (settings.samples or sentinel) and isinstance(evaluator, Evaluator):
+    if (settings.samples or sentinel) and not evaluator.of_rewards:
         rounds = every * settings.samples_every
         drawn = Samples(folder / "samples", job.drawn, job.eval_task, evaluator, settings.samples, rounds, sentinel)
         callbacks += [drawn, *([sentinel] if sentinel else [])]
-    if isinstance(evaluator, PairEvaluator):
+    if evaluator.of_rewards:
         callbacks.append(Best(folder / "export", evaluator, job.preferences("validation")))
     callbacks.append(Checkpoint(folder / "checkpoints", every))  # behind the others: it saves what they have done
     return [*callbacks, throughput.end]

@@ -158,8 +158,13 @@ def attribute(target: str, name: str, default: object = None) -> Any:
 
     The default where it says nothing, where the value is not written out, and where there is no class to read.
     """
-    said = _first_said(target, name)
-    return said[0] if said else default
+    own = next(iter(_literals(target, name)), ())
+    return own[0] if own else default
+
+
+def attributes(target: str, name: str) -> list[Any]:
+    """The literals that stand at `name` in a class and in its bases, its own first."""
+    return [value for found in _literals(target, name) for value in found]
 
 
 def docstring(target: str) -> str:
@@ -173,17 +178,20 @@ def docstring(target: str) -> str:
 
 
 @cache
-def _first_said(target: str, name: str) -> tuple[Any, ...]:
-    """The value of an attribute alone in a tuple, an empty one where nothing is said."""
+def _literals(target: str, name: str) -> tuple[tuple[Any, ...], ...]:
+    """The values of an attribute, each alone in a tuple, the class's own first; () for one that is not written out."""
     try:
         found = _resolve(*_split(target))
     except (NotFound, SyntaxError):
         return ()
     if found is None or not isinstance(found[1], ast.ClassDef):
         return ()
-    node = next(_said(*found, name), None)
+    return tuple(map(_literal, _said(*found, name)))
+
+
+def _literal(node: ast.expr) -> tuple[Any, ...]:
     try:
-        return () if node is None else (ast.literal_eval(node),)
+        return (ast.literal_eval(node),)
     except ValueError:
         return ()
 

@@ -23,9 +23,7 @@ def compare_evaluations(
         own = {name: value.numpy() for name, value in after.of_items().items()}
         return alone(compare_evaluations(after, after, task, measures), own)
     measures = measures or {}
-    better = {name: None if name.startswith(GUARD) else True for name in before.scores} | (
-        task.scores if task else {}
-    )
+    better = {name: None if name.startswith(GUARD) else True for name in before.scores} | (task.scores if task else {})
     for measure in measures.values():
         better |= measure.directions()
     numbers = [{name: value.numpy() for name, value in side.of_items().items()} for side in (before, after)]

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ class Evaluator:
     is said of the pictures, by name. task: settings of the task that evaluation has otherwise than training, such as
     its detector's weights, for whoever builds the task. protocol: whose settings these are, where they are somebody's.
     """
+
+    of_rewards: ClassVar[bool] = False  # it measures what a model draws, not a reward model
 
     def __init__(
         self,

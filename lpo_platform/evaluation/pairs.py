@@ -1,6 +1,6 @@
 """How often a latent reward model prefers what people (or a labeller) prefer, at every level of noise."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ GAPS = ("aesthetic", "clip", "vqa")
 
 class PairEvaluator:
     """The protocol: which timesteps, how many held-out rows, which noise. `lrm/pair_accuracy` is their mean."""
+
+    of_rewards: ClassVar[bool] = True
 
     def __init__(
         self,

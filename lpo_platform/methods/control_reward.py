@@ -36,6 +36,10 @@ class ControlReward(Method):
     differentiable: ClassVar[bool] = True
     denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # which timesteps are rewarded is counted in DDIM's
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "target")
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "control_reward/reward": {"what": "the task's loss of predicted pictures"},
+        "control_reward/pretraining": {"what": "denoising error"},
+    }
 
     def __init__(self, *, task: Task, reward_weight: float = 1.0, max_timestep: int = 200, **shared: Any) -> None:
         super().__init__(**shared)

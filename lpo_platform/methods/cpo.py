@@ -42,6 +42,14 @@ class CPO(Method):
     trains: ClassVar[tuple[str, ...]] = ("control",)
     rewards: ClassVar[tuple[str, ...]] = ("none",)
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "loser")
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "cpo/preference": {"what": "the hinge on the preference"},
+        "cpo/pretraining": {"what": "denoising error with the true condition"},
+        "cpo/difference": {"what": "error with the true condition less that with the worse one"},
+        "cpo/implicit_accuracy": {"what": "share of pairs better told apart than at the start"},
+        "cpo/weight": {"what": "how much a pair's gradient counts"},
+        "cpo/active": {"what": "share of pairs inside the margin"},
+    }
 
     def __init__(
         self,

@@ -54,6 +54,20 @@ class DDPO(Trajectories):
     trains: ClassVar[tuple[str, ...]] = ("denoiser", "control")
     rewards: ClassVar[tuple[str, ...]] = ("pictures", "latents", "condition")
     needs: ClassVar[tuple[str, ...]] = ()
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "reward/score": {
+            "what": "of all pictures of a round", "panel": "Reward", "axis": "round", "summary": "max",
+        },
+        "reward/std": {"what": "over the pictures of a round", "panel": "Reward", "axis": "round"},
+        "reward/*": {"what": "a named part of the reward", "panel": "Reward", "axis": "round"},
+        "rollout/no_advantage": {
+            "what": "share of pictures that teach nothing", "panel": "Rollouts", "axis": "round",
+        },
+        "ddpo/*": {"what": "ratios, divergences and clipping, of the round and by timestep", "axis": "round"},
+        "distribution/advantage": {
+            "what": "of a round's pictures", "panel": "Distributions", "axis": "round", "kind": "histogram",
+        },
+    }  # fmt: skip
 
     def __init__(
         self,

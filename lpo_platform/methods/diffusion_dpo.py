@@ -32,6 +32,12 @@ class DiffusionDPO(Method):
     reads: ClassVar[str] = "pairs"
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "labels")
     needs_winner: ClassVar[bool] = True
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "dpo/accuracy": {"what": "share of pairs told apart"},
+        "dpo/margin": {"what": "how far they are told apart"},
+        "dpo/winner": {"what": "gain on the winner's error"},
+        "dpo/loser": {"what": "gain on the loser's error"},
+    }
 
     def __init__(
         self,

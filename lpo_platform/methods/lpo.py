@@ -56,6 +56,20 @@ class LPO(Online):
         "refresh_reward": "the processes would draw unequal numbers of pictures; use hardware=ddp",
     }
     needs: ClassVar[tuple[str, ...]] = ()
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "reward/mean": {
+            "what": "of all candidates of a round", "panel": "Reward", "axis": "round", "summary": "max",
+        },
+        "rollout/valid": {
+            "what": "share of steps whose best and worst differ enough", "panel": "Rollouts", "axis": "round",
+        },
+        "refresh/*": {
+            "what": "the reward model's training on the policy's pictures", "panel": "Rollouts", "axis": "round",
+        },
+        "lpo/margin": {"what": "winner's log-ratio less the loser's"},
+        "lpo/accuracy": {"what": "share of pairs whose winner became likelier"},
+        "lpo/clipped": {"what": "share of pairs beyond the clip"},
+    }  # fmt: skip
 
     def __init__(
         self,

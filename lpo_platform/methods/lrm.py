@@ -27,6 +27,11 @@ class LRM(Method):
     rewards: ClassVar[tuple[str, ...]] = ("none",)
     denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # a latent reward model is half a UNet
     needs: ClassVar[tuple[str, ...]] = ("moments", "tokens", "labels")
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "lrm/accuracy": {"what": "share of pairs ordered as labelled"},
+        "lrm/scale": {"what": "the temperature's inverse"},
+        "val/pair_accuracy": {"what": "accuracy on validation rows", "axis": "round", "summary": "max"},
+    }
 
     def __init__(
         self, *, num_steps: int = 20, noise: Literal["independent", "shared"] = "independent", **shared: Any

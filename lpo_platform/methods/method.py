@@ -48,6 +48,8 @@ class Method(L.LightningModule):
     """Settings of it that hardware=fsdp cannot have, and why."""
     needs: ClassVar[tuple[str, ...]]
     """Columns of a training sample."""
+    logs: ClassVar[dict[str, dict[str, str]]] = {}
+    """What it logs by name, with the fields of tracking/loggers/metrics.py; bases are read, too."""
     needs_winner: ClassVar[bool] = False
     """Whether rows of preferences that name no winner are left out."""
     online: ClassVar[bool] = False

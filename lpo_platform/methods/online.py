@@ -34,6 +34,16 @@ class Online(Method):
     online: ClassVar[bool] = True
     reads: ClassVar[str] = "prompts"
     needs: ClassVar[tuple[str, ...]] = ()
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "reward/spread": {"what": "standard deviation within a prompt", "panel": "Reward", "axis": "round"},
+        "rollout/samples": {"what": "pairs or pictures to learn from", "panel": "Rollouts", "axis": "round"},
+        "distribution/reward": {
+            "what": "of a round", "panel": "Distributions", "axis": "round", "kind": "histogram",
+        },
+        "distribution/log_ratio": {
+            "what": "of the updates of a round", "panel": "Distributions", "axis": "round", "kind": "histogram",
+        },
+    }  # fmt: skip
     guidance: float
     pictures = False
     """Whether the items of a round are samples with their pictures. Otherwise they are captions."""

@@ -32,6 +32,10 @@ class Optim:
     @abstractmethod
     def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer: ...
 
+    def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+        """Bytes of the optimiser's state: two moments in float32."""
+        return 8 * sum(weight.numel() for weight in parameters)
+
     def build(self, parameters: Iterable[nn.Parameter], steps: int) -> tuple[Optimizer, LambdaLR]:
         """Optimiser and schedule for a run of `steps` optimiser steps."""
         optimizer = self.optimizer(list(parameters))
@@ -91,6 +95,10 @@ class AdamW8bit(AdamW):
 
     unsharded: ClassVar[dict[str, str]] = {"": "its state is packed and cannot be sharded; use optim=adamw"}
 
+    def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+        """A byte for each moment."""
+        return 2 * sum(weight.numel() for weight in parameters)
+
     def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         try:
             from bitsandbytes.optim import AdamW8bit as Packed
@@ -133,3 +141,8 @@ class Adafactor(Optim):
         return transformers.Adafactor(
             parameters, lr=self.lr, weight_decay=self.weight_decay, scale_parameter=False, relative_step=False
         )
+
+    def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+        """The second moment in float32, of a matrix its rows and columns."""
+        factored = lambda w: w.numel() // w.shape[-1] + w.numel() // w.shape[-2] if w.ndim > 1 else w.numel()  # noqa: E731
+        return 4 * sum(map(factored, parameters))

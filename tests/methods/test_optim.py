@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lpo_platform.methods.method import Method
-from lpo_platform.methods.optim import Adafactor, AdamW
+from lpo_platform.methods.optim import Adafactor, AdamW, Optim
 from lpo_platform.tracking.callbacks.ema import EMA, decay_at
 
 
@@ -186,3 +186,15 @@ def test_a_clip_of_null_leaves_gradients_as_they_are(clip: float | None, scale: 
     torch.testing.assert_close(gradient, scale * torch.tensor([3.0, 4.0]), rtol=1e-5, atol=0)
     assert torch.equal(gradient, torch.tensor([3.0, 4.0])) == (scale == 1.0)
     assert float(trainer.logged_metrics["train/grad_norm"]) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Adafactor])
+def test_the_state_has_the_stated_bytes(kind: type[Optim]) -> None:
+    weights = [nn.Parameter(torch.randn(size)) for size in [(6, 5), (7,), (4, 3, 3, 3)]]
+    optim = kind()
+    optimizer, _ = optim.build(weights, steps=10)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    assert optim.state_bytes(weights) == sum(value.nbytes for value in kept if value.ndim)  # steps are counted, too

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lpo_platform.tracking.loggers.dashboard import built, workspace
-from lpo_platform.tracking.loggers.metrics import AXES, METRICS
+from lpo_platform.tracking.loggers.metrics import AXES, every_metric
 
 SCRIPT = Path(__file__).parents[2] / "launchers" / "dashboard.py"
 
@@ -21,8 +21,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_every_metric_stands_once_under_its_panel() -> None:
     sections = workspace()["sections"]
     shown = {panel["title"]: (section["name"], panel) for section in sections for panel in section["panels"]}
-    assert len(shown) == len(METRICS) == sum(len(section["panels"]) for section in sections)
-    for metric in METRICS:
+    assert len(shown) == len(every_metric()) == sum(len(section["panels"]) for section in sections)
+    for metric in every_metric():
         place, panel = shown[metric.name]
         assert (place, panel["kind"], panel["x"]) == (metric.panel, metric.kind, AXES[metric.axis])
         assert "regex" in panel or panel["names"] == [metric.name]

@@ -26,7 +26,7 @@ from lpo_platform.methods.histograms import Histogram, by_timestep, histogram, h
 from lpo_platform.runs.files import read_lines
 from lpo_platform.tracking.loggers import wandb as service
 from lpo_platform.tracking.loggers.files import Files, Resume
-from lpo_platform.tracking.loggers.metrics import AXES, METRICS, find, logged_by
+from lpo_platform.tracking.loggers.metrics import AXES, PANELS, every_metric, find, logged_by
 from lpo_platform.tracking.loggers.service import About, Artifact, RunLogger, log, open_logger
 from lpo_platform.tracking.loggers.tensorboard import TensorBoard
 from lpo_platform.tracking.loggers.trackio import Trackio
@@ -405,9 +405,12 @@ def test_histograms_against_their_definition(tmp_path: Path) -> None:
 
 
 def test_every_name_has_one_place() -> None:
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
-    assert find("reward/mean").summary == "max" and find("reward/oks").name == "reward/*"
-    assert find("eval/table").kind == "table" and find("nobody/logs_this") is None
+    every = every_metric()
+    assert len({metric.name for metric in every}) == len(every) > 40 and {metric.panel for metric in every} == set(
+        PANELS
+    )
+    assert find("reward/mean", every).summary == "max" and find("reward/oks", every).name == "reward/*"
+    assert find("eval/table", every).kind == "table" and find("nobody/logs_this", every) is None
 
 
 TINY = [
@@ -437,11 +440,12 @@ def test_a_real_run_logs_every_metric_that_is_declared_and_no_other(
     records = read_back(next((tmp_path / "run" / "wandb").glob("offline-run-*")))
     axes = {metric["name"]: metric.get("step_metric") for metric in all_of(records, "metric")}
     names, items = axes.keys() - AXES.values(), {name for row in all_of(records, "history") for name in row["item"]}
+    declared = logged_by(composed.values["method"]["_target_"])
     for name in names:
-        metric = find(name)
+        metric = find(name, declared)
         assert metric is not None and axes[name] == AXES[metric.axis], name
         assert name + {"histogram": ".values", "image": ".filenames", "table": ".nrows"}.get(metric.kind, "") in items
-    assert not [metric.name for metric in logged_by(method) if not any(find(name, [metric]) for name in names)]
+    assert not [metric.name for metric in declared if not any(find(name, [metric]) for name in names)]
     artifacts = all_of(records, "artifact")
     assert {artifact["type"] for artifact in artifacts if artifact.get("use_after_commit")} == {
         "dataset", *(["reward_model"] if method == "lpo" else [])
@@ -450,6 +454,4 @@ def test_a_real_run_logs_every_metric_that_is_declared_and_no_other(
     manifests = [content.get("path", "") for artifact in artifacts for content in artifact["manifest"]["contents"]]
     assert not [path for path in manifests if path.startswith("/")]
     bars = {row["name"] for row in read_lines(tmp_path / "run" / "histograms.jsonl")}
-    assert {
-        metric.name for metric in logged_by(method) if metric.kind == "histogram" and "*" not in metric.name
-    } <= bars
+    assert {metric.name for metric in declared if metric.kind == "histogram" and "*" not in metric.name} <= bars

@@ -10,8 +10,7 @@ from hydra.utils import get_class
 from torch import nn
 
 from lpo_platform.config.signature import attribute
-from lpo_platform.evaluation.pairs import PairEvaluator
-from lpo_platform.methods.optim import Adafactor, AdamW8bit, Optim
+from lpo_platform.methods.optim import Optim
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.policy import Policy
 
@@ -66,17 +65,6 @@ def frozen(policy: Policy, small: int) -> int:
     return total
 
 
-def moments(policy: Policy, optim: Optim) -> int:
-    """Bytes of the optimiser's state."""
-    weights = policy.trainable().values()
-    if isinstance(optim, AdamW8bit):
-        return 2 * sum(weight.numel() for weight in weights)
-    if not isinstance(optim, Adafactor):
-        return 2 * FULL * sum(weight.numel() for weight in weights)
-    factored = lambda w: w.numel() // w.shape[-1] + w.numel() // w.shape[-2] if w.ndim > 1 else w.numel()  # noqa: E731
-    return FULL * sum(factored(weight) for weight in weights)
-
-
 def memory(job: PlannedJob, activations: float, *, half: bool) -> dict[str, float]:
     """Bytes of each process. half: bf16 or 16-mixed, where frozen parts and activations have 2 bytes a number."""
     found, small = counts(job), HALF if half else FULL
@@ -85,7 +73,7 @@ def memory(job: PlannedJob, activations: float, *, half: bool) -> dict[str, floa
         "frozen weights": frozen(job.policy, small),
         "trained weights": FULL * found.trained / shards,
         "gradients": FULL * found.trained / shards,
-        "optimiser moments": moments(job.policy, job.method.optim) / shards,
+        "optimiser moments": job.method.optim.state_bytes(job.policy.trainable().values()) / shards,
         "moving average": FULL * found.trained / shards if job.cfg.callbacks.ema_decay is not None else 0,
         "reference copy": FULL * found.reference / shards,
         "reward model": FULL * found.reward,
@@ -97,7 +85,7 @@ def disk(job: PlannedJob, *, half: bool) -> dict[str, float]:
     """Bytes that the run writes: at their most, and to caches that later runs read."""
     averaged = job.cfg.callbacks.ema_decay is not None
     once, exports = checkpoint(job.policy, job.method.optim, averaged=averaged), 1 + averaged
-    exports += issubclass(get_class(job.cfg.metrics._target_), PairEvaluator)  # the best one, too
+    exports += attribute(job.cfg.metrics._target_, "of_rewards", False)  # the best one, too
     return {
         f"checkpoints, {CHECKPOINTS} x {size(once)}": CHECKPOINTS * once,
         f"export, {exports} x {size(exported(job.policy))}": exports * exported(job.policy),
@@ -107,7 +95,7 @@ def disk(job: PlannedJob, *, half: bool) -> dict[str, float]:
 
 def checkpoint(policy: Policy, optim: Optim, *, averaged: bool) -> int:
     """Bytes of a checkpoint: what learns, its moving average, the optimiser's state."""
-    return FULL * learning(policy) * (1 + averaged) + moments(policy, optim)
+    return FULL * learning(policy) * (1 + averaged) + optim.state_bytes(policy.trainable().values())
 
 
 def exported(policy: Policy) -> int:

@@ -19,7 +19,6 @@ from lpo_platform.commands.plan.count import flops, peak
 from lpo_platform.commands.plan.shapes import adapter_of, policy_of
 from lpo_platform.commands.plan.stand_ins import Given, reward_like
 from lpo_platform.config.signature import attribute, signature
-from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.method import Batch, Method
 from lpo_platform.models.policy import Policy, guides
@@ -214,7 +213,7 @@ def _preparation(job: PlannedJob) -> float:
 def _evaluation(job: PlannedJob) -> Piece:
     """Before and after training."""
     evaluator = create(job.cfg.metrics)
-    if isinstance(evaluator, PairEvaluator):
+    if evaluator.of_rewards:
         columns = {name: make() for name, make in job.columns(1).items() if name in job.needs}
         batch = columns | {"weight": _meta(1), "position": torch.arange(1)}
         with torch.no_grad():

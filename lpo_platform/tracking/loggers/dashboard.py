@@ -12,7 +12,7 @@ from typing import Any
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.runs.record import write_json
-from lpo_platform.tracking.loggers.metrics import AXES, METRICS, Metric
+from lpo_platform.tracking.loggers.metrics import AXES, every_metric
 
 NAME = "LPO platform"
 OPEN = ("Reward", "Pictures", "Guard rails")
@@ -25,11 +25,11 @@ EXAMPLES = """examples:
 """
 
 
-def workspace(metrics: tuple[Metric, ...] = METRICS) -> dict[str, Any]:
+def workspace() -> dict[str, Any]:
     """{"name", "sections": [{"name", "open", "panels"}]}, a panel being {"kind", "title", "what", "x"} with the metrics
     that it shows: `names`, or of a pattern the `regex`."""
     sections: dict[str, list[dict[str, Any]]] = {}
-    for metric in metrics:
+    for metric in every_metric():
         pattern = "^" + re.escape(metric.name).replace(r"\*", ".*") + "$"
         shown = {"regex": pattern} if "*" in metric.name else {"names": [metric.name]}
         panel = {"kind": metric.kind, "title": metric.name, "what": metric.what, "x": AXES[metric.axis], **shown}

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lpo_platform.methods.histograms import Histogram
 from lpo_platform.runs.files import write_text
 from lpo_platform.runs.record import redact_config
-from lpo_platform.tracking.loggers.metrics import AXES, find
+from lpo_platform.tracking.loggers.metrics import AXES, Metric, find, logged_by
 from lpo_platform.tracking.loggers.service import About, Artifact, RunLogger, reason
 
 log = logging.getLogger(__name__)
@@ -33,18 +33,21 @@ DATA = "WANDB_DATA_DIR"
 class WandbRun(RunLogger, WandbLogger):
     """A name is defined with its axis when it is first logged. All of it works offline, too.
 
-    weights: whether artifacts hold the files of models, or what identifies them only.
+    weights: whether artifacts hold the files of models, or what identifies them only. metrics: what the run logs.
     """
 
     service: ClassVar[str] = "W&B"
 
-    def __init__(self, run: Any, folder: Path, *, weights: bool = False, own_data: bool = False) -> None:
+    def __init__(
+        self, run: Any, folder: Path, metrics: Sequence[Metric], *, weights: bool = False, own_data: bool = False
+    ) -> None:
         super().__init__(experiment=run, save_dir=str(folder), log_model=False, id=run.id, project=run.project)
-        self.run, self.weights, self.own_data, self.defined = run, weights, own_data, set(AXES.values())
+        self.run, self.metrics, self.defined = run, metrics, set(AXES.values())
+        self.weights, self.own_data = weights, own_data
 
     def write(self, metrics: Mapping[str, Any], step: int | None) -> None:
         for name in metrics.keys() - self.defined:
-            metric = find(name)
+            metric = find(name, self.metrics)
             axis = AXES[metric.axis if metric else "step"]
             self.run.define_metric(name, step_metric=axis, summary=metric and metric.summary)
             self.defined.add(name)
@@ -125,7 +128,8 @@ class Wandb:
             raise
         for axis in AXES.values():
             run.define_metric(axis)
-        return WandbRun(run, folder, weights=self.weights, own_data=own)
+        method = (about.config.get("method") or {}).get("_target_", "")
+        return WandbRun(run, folder, logged_by(method), weights=self.weights, own_data=own)
 
 
 def _forget(own: bool) -> None:
