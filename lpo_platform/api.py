@@ -105,7 +105,7 @@ class Run:
     @property
     def table(self) -> str:
         """The metrics as the command prints them."""
-        from lpo_platform.evaluation.statistics import table
+        from lpo_platform.evaluation.result_table import table
 
         return table(self.metrics)
 

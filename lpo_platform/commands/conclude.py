@@ -17,7 +17,7 @@ from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.evaluation.pictures import save_pictures
-from lpo_platform.evaluation.statistics import cautions, many, table
+from lpo_platform.evaluation.result_table import cautions, many, table
 from lpo_platform.hardware.distributed import lead
 from lpo_platform.runs import record
 from lpo_platform.tracking.callbacks.sentinel import last_look

@@ -23,7 +23,8 @@ from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import ConfigError, UserError
 from lpo_platform.config.paths import run_folder
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation.statistics import change, compare, decimals, number, verdict
+from lpo_platform.evaluation.result_table import change, decimals, number
+from lpo_platform.evaluation.statistics import compare, verdict
 from lpo_platform.runs import record
 from lpo_platform.tracking.report.page.run import Run, mapping
 

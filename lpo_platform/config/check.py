@@ -27,7 +27,8 @@ from lpo_platform.config.errors import hint, one_line
 from lpo_platform.config.options import offered
 from lpo_platform.config.paths import path_problem, run_problem
 from lpo_platform.config.schema import Eval, Prepare, Score, Train
-from lpo_platform.config.signature import NotFound, Parameter, Signature, attribute, signature
+from lpo_platform.config.signature import Parameter, Signature, attribute, signature
+from lpo_platform.config.sources import NotFound
 from lpo_platform.config.stored import RENAMED
 from lpo_platform.config.values import value_problems
 

@@ -20,7 +20,8 @@ from lpo_platform.config.check import problems_of
 from lpo_platform.config.compose import Composed, Source, Values, merge, override_parser, set_value, several, source
 from lpo_platform.config.errors import ConfigError, hint, one_line
 from lpo_platform.config.schema import CONF, ROOTS
-from lpo_platform.config.signature import NotFound, attribute, signature
+from lpo_platform.config.signature import attribute, signature
+from lpo_platform.config.sources import NotFound
 from lpo_platform.config.synonyms import KEYS, meant_key, meant_option, nearly
 
 MAX_VARIANTS = 32

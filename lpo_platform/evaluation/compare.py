@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lpo_platform.evaluation.evaluation import Evaluation
+from lpo_platform.evaluation.frechet import compare_frechet
 from lpo_platform.evaluation.measure import Measure
-from lpo_platform.evaluation.statistics import alone, beside_real, compare, compare_frechet, compare_pooled
+from lpo_platform.evaluation.statistics import alone, beside_real, compare, compare_pooled
 from lpo_platform.tasks.task import Task
 
 LATENT_FD = "image/latent_fd"

@@ -10,7 +10,7 @@ from toys import own_parts
 
 from lpo_platform.commands import main
 from lpo_platform.config.diagnose import diagnose
-from lpo_platform.config.signature import find_module
+from lpo_platform.config.sources import find_module
 
 SMALL = [
     "hardware=cpu", "logger=none", "data.num_train=6", "data.num_test=6", "metrics.num_samples=6", "method.batch=4",

@@ -15,7 +15,8 @@ from toys import report as toy_report
 from lpo_platform.commands import diff
 from lpo_platform.commands.export import card
 from lpo_platform.commands.export.trained import Trained
-from lpo_platform.evaluation.statistics import beside_real, cautions, compare, table
+from lpo_platform.evaluation.result_table import cautions, table
+from lpo_platform.evaluation.statistics import beside_real, compare
 from lpo_platform.runs import files, record, sweep
 from lpo_platform.tracking.loggers import final_tables
 from lpo_platform.tracking.report import sweep_table

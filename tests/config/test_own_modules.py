@@ -8,7 +8,7 @@ import pytest
 
 from lpo_platform.config import own_modules
 from lpo_platform.config.diagnose import diagnose
-from lpo_platform.config.signature import find_module
+from lpo_platform.config.sources import find_module
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lpo_platform.config import signature as module
-from lpo_platform.config.signature import NotFound, signature
+from lpo_platform.config import sources
+from lpo_platform.config.signature import signature
+from lpo_platform.config.sources import NotFound
 
 SOURCE = """
 from __future__ import annotations
@@ -68,10 +69,10 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "things.py").write_text(SOURCE)
     (folder / "types.py").write_text(textwrap.dedent(TYPES))
     monkeypatch.syspath_prepend(tmp_path)
-    for cached in (module.find_module, module.parse):
+    for cached in (sources.find_module, sources.parse):
         cached.cache_clear()
     yield
-    for cached in (module.find_module, module.parse):
+    for cached in (sources.find_module, sources.parse):
         cached.cache_clear()
 
 

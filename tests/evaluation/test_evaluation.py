@@ -8,7 +8,7 @@ import torch
 from lpo_platform.data.source import guards_of
 from lpo_platform.data.toy import Toy
 from lpo_platform.evaluation.evaluator import ALIGNMENT, LATENT_FD, Evaluation, Evaluator, compare_evaluations
-from lpo_platform.evaluation.statistics import passed
+from lpo_platform.evaluation.result_table import passed
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.tuning import Control

@@ -26,6 +26,7 @@ from lpo_platform.commands import main
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.options import shipped
 from lpo_platform.evaluation import keypoints
+from lpo_platform.evaluation.frechet import Frechet, frechet_distance, moments
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures import inception as fid_network
 from lpo_platform.evaluation.measures.clip_score import ClipScore
@@ -38,7 +39,6 @@ from lpo_platform.evaluation.measures.people import Poses, people_of
 from lpo_platform.evaluation.measures.preference import Preference
 from lpo_platform.evaluation.measures.reference import features_of, moments_of, stored
 from lpo_platform.evaluation.measures.torchscript import read_archive
-from lpo_platform.evaluation.statistics import Frechet, frechet_distance, moments
 from lpo_platform.models.tiny.scenes import ToySplit
 from lpo_platform.rewards.compressibility import Compressibility
 from lpo_platform.rewards.random import RandomPreference

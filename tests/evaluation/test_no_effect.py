@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lpo_platform.evaluation.statistics import compare, compare_frechet, compare_pooled, compare_sets, verdict
+from lpo_platform.evaluation.frechet import compare_frechet
+from lpo_platform.evaluation.statistics import compare, compare_pooled, compare_sets, verdict
 
 Draw = Callable[[np.random.Generator, int], dict]
 COUNTS = (6, 8, 12, 20, 50, 200)

@@ -8,26 +8,19 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
+from lpo_platform.evaluation.frechet import compare_frechet, frechet_distance, moments
+from lpo_platform.evaluation.result_table import cautions, many, not_finite, number, passed, table
 from lpo_platform.evaluation.significance import bootstrap_interval, bootstrap_p, holm, reconciled, swap_p, swaps
 from lpo_platform.evaluation.statistics import (
     alone,
     beside_real,
-    cautions,
     compare,
-    compare_frechet,
     compare_pooled,
     compare_sets,
     entry,
-    frechet_distance,
-    many,
     mean_interval,
-    moments,
-    not_finite,
-    number,
     paired_interval,
-    passed,
     statistic_interval,
-    table,
     verdict,
 )
 

@@ -17,7 +17,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from lpo_platform.commands.export.trained import Trained
 from lpo_platform.config.paths import is_hub_id
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation.statistics import cautions, change, decimals, number, real, verdict
+from lpo_platform.evaluation.result_table import cautions, change, decimals, number, real
+from lpo_platform.evaluation.statistics import verdict
 from lpo_platform.models.weights import ASSETS, digest, is_path, locate
 from lpo_platform.runs import record
 from lpo_platform.runs.files import fingerprint, read_json

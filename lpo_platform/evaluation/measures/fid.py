@@ -10,12 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.evaluation.frechet import Frechet, moments
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfSets, pictures_of
 from lpo_platform.evaluation.measures.inception import Inception
 from lpo_platform.evaluation.measures.reference import Moments, moments_of
 from lpo_platform.evaluation.significance import enough
-from lpo_platform.evaluation.statistics import Frechet, compare_sets, moments
+from lpo_platform.evaluation.statistics import compare_sets
 from lpo_platform.hardware.distributed import lead
 
 NAME, FEATURES = "quality/fid", "inception"

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.picture_files import BadPicture
+from lpo_platform.evaluation.frechet import moments
 from lpo_platform.evaluation.measures.inception import WIDTH, Inception
-from lpo_platform.evaluation.statistics import moments
 from lpo_platform.evaluation.what.clip_lpips import opened
 from lpo_platform.runs.files import write_atomically
 from lpo_platform.runs.given_files import PICTURES, files_below, shown

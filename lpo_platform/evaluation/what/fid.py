@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.evaluation.frechet import Frechet, moments
 from lpo_platform.evaluation.measures.inception import Inception
 from lpo_platform.evaluation.measures.reference import features_of, moments_of, store
-from lpo_platform.evaluation.statistics import Frechet, moments, statistic_interval
+from lpo_platform.evaluation.statistics import statistic_interval
 from lpo_platform.runs.record import write_json
 
 

@@ -43,7 +43,7 @@ def conclude(folder: Path) -> tuple[list[SweepJob], str]:
 def _table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    from lpo_platform.evaluation.statistics import table
+    from lpo_platform.evaluation.result_table import table
 
     return f"{table({_name(row): row.entry() for row in rows})}\n\n{_legend(rows)}"
 
@@ -54,7 +54,7 @@ def _name(row: Row) -> str:
 
 
 def _legend(rows: Sequence[Row]) -> str:
-    from lpo_platform.evaluation.statistics import cautions
+    from lpo_platform.evaluation.result_table import cautions
 
     kinds = list(dict.fromkeys(row.interval for row in rows))
     lines = [f"Means over the seeds of a setting. 95 % interval: {'; '.join(kinds)}."]
@@ -62,7 +62,8 @@ def _legend(rows: Sequence[Row]) -> str:
 
 
 def _markdown(folder: Path, jobs: Sequence[SweepJob], rows: Sequence[Row], pictures: bool) -> str:
-    from lpo_platform.evaluation.statistics import change, decimals, number, verdict
+    from lpo_platform.evaluation.result_table import change, decimals, number
+    from lpo_platform.evaluation.statistics import verdict
 
     lines = [f"# Sweep {folder.resolve().name}", ""]
     if rows:

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.paths import run_folder
-from lpo_platform.evaluation.statistics import cautions, change, decimals, number, verdict
+from lpo_platform.evaluation.result_table import cautions, change, decimals, number
+from lpo_platform.evaluation.statistics import verdict
 from lpo_platform.runs import seeds, sweep
 from lpo_platform.tracking.report.page.run import Run, mapping
 from lpo_platform.tracking.tables.table import Code, Table

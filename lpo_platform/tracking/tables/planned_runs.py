@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, change, decimals, number, verdict
+from lpo_platform.evaluation.result_table import change, decimals, number
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, verdict
 from lpo_platform.runs import resume
 from lpo_platform.tracking.tables.finished_runs import Outcome, command
 from lpo_platform.tracking.tables.table import Code, Table

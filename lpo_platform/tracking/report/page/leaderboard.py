@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, cautions, change, verdict
+from lpo_platform.evaluation.result_table import cautions, change
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, verdict
 from lpo_platform.runs import record
 from lpo_platform.runs.sweep import Sweep, SweepJob, repeat
 from lpo_platform.tracking.report.page.pictures import embedded, kinds

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from lpo_platform.evaluation.statistics import number
+from lpo_platform.evaluation.result_table import number
 from lpo_platform.tracking.report.page.run import Run
 
 MOST_ITEMS = 2000

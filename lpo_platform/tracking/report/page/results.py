@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lpo_platform.evaluation.result_table import cautions, decimals, many, number, real
 from lpo_platform.evaluation.significance import MIN_ITEMS
-from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, cautions, decimals, many, number, real, verdict
+from lpo_platform.evaluation.statistics import NOT_FINITE, TOO_FEW, verdict
 from lpo_platform.tracking.report.page.run import Run
 from lpo_platform.tracking.report.page.words import counted
 
