@@ -73,3 +73,8 @@ def one_line(error: BaseException) -> str:
     """OmegaConf adds lines about its own types below the reason; Hydra spreads one reason over several."""
     text = str(error)
     return text.partition("\n")[0] if isinstance(error, OmegaConfBaseException) else " ".join(text.split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 letters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, and what it says of two models.
+"""The Frechet distance between two sets of features (arXiv:1706.08500, Eq. 6), and what it says of two models.
 
 B items, N real pictures, D features.
 """
@@ -10,20 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lpo_platform.evaluation.statistics import compare_sets, entry, sides_not_finite
-
-
-def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
-    """Frechet distance of Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)); Eq. 6 of arXiv:1706.08500.
-
-    The trace of the root is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: no complex roots, and
-    singular covariances (fewer items than features) need no offset on the diagonal, unlike in the reference
-    implementation.
-    """
-    mean_a, cov_a, mean_b, cov_b = (np.asarray(x, dtype=np.float64) for x in (mean_a, cov_a, mean_b, cov_b))
-    root = _root(cov_a)
-    middle = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
-    distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * middle
-    return float(max(distance, 0.0))
 
 
 class Frechet:

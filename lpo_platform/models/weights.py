@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lpo_platform.config.errors import UserError
+from lpo_platform.config.errors import UserError, first_line
 from lpo_platform.hardware import sharding
 from lpo_platform.models.fields import Fields, check
 from lpo_platform.models.hub import OutOfReach, Repository, look
@@ -194,11 +194,6 @@ def _silent() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 letters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def is_path(weights: str) -> bool:

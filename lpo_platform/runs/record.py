@@ -206,7 +206,7 @@ def machine() -> dict[str, Any]:
     gpus = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]) if shutil.which("nvidia-smi") else None
     return {
         "system": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": cores,
         "memory_gib": _memory_gib(),
         "gpus": [line.strip() for line in (gpus or "").splitlines() if line.strip()],
@@ -270,7 +270,7 @@ def _output(command: list[str], *, cwd: Path | None = None) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

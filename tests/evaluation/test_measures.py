@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torchvision.models import alexnet, inception_v3
 from torchvision.models.inception import InceptionA
 from toys import rewards as toy_rewards
+from toys.frechet import frechet_distance
 from transformers import CLIPModel, CLIPProcessor
 
 from lpo_platform.commands import main
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.options import shipped
 from lpo_platform.evaluation import keypoints
-from lpo_platform.evaluation.frechet import Frechet, frechet_distance, moments
+from lpo_platform.evaluation.frechet import Frechet, moments
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures import inception as fid_network
 from lpo_platform.evaluation.measures.clip_score import ClipScore

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+from toys.frechet import frechet_distance
 
-from lpo_platform.evaluation.frechet import compare_frechet, frechet_distance, moments
+from lpo_platform.evaluation.frechet import compare_frechet, moments
 from lpo_platform.evaluation.result_table import cautions, many, not_finite, number, passed, table
 from lpo_platform.evaluation.significance import bootstrap_interval, bootstrap_p, holm, reconciled, swap_p, swaps
 from lpo_platform.evaluation.statistics import (

@@ -254,9 +254,7 @@ def _refuse_mixed(func: Any, args: tuple, there: list[GpuTensor], here: list[Ten
         values = args[2] if len(args) > 2 else None
         if isinstance(values, Tensor) and not isinstance(values, GpuTensor) and values.ndim:
             raise OtherDevice(f"{func}: Expected all tensors to be on the same device, the values are on cpu")
-    elif any(value.ndim for value in here) or not (
-        torch.Tag.pointwise in func.tags or func.overloadpacket in SCALARS
-    ):
+    elif any(value.ndim for value in here) or not (torch.Tag.pointwise in func.tags or func.overloadpacket in SCALARS):
         raise OtherDevice(
             f"{func}: Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
             f"On cuda:0 {[tuple(value.shape) for value in there]}, on cpu {[tuple(value.shape) for value in here]}"

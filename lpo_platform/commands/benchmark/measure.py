@@ -15,11 +15,6 @@ from lpo_platform.commands.plan.count import flops
 Result = dict[str, Any]
 
 
-def step_flops(bench: Bench, variants: Iterable[str]) -> dict[str, int]:
-    """FLOPs of a step of each variant; the bench may lie on the meta device."""
-    return {variant: flops(lambda v=variant: bench.step(v)) for variant in variants}
-
-
 def part_flops(bench: Bench) -> dict[str, int]:
     """FLOPs of one forward of each part."""
     with torch.no_grad():

@@ -1,26 +1,21 @@
 """Writes what was measured as Markdown."""
 
-import platform
 import statistics
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from lpo_platform.commands.benchmark.measure import Result
+from lpo_platform.runs.record import cpu_model
 
 
 def machine(device: str) -> dict[str, Any]:
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = (line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name"))
-        name = next(models, f":{name}").split(":", 1)[1].strip()
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     load = psutil.getloadavg()[0]
-    about = {"cpu": name, "threads": torch.get_num_threads(), "load": round(load, 1), "gpu": gpu}
+    about = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "load": round(load, 1), "gpu": gpu}
     return about | {"torch": torch.__version__, "date": datetime.now().strftime("%Y-%m-%d %H:%M")}
 
 

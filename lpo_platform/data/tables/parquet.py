@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lpo_platform.config.errors import UserError
+from lpo_platform.config.errors import UserError, first_line
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.runs.given_files import is_unicode
 
@@ -55,7 +55,7 @@ class RowFiles:
             try:
                 groups, columns = _shape(file)
             except (OSError, pa.ArrowException) as error:
-                findings.skip(UNREADABLE, f"{file.name}: {_first_line(error)}")
+                findings.skip(UNREADABLE, f"{file.name}: {first_line(error)}")
                 continue
             missing = [name for name in required if name not in columns]
             if missing:
@@ -92,7 +92,7 @@ class RowFiles:
                 kind = kind or part.type
                 chunks += part.cast(kind).chunks
             except (OSError, pa.ArrowException) as error:
-                raise Unreadable(f"{file.name}: column {name}: {_first_line(error)}") from error
+                raise Unreadable(f"{file.name}: column {name}: {first_line(error)}") from error
         return pa.chunked_array(chunks, kind)
 
     def cells(self, row: int, names: Sequence[str]) -> list[object]:
@@ -108,7 +108,7 @@ class RowFiles:
             table = _mapped(file)
             return [table[name][row].as_py() for name in names]
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise Unreadable(f"{file.name}, row {row}: {_first_line(error)}") from error
+            raise Unreadable(f"{file.name}, row {row}: {first_line(error)}") from error
 
 
 class Cursor:
@@ -151,7 +151,7 @@ class Cursor:
                     return first, batch
         except (OSError, pa.ArrowException, StopIteration) as error:
             self._at = None
-            self._broken[at] = (self._next, f"row group {at[1]} ends at {self._next}: {_first_line(error)}")
+            self._broken[at] = (self._next, f"row group {at[1]} ends at {self._next}: {first_line(error)}")
             raise OSError(self._broken[at][1]) from error
 
     def _start(self, at: Place) -> None:
@@ -255,8 +255,3 @@ def _mapped_as_of(file: Path, state: tuple[int, int]) -> pa.Table:
     except pa.ArrowInvalid:
         source.seek(0)
         return pa.ipc.open_file(source).read_all()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

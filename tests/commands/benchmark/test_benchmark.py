@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from parity.cpo import Draws, plain_losses
-from toys.benchmark import gradient
+from toys.benchmark import gradient, step_flops
 from toys.shapes import TOY
 
 from lpo_platform.commands.benchmark import cell
 from lpo_platform.commands.benchmark.command import benchmark
 from lpo_platform.commands.benchmark.cpo import SETTINGS, CPOStep
-from lpo_platform.commands.benchmark.measure import part_flops, step_flops, timed
+from lpo_platform.commands.benchmark.measure import part_flops, timed
 from lpo_platform.commands.plan.count import flops
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_weights import SD15, RandomStableDiffusion

@@ -1,10 +1,11 @@
 """The benchmark of ControlNet++ compares like with like: plain step and ours give one loss and one gradient."""
 
 import torch
+from toys.benchmark import step_flops
 from toys.shapes import TOY
 
 from lpo_platform.commands.benchmark.control_reward import SETTINGS, ControlRewardStep
-from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.measure import part_flops
 
 
 def gradient(bench: ControlRewardStep) -> torch.Tensor:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from parity.cpo import Draws, plain_losses
 from parity.cpo_dino import plain_losers
-from toys.benchmark import gradient
+from toys.benchmark import gradient, step_flops
 from toys.shapes import TOY
 
 from lpo_platform.commands.benchmark.cpo import SETTINGS
 from lpo_platform.commands.benchmark.cpo_dino import GUIDANCE, CPODinoStep
-from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.measure import part_flops
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.sampling import Sampling, sample_latents
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from toys.benchmark import step_flops
 from toys.benchmark_lpo import SHAPES, gradient, perturb
 from toys.shapes import TOY, TOY_XL
 
 from lpo_platform.commands.benchmark.ddpo import Round, Update
-from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.measure import part_flops
 from lpo_platform.models.random_weights import SDXL, Shape
 
 

@@ -5,12 +5,12 @@ import torch
 from parity.cpo import Draws, plain_losses
 from toys import flux as toy_flux
 from toys import stable_diffusion as toy_stable_diffusion
+from toys.benchmark import step_flops
 from toys.shapes import TOY
 
 from lpo_platform.commands.benchmark import cell
 from lpo_platform.commands.benchmark.control import ControlStep
 from lpo_platform.commands.benchmark.cpo import SETTINGS, CPOStep
-from lpo_platform.commands.benchmark.measure import step_flops
 from lpo_platform.commands.plan.count import flops
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.random_flux import FLUX, FluxShape, RandomFlux

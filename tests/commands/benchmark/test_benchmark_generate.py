@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from toys.benchmark import step_flops
 from toys.shapes import TOY, TOY_XL
 
 from lpo_platform.commands.benchmark.generate import Generation
-from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.measure import part_flops
 from lpo_platform.diffusion import noise
 from lpo_platform.models.random_weights import Shape
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from parity import lpo as plain_lpo
 from parity import lrm as plain_lrm
+from toys.benchmark import step_flops
 from toys.benchmark_lpo import SHAPES, gradient, perturb
 from toys.shapes import TOY, TOY_XL
 
 from lpo_platform.commands.benchmark import cell, lpo
 from lpo_platform.commands.benchmark.command import benchmark
 from lpo_platform.commands.benchmark.lrm import LRMStep
-from lpo_platform.commands.benchmark.measure import part_flops, step_flops
+from lpo_platform.commands.benchmark.measure import part_flops
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_weights import SD15, SDXL, Shape, random_model
