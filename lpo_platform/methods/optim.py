@@ -26,6 +26,9 @@ class Optim:
         clip: limit of the gradient's global norm; null for none.
     """
 
+    smaller: ClassVar[str | None] = None
+    """The option of optim that does the same with a smaller state."""
+
     def __init__(self, *, warmup_steps: int, warmup: str, schedule: str, clip: float | None) -> None:
         self.warmup_steps, self.warmup, self.schedule, self.clip = warmup_steps, warmup, schedule, clip
 
@@ -65,6 +68,8 @@ class AdamW(Optim):
         warmup_steps, warmup, schedule, clip: see Optim.
     """
 
+    smaller: ClassVar[str | None] = "adamw8bit"
+
     def __init__(
         self,
         lr: float = 1e-4,
@@ -93,6 +98,7 @@ class AdamW8bit(AdamW):
         UserError: bitsandbytes (extra `8bit`) is not installed.
     """
 
+    smaller: ClassVar[str | None] = None
     unsharded: ClassVar[dict[str, str]] = {"": "its state is packed and cannot be sharded; use optim=adamw"}
 
     def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:

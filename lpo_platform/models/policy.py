@@ -25,7 +25,7 @@ class Policy(nn.Module):
         self._adapter, self.tune = [adapter], tune  # in a list: a frozen part must not become a submodule
         self.learning = nn.ModuleDict(tune.learns(adapter, control))
         self._active: dict[str, nn.Module | None] = {"unet": adapter.unet, "control": control}
-        self._frozen: dict[str, nn.Module] | None = None
+        self.reference_copy: dict[str, nn.Module] | None = None
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ValueError(f"tune={type(tune).__name__} trains no weight")
 
@@ -54,20 +54,20 @@ class Policy(nn.Module):
             for weight in self.tune.halved(dict(self.learning.items())):
                 weight.data = weight.data.to(frozen_dtype)
         self.adapter.to(device, frozen_dtype)
-        for module in (self._frozen or {}).values():
+        for module in (self.reference_copy or {}).values():
             module.to(device)
         return self.to(device)
 
     def freeze_reference(self) -> None:
         """Keeps the present weights as the reference. With LoRA nothing is copied."""
-        self._frozen = self.tune.freeze(dict(self.learning.items()))
+        self.reference_copy = self.tune.freeze(dict(self.learning.items()))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, predictions are the reference's, without a gradient. freeze_reference() must have been called."""
-        if self._frozen is None:
+        if self.reference_copy is None:
             raise RuntimeError("reference() before freeze_reference()")
-        active, self._active = self._active, {**self._active, **self._frozen}
+        active, self._active = self._active, {**self._active, **self.reference_copy}
         try:
             with torch.no_grad():
                 if isinstance(self.tune, Lora):

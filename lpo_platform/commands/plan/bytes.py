@@ -46,7 +46,7 @@ def counts(job: PlannedJob) -> Counts:
     policy = job.policy
     trained = learning(policy)
     parts = {id(part): part for part in (*policy.adapter.parts, *policy.learning.values())}
-    reference = sum(count(part) for part in (policy._frozen or {}).values())
+    reference = sum(count(part) for part in (policy.reference_copy or {}).values())
     reward = getattr(getattr(job.method, "reward", None), "model", None)
     return Counts(trained, sum(map(count, parts.values())) - trained, reference, count(reward) if reward else 0)
 

@@ -109,9 +109,10 @@ def _smaller(cfg: DictConfig, processes: int) -> Iterator[Change]:
 
 
 def _packed(cfg: DictConfig, processes: int) -> Iterator[Change]:
-    if cfg.optim._target_.endswith(".AdamW") and cfg.hardware.strategy != "fsdp":
-        node = OmegaConf.load(CONF / "optim" / "adamw8bit.yaml")
-        yield Change("optim=adamw8bit", {"optim": {"_target_": node._target_}})
+    smaller = attribute(cfg.optim._target_, "smaller")
+    if smaller and cfg.hardware.strategy != "fsdp":
+        node = OmegaConf.load(CONF / "optim" / f"{smaller}.yaml")
+        yield Change(f"optim={smaller}", {"optim": {"_target_": node._target_}})
 
 
 def _sharded(cfg: DictConfig, processes: int) -> Iterator[Change]:
