@@ -241,7 +241,7 @@ def _path_problems(composed: Composed) -> list[str]:
     pose = composed.values.get("pose")
     if isinstance(pose, str):
         problems += path_problem("pose", pose)
-        if composed.values.get("export") is None or composed.choices.get("task") != "pose":
+        if composed.values.get("export") is None or part_of(composed, "task").says("annotated") != "people":
             problems.append(f"pose={pose}: add task=pose export=<the folder that gets keypoints, skeletons and lines>")
     run = composed.values.get("run")
     if isinstance(run, str) and run != "???":

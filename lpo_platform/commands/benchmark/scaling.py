@@ -19,9 +19,10 @@ import torch.multiprocessing as mp
 from tqdm import tqdm
 
 from lpo_platform.commands.benchmark.cell import Cell
-from lpo_platform.commands.benchmark.report import machine, value
+from lpo_platform.commands.benchmark.report import machine, spread, value
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.runs.files import write_text
+from lpo_platform.tracking.tables.table import grid
 
 SIZE = {"width": 420, "height": 280, "left": 60, "bottom": 40, "top": 20, "right": 20}
 
@@ -125,18 +126,13 @@ def section(name: str, title: str, points: list[dict[str, Any]], folder: Path, w
     last = points[-1]
     foretold = [p["flops"] * value(last, "seconds") / last["flops"] for p in points]
     write_text(folder / f"{name}.svg", plot(title, name, points, foretold))
+    heads = [name, "TFLOP", "s (min to max)", "s, by FLOPs from the last", "measured / that"]
     rows = [
-        f"| {name} | TFLOP | s (min to max) | s, by FLOPs from the last | measured / that |",
-        "|---|---|---|---|---|",
+        [str(p["x"]), f"{p['flops'] / 1e12:.3g}", spread(p, "seconds"), f"{by:.3g}", f"{value(p, 'seconds') / by:.2f}"]
+        for p, by in zip(points, foretold, strict=True)
     ]
-    for p, by_flops in zip(points, foretold, strict=True):
-        s = p["seconds"]
-        shown = f"{value(p, 'seconds'):.3g} ({min(s):.3g} to {max(s):.3g})"
-        rows.append(
-            f"| {p['x']} | {p['flops'] / 1e12:.3g} | {shown} | {by_flops:.3g} | {value(p, 'seconds') / by_flops:.2f} |"
-        )
     law = f"Fitted: {1000 * start:.0f} ms + FLOPs / {1 / rate / 1e9:.3g} GFLOP/s. " if start else ""
-    return [f"![{title}]({name}.svg)", "", *rows, "", f"{law}Where it departs: {why}."]
+    return [f"![{title}]({name}.svg)", "", grid(heads, rows), "", f"{law}Where it departs: {why}."]
 
 
 def plot(title: str, name: str, points: Sequence[dict[str, Any]], foretold: Sequence[float]) -> str:

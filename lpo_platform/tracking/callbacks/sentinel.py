@@ -75,7 +75,7 @@ class Sentinel(Callback):
         self.evaluations, self.best, self.stopped = 0, 0.0, False
 
     def evaluate(self, trainer: L.Trainer, module: L.LightningModule, samples: list[Sample], drawn: Drawing) -> None:
-        """Evaluates what was drawn for its items. Every process does so and takes the numbers of the first one."""
+        """Scores the pictures that were drawn. Every process does so, and all take the numbers of the first one."""
         scores = agree(self.scores(samples, drawn))
         self.start = self.start or scores
         changes = {kind: {n: change(self.start[kind][n], v) for n, v in of.items()} for kind, of in scores.items()}
@@ -176,9 +176,9 @@ def last_look(
 
 def _entry(alarm: Alarm, step: int | None) -> dict[str, Any]:
     """A line of sentinel.json; without a step it is about the run's evaluation."""
-    told = {name: value for name, value in asdict(alarm.change).items() if name != "spread"}
+    numbers = {name: value for name, value in asdict(alarm.change).items() if name != "spread"}
     entry = {"step": step, "metric": alarm.metric, "kind": alarm.kind, "message": alarm.message}
-    return entry | told | {"ci95": list(alarm.change.ci95)}
+    return entry | numbers | {"ci95": list(alarm.change.ci95)}
 
 
 def improvement(heldout: dict[str, Change]) -> float:

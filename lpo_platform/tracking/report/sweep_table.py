@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lpo_platform.runs import files, record
 from lpo_platform.runs.sweep import SweepJob, read
+from lpo_platform.tracking.tables.table import Run, grid
 
 if TYPE_CHECKING:
     from lpo_platform.runs.seeds import Row
@@ -65,39 +66,19 @@ def _markdown(folder: Path, jobs: Sequence[SweepJob], rows: Sequence[Row], pictu
     from lpo_platform.evaluation.result_table import change, decimals, number
     from lpo_platform.evaluation.statistics import verdict
 
-    lines = [f"# Sweep {folder.resolve().name}", ""]
+    parts = [f"# Sweep {folder.resolve().name}"]
     if rows:
-        lines += [
-            "| metric | setting | seeds | before | after | difference [95 % interval] | |",
-            "|---|---|---|---|---|---|---|",
-        ]
-    for row in rows:
-        entry = row.entry()
-        digits = decimals(entry)
-        cells = [
-            row.metric,
-            row.setting or "all",
-            ", ".join(map(str, row.seeds)),
-            number(row.before, digits),
-            number(row.after, digits),
-            change(entry),
-            verdict(entry),
-        ]
-        lines.append(_line(cells))
-    if rows:
-        lines += ["", _legend(rows), ""]
+        heads = ["metric", "setting", "seeds", "before", "after", "difference [95 % interval]", ""]
+        cells = []
+        for row in rows:
+            entry, digits = row.entry(), decimals(row.entry())
+            cells.append([row.metric, row.setting or "all", ", ".join(map(str, row.seeds))])
+            cells[-1] += [number(row.before, digits), number(row.after, digits), change(entry), verdict(entry)]
+        parts += [grid(heads, cells), _legend(rows)]
     if pictures:
-        lines += ["![of each setting: condition, base, trained, and what is detected in both](sweep.png)", ""]
-    lines += ["| job | overrides | status |", "|---|---|---|"]
-    for job in jobs:
-        place = os.path.relpath(job.folder, folder)
-        shown = " ".join(record.redact_command(job.overrides))
-        end = job.status if job.reason is None else f"{job.status}: {job.reason}"
-        cells = [f"[{place}]({place}/report.html)", shown, end]
-        lines.append(_line(cells))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
+        parts.append("![of each setting: condition, base, trained, and what is detected in both](sweep.png)")
+    runs = [Run(os.path.relpath(job.folder, folder)) for job in jobs]
+    ends = [job.status if job.reason is None else f"{job.status}: {job.reason}" for job in jobs]
+    words = [" ".join(record.redact_command(job.overrides)) for job in jobs]
+    parts.append(grid(["job", "overrides", "status"], zip(runs, words, ends, strict=True)))
+    return "\n\n".join(parts) + "\n"

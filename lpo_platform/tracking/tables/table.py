@@ -2,12 +2,18 @@
 
 import html as markup
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 
 class Code(str):
     """Words to be set as code."""
+
+    __slots__ = ()
+
+
+class Run(str):
+    """The folder of a run, which Markdown makes a link to its report."""
 
     __slots__ = ()
 
@@ -23,9 +29,13 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    lines = [_markdown_line(table.heads), "|" + "---|" * len(table.heads), *map(_markdown_line, table.rows)]
     notes = [_markdown_text(note) for note in table.notes]
-    return "\n\n".join([f"**{_markdown_text(table.title)}**", "\n".join(lines), *notes]) + "\n"
+    return "\n\n".join([f"**{_markdown_text(table.title)}**", grid(table.heads, table.rows), *notes]) + "\n"
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown without title and notes."""
+    return "\n".join([_markdown_line(heads), "|" + "---|" * len(heads), *map(_markdown_line, rows)])
 
 
 def latex(table: Table) -> str:
@@ -49,7 +59,13 @@ FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": lat
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_markdown_code(c) if isinstance(c, Code) else _markdown_text(c) for c in cells)} |"
+    return f"| {' | '.join(map(_markdown_cell, cells))} |"
+
+
+def _markdown_cell(text: str) -> str:
+    if isinstance(text, Run):
+        return f"[{_markdown_text(text)}]({text}/report.html)"
+    return _markdown_code(text) if isinstance(text, Code) else _markdown_text(text)
 
 
 def _markdown_text(text: str) -> str:
