@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lpo_platform.runs import files, record
 from lpo_platform.runs.sweep import SweepJob, read
-from lpo_platform.tracking.tables.table import Run, grid
+from lpo_platform.tracking.tables.table import RunLink, grid
 
 if TYPE_CHECKING:
     from lpo_platform.runs.seeds import Row
@@ -77,7 +77,7 @@ def _markdown(folder: Path, jobs: Sequence[SweepJob], rows: Sequence[Row], pictu
         parts += [grid(heads, cells), _legend(rows)]
     if pictures:
         parts.append("![of each setting: condition, base, trained, and what is detected in both](sweep.png)")
-    runs = [Run(os.path.relpath(job.folder, folder)) for job in jobs]
+    runs = [RunLink(os.path.relpath(job.folder, folder)) for job in jobs]
     ends = [job.status if job.reason is None else f"{job.status}: {job.reason}" for job in jobs]
     words = [" ".join(record.redact_command(job.overrides)) for job in jobs]
     parts.append(grid(["job", "overrides", "status"], zip(runs, words, ends, strict=True)))

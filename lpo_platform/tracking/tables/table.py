@@ -12,7 +12,7 @@ class Code(str):
     __slots__ = ()
 
 
-class Run(str):
+class RunLink(str):
     """The folder of a run, which Markdown makes a link to its report."""
 
     __slots__ = ()
@@ -63,7 +63,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    if isinstance(text, Run):
+    if isinstance(text, RunLink):
         return f"[{_markdown_text(text)}]({text}/report.html)"
     return _markdown_code(text) if isinstance(text, Code) else _markdown_text(text)
 
