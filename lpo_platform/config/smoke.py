@@ -19,7 +19,7 @@ SIZES = {
     "callbacks": {"samples": 2, "items": 8},
 }
 KEEPS_NULL = ("metrics.num_steps", "method.group")  # where null is not "all", but another setting's value
-OF_TRANSITIONS = 16  # method.batch of a method that plays rounds, whose samples are many
+OF_TRANSITIONS = 16  # method.batch of a method that samples rounds, whose transitions are many
 
 
 def sizes(values: dict[str, Any], given: Iterable[str] = ()) -> Iterator[tuple[str, int]]:

@@ -23,7 +23,7 @@ class Rollouts(L.LightningDataModule):
     def __init__(self, prompts: Source, method: Online, *, micro_batch: int, seed: int) -> None:
         super().__init__()
         self.prompts, self.method, self.micro_batch, self.seed = prompts, method, micro_batch, seed
-        self._played: tuple[int, list[Batch]] | None = None
+        self._sampled: tuple[int, list[Batch]] | None = None
 
     def train_dataloader(self) -> DataLoader:
         """The micro-batches of the round that is due. A round is sampled once, however often Lightning asks.
@@ -34,11 +34,11 @@ class Rollouts(L.LightningDataModule):
         number = self.trainer.fit_loop.epoch_progress.current.processed
         if number >= self.method.steps:
             return DataLoader([])
-        if self._played is None or self._played[0] != number:
+        if self._sampled is None or self._sampled[0] != number:
             items = Items(self.prompts, self.numbers(number)) if self.method.pictures else self.captions(number)
             with self.trainer.precision_plugin.forward_context():
-                self._played = number, self.method.sample_round(number, items, self.micro_batch)
-        return DataLoader(self._played[1], batch_size=None)
+                self._sampled = number, self.method.sample_round(number, items, self.micro_batch)
+        return DataLoader(self._sampled[1], batch_size=None)
 
     def captions(self, number: int) -> list[str]:
         return [self.prompts.caption(item) for item in self.numbers(number)]
