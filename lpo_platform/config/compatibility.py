@@ -45,7 +45,6 @@ OWN_DATA = {
     "pairs": "data=image_pairs data.path=<Pick-a-Pic: hub id or folder>",
 }
 
-
 UNSAID = object()
 
 

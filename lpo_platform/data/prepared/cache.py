@@ -20,8 +20,6 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.runs.files import write_atomically
 
 FORMAT = "1"  # raise it when the meaning of a shard changes: older files then count as missing
-
-
 Shard = tuple[dict[str, Tensor], dict[str, list[str]]]
 
 

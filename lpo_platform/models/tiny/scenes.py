@@ -26,33 +26,15 @@ COLOURS = {
     "cyan": (40, 180, 196),
 }
 
-
 BACKGROUNDS = {"white": (246, 246, 246), "gray": (168, 168, 168), "black": (28, 28, 28)}
-
-
 SKIN, DARK = (240, 188, 156), (70, 46, 34)
-
-
 COLOUR_NAMES = (*COLOURS, *BACKGROUNDS, "other")
-
-
 SHAPES = ("circle", "square", "triangle")
-
-
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-
-
 POSES = ("standing", "waving", "cheering", "stretching")
-
-
 CLASSES = ("background", *SHAPES, "person")
-
-
 PARTS = ("background", *SHAPES, "shirt", "trousers", "skin", "dark")
-
-
 CLASS_OF_PART = (0, 1, 2, 3, 4, 4, 4, 4)
-
 
 KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear",
@@ -60,16 +42,9 @@ KEYPOINTS = (
     "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
 
-
 VERSION = 1  # in the fingerprint: raise it when scenes are drawn differently (test_toy pins the pixels)
-
-
 OVERSAMPLING = 4
-
-
 PEOPLE = 0.4
-
-
 HELD_OUT = 0.1
 
 
@@ -141,14 +116,8 @@ def _one_of(*words: str) -> str:
 
 
 _BACKGROUND = rf"on a {_one_of(*BACKGROUNDS)} background"
-
-
 _COLOUR, _SHAPE = _one_of(*COLOURS), _one_of(*SHAPES)
-
-
 _PAIR = re.compile(rf"a {_COLOUR} {_SHAPE} {_one_of(*RELATIONS)} a {_COLOUR} {_SHAPE} {_BACKGROUND}")
-
-
 _PERSON = re.compile(rf"a person in a {_COLOUR} shirt and {_COLOUR} trousers {_one_of(*POSES)} {_BACKGROUND}")
 
 
@@ -265,7 +234,6 @@ _ARMS = {  # ranges of the upper arm and the forearm in degrees; 0 hangs down, 9
     "up": ((140, 160), (150, 178)),
     "out": ((80, 98), (78, 100)),
 }
-
 
 _POSE_ARMS = {
     "standing": ("down", "down"),
