@@ -26,7 +26,7 @@ def with_weights(cfg: DictConfig, place: str, setting: str) -> DictConfig:
     A pipeline, a denoiser, a ControlNet, a LoRA, or an export folder with some of them. UserError where it is none of
     those, or where the configuration has nowhere to put it.
     """
-    changes = {key: part for part in _parts(place) for key in [_setting(part)] if key}
+    changes = {key: part for part in _parts(place) for key in [setting_of(part)] if key}
     if not changes:
         raise UserError(
             f"{setting}={place}: no weights found; what works: a run, or a folder or reachable hub id of a ControlNet, "
@@ -54,7 +54,7 @@ def _parts(place: str) -> list[str]:
     return found[:1] if found[0].endswith("lora") else found
 
 
-def _setting(place: str) -> str | None:
+def setting_of(place: str) -> str | None:
     """The key of the configuration that a place is for."""
     if _file(place, "model_index.json"):
         return "model.weights"

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lpo_platform.config.errors import UserError
-from lpo_platform.models.weights import check_finite, first_line, listed
+from lpo_platform.config.errors import UserError, first_line
+from lpo_platform.models.weights import check_finite, listed
 
 DENOISER = "model.diffusion_model."
 

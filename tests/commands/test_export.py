@@ -38,7 +38,7 @@ from lpo_platform.commands.export.forms import FILE, FORMS, Form
 from lpo_platform.commands.export.pipelines import Scene, draw, draw_stock
 from lpo_platform.commands.export.publish import Check, compare_weights, passed
 from lpo_platform.commands.export.trained import find
-from lpo_platform.commands.weights import _setting as place_of
+from lpo_platform.commands.weights import setting_of as place_of
 from lpo_platform.config.compose import compose
 from lpo_platform.config.errors import UserError, users
 from lpo_platform.config.schema import CONF
