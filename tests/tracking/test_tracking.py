@@ -198,6 +198,7 @@ def test_offline_run_is_read_back_and_continued(
     tmp_path: Path, no_key: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     secret = {"seed": 0, "logger": {"api_key": "abcSECRETdef"}, "data": {"path": f"{Path.home()}/pictures"}}
+    secret["method"] = {"_target_": "lpo_platform.methods.lpo.LPO"}
     about = About("cpo-tiny", "g", "cpo", ["tiny", "canny"], config=secret)
     logger = open_logger(PLACE, tmp_path, about)
     assert logger is not None
