@@ -15,6 +15,7 @@ from lpo_platform.commands.benchmark.report import machine, ratio, table, utilis
 from lpo_platform.commands.plan.devices import peak_of
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.runs.files import read_json, write_text
+from lpo_platform.tracking.tables.table import grid
 
 REPEATS, WARMUP = 5, 2
 SHARE = 0.25  # of the time left that one cell may take for its repeats
@@ -95,7 +96,7 @@ def measure(cell: Cell, found: dict[str, Any], hardware: Hardware, end: float, *
 def page(report: dict[str, Any]) -> str:
     """A table of all goals, then one of every cell, as Markdown."""
     about, peak = report["about"], peak_of(report["about"]["gpu"])
-    lines = [", ".join(f"{key} {value}" for key, value in about.items() if value is not None), "", *goals(report, peak)]
+    lines = [", ".join(f"{key} {value}" for key, value in about.items() if value is not None), "", goals(report, peak)]
     for name, found in report["cells"].items():
         state = f" ({found['failed']})" if "failed" in found else "" if found["about"] else f" ({NOT_MEASURED})"
         lines += ["", f"`{name}`{state}", ""]
@@ -103,9 +104,9 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def goals(report: dict[str, Any], peak: float | None) -> list[str]:
-    """Rows of the steps that have a goal."""
-    rows = ["| step | ours | goal, time | time | FLOPs | memory | % of peak FLOP/s |", "|---|---|---|---|---|---|---|"]
+def goals(report: dict[str, Any], peak: float | None) -> str:
+    """A table of the steps that have a goal."""
+    heads, rows = ["step", "ours", "goal, time", "time", "FLOPs", "memory", "% of peak FLOP/s"], []
     for cell in CELLS:
         found, wanted = report["cells"].get(cell.name), GOALS.get((cell.what, cell.model), {})
         for variant, goal in wanted.items() if found and found["variants"] else ():
@@ -114,5 +115,5 @@ def goals(report: dict[str, Any], peak: float | None) -> list[str]:
             shown = [NOT_MEASURED if number is None else f"{number:.2f}" for number in numbers]
             used = utilisation(ours, found["units"], peak)
             shown.append(NOT_MEASURED if used is None else f"{100 * used:.0f}")
-            rows.append(f"| {cell.what}, {cell.model} | {variant} | {goal} | {' | '.join(shown)} |")
-    return rows
+            rows.append([f"{cell.what}, {cell.model}", variant, str(goal), *shown])
+    return grid(heads, rows)

@@ -10,6 +10,7 @@ import torch
 
 from lpo_platform.commands.benchmark.measure import Result
 from lpo_platform.runs.record import cpu_model
+from lpo_platform.tracking.tables.table import grid
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -72,21 +73,18 @@ def table(results: dict[str, Result], units: int, unit: str, peak: float | None 
     compared = {name: said for name, said in RATIOS.items() if name in there}
     bases = [name for name in results if name.startswith("plain")]
     heads = ["variant", *columns, *(f"{base} / this: {', '.join(compared.values())}" for base in bases)]
-    rows = [heads, ["---"] * len(heads)]
+    rows = []
     for variant, result in results.items():
         row = [show(result) if name in result else result.get("failed", "-") for name, show in columns.values()]
         for base in bases:
             found = (ratio(results[base], result, name) for name in compared)
             row.append(", ".join("-" if number is None else f"{number:.2f}" for number in found))
         rows.append([variant, *row])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return grid(heads, rows)
 
 
 def against_published(counted: dict[str, float], published: dict[str, float]) -> str:
     """A table of what was counted here beside what the stock classes need, both in GFLOP."""
-    rows = ["| | counted, GFLOP | stock classes, GFLOP | difference |", "|---|---|---|---|"]
-    for name, gflop in published.items():
-        if name in counted:
-            here = counted[name] / 1e9
-            rows.append(f"| {name} | {here:.1f} | {gflop:.1f} | {100 * (here / gflop - 1):+.1f} % |")
-    return "\n".join(rows)
+    both = {name: (counted[name] / 1e9, gflop) for name, gflop in published.items() if name in counted}
+    rows = [[name, f"{a:.1f}", f"{b:.1f}", f"{100 * (a / b - 1):+.1f} %"] for name, (a, b) in both.items()]
+    return grid(["", "counted, GFLOP", "stock classes, GFLOP", "difference"], rows)
