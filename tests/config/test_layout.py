@@ -5,6 +5,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import lpo_platform
+from lpo_platform.config.options import shipped
 
 PACKAGE = Path(lpo_platform.__file__).parent
 FROM_BELOW = (
@@ -75,3 +76,17 @@ def test_private_names_stay_in_their_file() -> None:
         if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
     assert len(files) > 300 and found == []
+
+
+def test_no_method_and_no_task_is_known_by_name() -> None:
+    """What is not of methods or tasks asks their classes; `control` is also a group, `pose` also a key."""
+    names = {*shipped("method"), *shipped("task")} - {"control", "none", "pose"}
+    rooms = ("config", "runs", "hardware", "tracking", "commands")
+    files = [path for room_ in rooms for path in (PACKAGE / room_).rglob("*.py") if path.parent.name != "benchmark"]
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.value}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+    ]
+    assert {"cpo", "lpo", "canny"} <= names and len(files) > 100 and found == []
