@@ -25,6 +25,7 @@ NOT_ON_WINDOWS = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "p
 EXTRAS = {
     "ai_edge_litert": "ai-edge-litert",
     "bitsandbytes": "bitsandbytes",
+    "datasets": "datasets",
     "optuna": "optuna",
     "pycocotools": "pycocotools",
     "submitit": "submitit",

@@ -37,6 +37,8 @@ KEYS = {
 ROOMS = ("method", "optim", "model", "data", "hardware")  # where a key without its group most likely belongs
 PLACES = ("weights", "path")  # settings that take a folder or a hub id
 USUAL = {"model": "sd15", "data": "folder"}  # the option for a folder of which nothing else is known
+USUAL_ID = {"data": "hf"}  # and for a hub id that is like none that we name
+ALIKE = 0.7
 
 
 def meant_key(key: str, values: Values) -> str:
@@ -92,18 +94,22 @@ def _kinds(values: Values) -> str:
 
 
 def _likely(group: str, name: str, taking: Mapping[str, Values]) -> str:
-    """The option whose own weights have the most similar name; for a folder the usual one."""
+    """The option whose own weights or data have the most similar name; for others the usual one."""
     usual = USUAL.get(group, next(iter(taking)))
     if Path(name).expanduser().is_dir() and usual in taking:
         return usual
     last = name.rpartition("/")[2].lower()
+    words = {key.partition("=")[2]: meant.partition("=")[2] for key, meant in OPTIONS.items() if key.startswith(group)}
+    if meant := next((option for word, option in words.items() if word in last and option in taking), None):
+        return meant
 
     def similar(option: str) -> float:
-        own = taking[option].get("weights")
+        own = taking[option].get(_place(taking[option]))
         known = own.rpartition("/")[2].lower() if isinstance(own, str) and "/" in own else option
         return difflib.SequenceMatcher(None, last, known).ratio()
 
-    return max(taking, key=similar)
+    best = max(taking, key=similar)
+    return USUAL_ID.get(group, best) if similar(best) < ALIKE else best
 
 
 def _has(values: Values, path: str) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.decode import Unusable
+from lpo_platform.diffusion import noise
 
 ENOUGH = 6  # held-out items from which on evaluation/significance.py gives a verdict
 
@@ -64,6 +65,17 @@ class Source(Protocol):
     def caption(self, i: int) -> str:
         """The caption of item i, without its picture."""
         ...
+
+
+def order(source: object, number: int, seed: int, rows: int | None = None) -> Tensor:
+    """The items of a source, or `rows` rows made of them, in the order of pass `number`: shuffled by the seed.
+
+    A source that is read from a stream has an `order(number, seed)` of its own.
+    """
+    own = getattr(source, "order", None)
+    if own is not None:
+        return own(number, seed)
+    return noise.permutation(len(source) if rows is None else rows, seed=seed, stream=f"order/{number}")
 
 
 def too_few(held_out: int, works: str) -> str:

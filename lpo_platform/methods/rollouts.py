@@ -8,9 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.source import Sample, Source
+from lpo_platform.data.source import Sample, Source, order
 from lpo_platform.data.tables.decode import Unusable
-from lpo_platform.diffusion import noise
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 
@@ -52,7 +51,7 @@ class Rollouts(L.LightningDataModule):
         return found
 
     def _order(self, reading: int) -> torch.Tensor:
-        return noise.permutation(len(self.prompts), seed=self.seed, stream=f"order/{reading}")
+        return order(self.prompts, reading, self.seed)
 
 
 class Items(Sequence):
