@@ -247,7 +247,7 @@ def paths(folder: Path) -> dict[str, list[str]]:
     """What each data option needs on the command line, for files that are there."""
     (folder / "prompts.txt").touch()
     return {
-        **{name: [f"data.path={folder}"] for name in ("captioned", "cpo_pairs", "cpo_pairs_multigen", "jsonl")},
+        **{name: [f"data.path={folder}"] for name in ("captioned", "cpo_pairs", "cpo_pairs_multigen", "hf", "jsonl")},
         "folder": [f"data.path={folder}"],
         "image_pairs": [f"data.path={folder}"],
         "prompts": [f"data.path={folder}/prompts.txt"],

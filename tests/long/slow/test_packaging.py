@@ -65,6 +65,25 @@ def test_the_wheel_trains_outside_the_repository(site: Path, tmp_path: Path):
     assert again.returncode == 0, again.stderr[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted((REPO / "launchers" / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_runs_on_the_wheel_alone(example: Path, site: Path, tmp_path: Path) -> None:
+    """In an empty folder; the installed package is the one that is unpacked here."""
+    code = f"import lpo_platform, runpy; assert lpo_platform.__file__.startswith({str(site)!r}); "
+    code += f"runpy.run_path({str(example)!r})"
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_wheel_has_the_authors_steps(site: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "lpo_platform", "benchmark", "--model", "tiny", "--flops-only"]
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "| plain-ckpt |" in done.stdout, done.stderr[-2000:]
+
+
 def test_the_lock_has_a_hash_for_every_package_and_no_address():
     text = (REPO / "requirements.lock").read_text().split("\n", 2)[2]  # below the command that made it
     blocks = re.split(r"\n(?=[a-z0-9])", text)
