@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from lpo_platform import __version__
+
 MAIN = "lpo_platform.commands.main"
 COMMANDS = {
     "train": (MAIN, "train"),
@@ -22,6 +24,9 @@ COMMANDS = {
 def main() -> None:
     """Runs the command that the first word names."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name == "--version":
+        print(f"lpo-platform {__version__}")
+        sys.exit()
     if name not in COMMANDS:
         print(f"python -m lpo_platform: the first word names a command: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(0 if name in ("-h", "--help") else 2)

@@ -209,9 +209,9 @@ def test_python_m_knows_every_command_of_the_wheel(capsys: pytest.CaptureFixture
     assert {f"lpo-{name}": ":".join(place) for name, place in COMMANDS.items()} == PROJECT["scripts"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_version_is_ours(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lpo_platform", name, "--version"]
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=lambda words: "".join(words))
+def test_version_is_ours(words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lpo_platform", *words, "--version"]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, f"lpo-platform {__version__}\n")
