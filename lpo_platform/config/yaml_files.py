@@ -13,14 +13,20 @@ from omegaconf.errors import OmegaConfBaseException
 from lpo_platform.config.errors import ConfigError, one_line
 from lpo_platform.config.schema import CONF
 
+# What was read, by where it was looked for, with the file's time and size.
+_read: dict[tuple[str, str], tuple[tuple[int, int], ConfigResult]] = {}
+
 
 class Files(CachingConfigRepository):
-    """Hydra's files, with a ConfigError where one is no mapping in YAML and UTF-8, or a user's option empty."""
+    """Hydra's files, with a ConfigError where one is no mapping in YAML and UTF-8, or a user's option empty.
+
+    A process reads a file once: a sweep, or a program that trains in a loop, composes many times.
+    """
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         file = self._file(config_path)
         try:
-            loaded = super().load_config(config_path)
+            loaded = self._once(config_path, file)
         except (yaml.YAMLError, UnicodeError, OmegaConfBaseException, OSError) as error:
             if file is None:
                 raise
@@ -33,6 +39,18 @@ class Files(CachingConfigRepository):
         if not (loaded.config or loaded.defaults_list or ours or whole or config_path.startswith("local/")):
             raise ConfigError(f"{file}:1:1: an empty file; a configuration is a mapping of keys to values")
         return loaded
+
+    def _once(self, config_path: str, file: Path | None) -> ConfigResult | None:
+        name = f"config_path={config_path}"
+        if name in self.cache:
+            return self.cache[name]
+        key = (" ".join(source.path for source in self.get_sources()), config_path)
+        state = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None else (0, 0)
+        if key in _read and _read[key][0] == state:
+            self.cache[name] = _read[key][1]
+        elif (found := super().load_config(config_path)) is not None:
+            _read[key] = (state, found)
+        return self.cache.get(name)
 
     def _file(self, config_path: str) -> Path | None:
         """Where Hydra finds a configuration; None for what is no file of ours or the user's."""

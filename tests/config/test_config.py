@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -312,7 +313,12 @@ def line_of(group: str, option: str) -> list[str]:
     return next((LINES[key] for key, value in said.items() if value == key[2]), [])
 
 
-def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path: Path):
+OF_OTHERS = ("hydra", "local", "measure", "what")
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OF_OTHERS)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_of_every_group_composes_as_hydra_does_and_passes(group: str, tmp_path: Path):
     extra = {"image_pairs": ["method=lrm"], "prompts": ["method=lpo"]}
     given = {
         **{("data", option): [*overrides, *extra.get(option, [])] for option, overrides in paths(tmp_path).items()},
@@ -329,12 +335,10 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(tmp_path:
         ("metrics", "quality"): ["metrics.measures.fid.weights=w", "metrics.measures.lpips.weights=w"],
         ("metrics", "preference"): ["metrics.measures.aesthetic.reward.weights=w"],
     }
-    of_others = ("hydra", "local", "measure", "what")
-    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in of_others):
-        for option in shipped(group):
-            overrides = [f"{group}={option}", *given.get((group, option), line_of(group, option))]
-            assert diagnose("train", overrides) == [], overrides
-            assert ours("train", overrides) == hydras("train", overrides), overrides
+    for option in shipped(group):
+        overrides = [f"{group}={option}", *given.get((group, option), line_of(group, option))]
+        assert diagnose("train", overrides) == [], overrides
+        assert ours("train", overrides) == hydras("train", overrides), overrides
 
 
 def test_a_full_disk_is_the_users_to_put_right_whatever_writes():
@@ -371,6 +375,14 @@ def hydras(primary: str, overrides: list[str]) -> dict:
         cfg = hydra.compose(primary, overrides, return_hydra_config=True)
     smoke.shrink(cfg, cfg.hydra.runtime.choices, overrides)  # as a job does
     return {key: value for key, value in OmegaConf.to_container(cfg, resolve=False).items() if key != "hydra"}
+
+
+def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path):
+    (tmp_path / "optim").mkdir()
+    for time, lr in enumerate((0.5, 0.25)):
+        (tmp_path / "optim" / "mine.yaml").write_text(f"_target_: lpo_platform.methods.optim.AdamW\nlr: {lr}\n")
+        os.utime(tmp_path / "optim" / "mine.yaml", (time, time))
+        assert compose.compose("train", ["optim=mine"], [str(tmp_path)], CONF).values["optim"]["lr"] == lr
 
 
 @pytest.mark.parametrize(
