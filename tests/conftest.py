@@ -1,6 +1,7 @@
 """Settings that must stand before torch is imported, and what every test leaves as it found it."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # make test starts one for each core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as a shell leaves it for what it starts in the background; a process that a test interrupts would never end
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -305,8 +305,11 @@ def test_watching_ends_with_ctrl_c_and_needs_no_torch(run: Path) -> None:
     code += "try: report.main()\nfinally: print('torch' in sys.modules)"
     words = [sys.executable, "-c", code, str(run), "--watch", "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        address = re.match(r"http://([^/]+)/ shows ", process.stdout.readline()).group(1)
-        assert ask(address, "/")[0] == 200
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        try:
+            address = re.match(r"http://([^/]+)/ shows ", process.stdout.readline()).group(1)
+            assert ask(address, "/")[0] == 200
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # one that does not end would be waited for without end
     assert process.returncode == 0 and out == "False\n" and err == ""
