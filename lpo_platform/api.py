@@ -265,14 +265,11 @@ def dataset(name: str, **settings: Any) -> Data:
         name: an option of the group data.
         settings: of that option; `resolution` in pixels (default 512) and `task`, a Task, where it asks for them.
     """
-    from lpo_platform.commands.build import create
-    from lpo_platform.config.signature import signature
+    from lpo_platform.commands.build import data_of
 
     node = _option("data", name)
-    live = {"resolution": settings.pop("resolution", 512), "task": settings.pop("task", None)}
-    known = signature(node._target_)
-    live = {key: value for key, value in live.items() if known and known[key]}
-    return create(_with(node, "data", settings), **live)
+    resolution, task = settings.pop("resolution", 512), settings.pop("task", None)
+    return data_of(_with(node, "data", settings), resolution, task)
 
 
 def reward(name: str, model: str = "tiny", **settings: Any) -> Callable[..., Tensor]:

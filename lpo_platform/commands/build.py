@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.schema import KEPT
 from lpo_platform.config.signature import attribute, signature
+from lpo_platform.data.source import Data
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.hardware.hardware import Hardware
@@ -56,6 +58,13 @@ def task_of(cfg: DictConfig, changed: DictConfig | None = None) -> Task | None:
             names = ", ".join(sorted(option for option in plain(cfg.task) if option != "_target_"))
             raise UserError(f"metrics.task.{name}: {known.name} has no such option. Options: {names}")
     return create(settings, **{name: value for name, value in live.items() if known and known[name]})
+
+
+def data_of(node: DictConfig, resolution: int, task: Task | None) -> Data:
+    """The data, told what they ask for; what is kept of them is no argument of their class."""
+    known, live = signature(node._target_), {"resolution": resolution, "task": task}
+    node = OmegaConf.masked_copy(node, [name for name in node if name not in KEPT])
+    return create(node, **{name: value for name, value in live.items() if not known or known[name]})
 
 
 def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | StepReward | None:

@@ -13,9 +13,8 @@ from lpo_platform.commands.doctor.first_step import Checkup
 from lpo_platform.commands.job import Job, sentinel_of
 from lpo_platform.commands.job_log import say
 from lpo_platform.commands.plan.throughput import work_of
-from lpo_platform.data.prepared.conditions import ConditionPairs
-from lpo_platform.data.prepared.preferences import PreferenceRows
 from lpo_platform.data.prepared.rounds import Rounds
+from lpo_platform.data.prepared.rows import Rows
 from lpo_platform.evaluation.evaluator import Evaluator
 from lpo_platform.evaluation.pairs import PairEvaluator
 from lpo_platform.hardware.trainer_flags import TrainerFlags
@@ -30,16 +29,15 @@ from lpo_platform.tracking.callbacks.progress import Progress
 from lpo_platform.tracking.callbacks.samples import Samples
 from lpo_platform.tracking.callbacks.settings import Callbacks
 from lpo_platform.tracking.callbacks.throughput import Throughput
+from lpo_platform.tracking.callbacks.waiting import Waiting
 from lpo_platform.tracking.loggers.files import Files, Resume
 from lpo_platform.tracking.loggers.service import NoLogger, RunLogger
-
-Rows = ConditionPairs | PreferenceRows | None
 
 
 def fit(
     job: Job,
     method: Method,
-    rows: Rows,
+    rows: Rows | None,
     evaluator: Evaluator | PairEvaluator,
     settings: Callbacks,
     folder: Path,
@@ -63,14 +61,20 @@ def fit(
         use_distributed_sampler=False,
         log_every_n_steps=settings.log_every,
         logger=[Files(folder), logger or NoLogger()],
-        callbacks=callbacks_of(job, method, evaluator, settings, folder, ema, checkup),
+        callbacks=callbacks_of(job, method, evaluator, settings, folder, ema, checkup, rows),
         default_root_dir=folder,
         enable_checkpointing=False,
         **flags.options(folder),
         num_sanity_val_steps=0,
     )
     method.train()
-    trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
+    if job.draws and job.policy.reference_copy is None:
+        job.policy.freeze_reference()  # what draws samples stays as it started
+    try:
+        trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
+    finally:
+        if rows is not None:
+            rows.close()
     method.to(job.hardware.device)  # Lightning's teardown has moved it to the CPU, away from the parts that are frozen
     # here and not in a callback: a run that was killed after its last checkpoint trains no more, but is exported
     export(job.policy, folder / "export")
@@ -79,13 +83,13 @@ def fit(
             export(job.policy, folder / "export", "_ema")
 
 
-def samples_of(job: Job, method: Method, rows: Rows, settings: Callbacks, micro_batch: int) -> Rollouts | Rounds:
-    """What the method trains on, in rounds: its own samples for an online method, else the prepared rows."""
+def samples_of(job: Job, method: Method, rows: Rows | None, settings: Callbacks, micro_batch: int) -> Rollouts | Rounds:
+    """What the method trains on, in rounds: its own samples for an online method, else the rows of the data."""
     if method.online:
         return Rollouts(job.data.train, method, micro_batch=micro_batch, seed=job.cfg.seed)
     return Rounds(
         rows, job.needs(), batch=method.batch, micro_batch=micro_batch, steps=method.steps, every=settings.every,
-        seed=job.cfg.seed, num_workers=job.hardware.num_workers,
+        seed=job.cfg.seed,
     )  # fmt: skip
 
 
@@ -97,12 +101,15 @@ def callbacks_of(
     folder: Path,
     ema: EMA | None,
     checkup: Checkup,
+    rows: Rows | None,
 ) -> list[Callback]:
     """What watches the training, in the order in which it is called."""
     online = method.online
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
     throughput = throughput_of(job, method)
-    callbacks = [Resume(), throughput, Finite(folder), checkup, Progress(title(job.cfg), method.steps, rounds=online)]
+    waiting = [] if rows is None else [Waiting(rows)]
+    progress = Progress(title(job.cfg), method.steps, rounds=online)
+    callbacks = [Resume(), throughput, Finite(folder), checkup, *waiting, progress]
     callbacks += [ema] if ema else []
     sentinel = sentinel_of(job, folder)
     if (settings.samples or sentinel) and not evaluator.of_rewards:

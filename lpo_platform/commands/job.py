@@ -1,23 +1,33 @@
 """Builds what a run is made of: model, task, data and reward of a configuration, on their device."""
 
-import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import numpy as np
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from lpo_platform.commands.build import create, identity_of, plain, policy_of, reward_of, task_of, with_scorers
+from lpo_platform.commands.build import (
+    create,
+    data_of,
+    identity_of,
+    plain,
+    policy_of,
+    reward_of,
+    task_of,
+    with_scorers,
+)
 from lpo_platform.commands.job_log import quiet
 from lpo_platform.commands.plan.budget import with_micro_batch
+from lpo_platform.config.schema import KEPT
 from lpo_platform.config.signature import signature
 from lpo_platform.data.prepared import alignment_pairs, conditions, preferences
-from lpo_platform.data.prepared.alignment_pairs import AlignedPairs
-from lpo_platform.data.prepared.cache import Cache
-from lpo_platform.data.prepared.conditions import ConditionPairs
-from lpo_platform.data.prepared.preferences import PreferenceRows
+from lpo_platform.data.prepared.readers import Readers
+from lpo_platform.data.prepared.rows import Chosen, Keeping, Preparation, Rows
+from lpo_platform.data.prepared.store import Columns, Store
 from lpo_platform.data.source import Data
 from lpo_platform.hardware.distributed import lead, wait
 from lpo_platform.hardware.hardware import Hardware
@@ -43,7 +53,7 @@ class Job:
     reward: Reward | StepReward | None
     control_digest: str | None
     cache: Path = CACHE
-    _preferences: dict[str, PreferenceRows] = field(default_factory=dict)
+    _measured: dict[str, Chosen] = field(default_factory=dict)
 
     @cached_property
     def eval_task(self) -> Task | None:
@@ -67,59 +77,83 @@ class Job:
         text = "tokens" if self.policy.trains_text else "text"
         return tuple(text if c == "text" else c for c in asked if c != "control" or self.task is not None)
 
-    def rows(self, *, force: bool = False) -> ConditionPairs | PreferenceRows | None:
-        """The training samples, from the cache as far as it has them; None for a method that makes its own."""
-        if get_class(self.cfg.method._target_).online:
+    @property
+    def draws(self) -> bool:
+        """Whether the policy, as it starts, draws something of the training samples."""
+        needs, source = self.needs(), getattr(self.data, "train", None)
+        aligned = {"labels", "control"} <= {*needs}
+        return getattr(self.data, "draws", False) or aligned or conditions.draws(source, needs)
+
+    @property
+    def before_training(self) -> bool:
+        """Whether all samples have to be made before the first step: what draws them is sharded then, or changes."""
+        return self.draws and (self.hardware.strategy == "fsdp" or self.policy.trains_text)
+
+    def rows(self, *, force: bool = False) -> Rows | None:
+        """The training samples, which are made as they are read; None for a method that makes its own."""
+        method = get_class(self.cfg.method._target_)
+        if method.online:
             return None
-        if "labels" in self.needs() and "control" in self.needs():
-            return self.aligned(force=force)
-        if "labels" in self.needs():
-            rows = self.preferences("train", force=force)
-            return rows.decided() if get_class(self.cfg.method._target_).needs_winner else rows
-        losers, more = "loser" in self.needs(), {name: name in self.needs() for name in ("target", "features")}
-        cache = conditions.cache_of(
-            self.data.train, self.policy, self.task, control_digest=self.control_digest if losers else None,
-            sampling=self.sampling, folder=self.cache, **more,
-        )  # fmt: skip
-        if force:
-            forget(cache)
-        with self.hardware.autocast():
-            return conditions.prepare(
-                cache, self.data.train, self.policy, self.task, losers=losers, sampling=self.sampling, batch=self.batch,
-                **more,
-            )  # fmt: skip
+        needs, source = self.needs(), getattr(self.data, "train", None)
+        if "labels" not in needs:
+            options = {"columns": needs, "control_digest": self.control_digest, "sampling": self.sampling}
+            return self._rows(conditions.preparation(source, self.policy, self.task, **options), force=force)
+        if "control" in needs:
+            return self._rows(self._aligned(), force=force)
+        return self._rows(self._preferences("train", decided=method.needs_winner), force=force)
 
-    def aligned(self, *, force: bool = False) -> AlignedPairs:
+    def _aligned(self) -> Preparation:
         """Preferences between pictures that the starting policy draws of the data's conditions."""
-        method, source = self.cfg.method, self.data.train
-        options = {"sampling": self.sampling, "group": method.group}
-        cache = alignment_pairs.cache_of(
-            source, self.policy, self.task, reward=plain(self.cfg.reward) if self.reward else None,
-            control_digest=self.control_digest, folder=self.cache, **options,
+        method, settings = self.cfg.method, plain(self.cfg.reward) if self.reward else None
+        return alignment_pairs.preparation(
+            self.data.train, self.policy, self.task, self.reward, settings=settings, control_digest=self.control_digest,
+            sampling=self.sampling, group=method.group, gap=method.gap, batch=self.batch,
         )  # fmt: skip
-        if force:
-            forget(cache)
-        with self.hardware.autocast():
-            return alignment_pairs.prepare(
-                cache, source, self.policy, self.task, self.reward, gap=method.gap, batch=self.batch, **options
-            )
 
-    def preferences(self, split: str, *, force: bool = False) -> PreferenceRows:
-        """Rows of a split of preference data, train, validation or test; its cache is checked once."""
-        if split in self._preferences and not force:
-            return self._preferences[split]
-        if getattr(self.data, "draws", False):
-            with self.hardware.autocast():
-                self.data.draw(self.policy, self.cache, self.batch)
-        source, adapter = getattr(self.data, split), self.policy.adapter
-        cache = preferences.cache_of(source, adapter, text="text" in self.needs(), folder=self.cache)
+    def _preferences(self, split: str, *, decided: bool = False) -> Preparation:
+        if getattr(self.data, "draws", False) and not hasattr(self.data, "train"):
+            self.data.open(self.policy, self.batch)
+        source, title = getattr(self.data, split), f"preferences ({split})"
+        return preferences.preparation(
+            source, self.policy.adapter, columns=self.needs(), title=title, decided=decided
+        )  # fmt: skip
+
+    def _rows(self, what: Preparation, *, force: bool = False, whole: bool = False) -> Rows:
+        """The rows of a preparation, which computes as the policy started, in the precision of the run.
+
+        whole: all of them are read, and kept.
+        """
+        store, count = Store(self.cache, what.key, len(what.source)), self.hardware.processes
         if force:
-            forget(cache)
-        with self.hardware.autocast():
-            text = "text" in self.needs()
-            rows = preferences.prepare(cache, source, adapter, text=text, title=f"preferences ({split})")
-        self._preferences[split] = rows
-        return rows
+            forget(store)
+
+        def encode(items: list[Any]) -> Columns:
+            with self.hardware.autocast(), self.policy.start():
+                return what.encode(items)
+
+        reads = len(what.source) if whole else min(len(what.source), self.reads)
+        options = {"workers": self.hardware.num_workers, "share": self.hardware.local_processes}
+        readers, kept = Readers(what.source, expected=reads, **options), KEPT | plain(self.cfg.data)
+        keeping = Keeping("all") if whole else Keeping(kept["cache"], 1e9 * kept["cache_gb"], count)
+        return Rows(replace(what, encode=encode), store, readers, group=min(self.batch, reads), keeping=keeping)
+
+    @property
+    def reads(self) -> int:
+        """How many samples the run reads in all."""
+        return self.cfg.method.steps * self.cfg.method.batch
+
+    def read_of(self, rows: Rows) -> np.ndarray:
+        """Which rows the run reads, in the order in which it reads them first."""
+        return rows.order(self.reads, self.cfg.seed).distinct()
+
+    def preferences(self, split: str) -> Chosen:
+        """The rows of a split of preference data, validation or test, that can be used; they are made once."""
+        if split not in self._measured:
+            rows = self._rows(self._preferences(split), whole=True)
+            rows.fill()
+            self._measured[split] = rows.usable()
+            rows.close()
+        return self._measured[split]
 
     @property
     def drawn(self) -> Data:
@@ -132,11 +166,13 @@ class Job:
         return identity_of(self.policy, self.control_digest, self.cfg)
 
 
-def forget(cache: Cache) -> None:
-    """Deletes a cache, before any process looks into it."""
-    if lead():
-        shutil.rmtree(cache.folder, ignore_errors=True)
+def forget(store: Store) -> None:
+    """Deletes what is kept, before any process looks for it."""
     wait()
+    if lead():
+        store.forget()
+    wait()
+    store.__init__(store.folder.parent, store.key, store.total)
 
 
 def assemble(cfg: DictConfig) -> Job:
@@ -147,8 +183,7 @@ def assemble(cfg: DictConfig) -> Job:
     hardware.join()
     hardware = with_micro_batch(hardware, cfg)
     task, (policy, control_digest) = task_of(cfg), policy_of(cfg, hardware)
-    known, live = signature(cfg.data._target_), {"resolution": cfg.model.resolution, "task": task}
-    data = create(cfg.data, **{name: value for name, value in live.items() if not known or known[name]})
+    data = data_of(cfg.data, cfg.model.resolution, task)
     return Job(cfg, hardware, policy, task, data, reward_of(cfg, policy.adapter, task), control_digest)
 
 

@@ -79,8 +79,13 @@ def _plan(words: list[str]) -> int:
     cfg = _composed("lpo-plan", words, absent=True)
     from lpo_platform.commands.plan.plan import plan, text
 
-    print(text(plan(cfg, settings)))
+    print(text(plan(cfg, settings, _run_folder(words))))
     return 0
+
+
+def _run_folder(words: list[str]) -> Path:
+    """Where lpo-train with these words would put its run."""
+    return Path(next((word.partition("=")[2] for word in words if word.startswith("hydra.run.dir=")), "outputs"))
 
 
 def _examine(name: str, work: Callable[[list[str]], int]) -> None:

@@ -1,4 +1,4 @@
-"""lpo-prepare: everything frozen of the training samples into the cache, before a training."""
+"""lpo-prepare: everything frozen of what a training will read into the cache, before it or while it runs."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from lpo_platform.commands.build import create, title
 from lpo_platform.commands.job import assemble
 from lpo_platform.commands.job_log import quiet, say
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.prepared.conditions import ConditionPairs
 from lpo_platform.data.prepared.export import export_pairs
 from lpo_platform.data.prepared.poses import extract
 from lpo_platform.hardware.hardware import Hardware
@@ -16,22 +15,27 @@ from lpo_platform.tasks.pose import Pose
 
 
 def prepare(cfg: DictConfig, folder: Path) -> None:
-    """Computes everything frozen of the training samples, losing conditions included, into the cache.
+    """Computes everything frozen of the samples that a training of this command line reads, in its order.
 
-    With `export` also into a folder that others can read. With `pose`, instead, the poses of a folder of pictures.
+    With `export` of all samples, and into a folder that others can read. With `pose`, instead, the poses of a folder of
+    pictures.
     """
     if cfg.pose is not None:
         return extract_poses(cfg)
     job = assemble(cfg)
-    rows = job.rows(force=cfg.force)
-    if cfg.export is not None:
-        if not isinstance(rows, ConditionPairs):
-            raise UserError(f"export={cfg.export}: method={title(cfg)} has no pairs of conditions; use method=cpo")
-        export_pairs(job.data.train, rows, Path(cfg.export).expanduser())
+    rows, method = job.rows(force=cfg.force), title(cfg)
+    if cfg.export is not None and (rows is None or "labels" in job.needs()):
+        raise UserError(f"export={cfg.export}: method={method} has no pairs of conditions; use method=cpo")
     if rows is None:
-        say(f"method={title(cfg)} makes its samples while it trains: there is nothing to prepare")
-    else:
-        say(f"{len(rows)} training samples are ready in {cfg.export or rows.cache.folder}")
+        say(f"method={method} makes its samples while it trains: there is nothing to prepare")
+        return
+    read = None if cfg.export is not None else job.read_of(rows)
+    rows.fill(read)
+    usable = rows.usable(read)
+    if cfg.export is not None:
+        export_pairs(job.data.train, usable, Path(cfg.export).expanduser())
+    rows.close()
+    say(f"{len(usable)} training samples are ready in {cfg.export or rows.store.folder}")
 
 
 def extract_poses(cfg: DictConfig) -> None:

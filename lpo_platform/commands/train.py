@@ -44,6 +44,8 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     with logged(create(cfg.logger) if cfg.get("logger") else None, folder, about(cfg, folder)) as logger:
         with phases("prepare"):
             rows = job.rows()
+            if job.before_training:
+                rows.fill(job.read_of(rows))
         artifacts.log_inputs(logger, job)
         with phases("train"):
             method = method_of(job)

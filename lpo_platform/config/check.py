@@ -26,7 +26,7 @@ from lpo_platform.config.compose import Composed, Values
 from lpo_platform.config.errors import hint, one_line
 from lpo_platform.config.options import offered
 from lpo_platform.config.paths import path_problem, run_problem
-from lpo_platform.config.schema import Eval, Prepare, Score, Train
+from lpo_platform.config.schema import Eval, Kept, Prepare, Score, Train
 from lpo_platform.config.signature import Parameter, Signature, attribute, signature
 from lpo_platform.config.sources import NotFound
 from lpo_platform.config.stored import RENAMED
@@ -167,7 +167,7 @@ def _target_problem(composed: Composed, path: str, target: str, error: NotFound)
 
 
 def _argument_problems(composed: Composed, path: str, node: Values, known: Signature, group: str) -> list[str]:
-    runtime = _runtime(known, group)
+    runtime, kept = _runtime(known, group), _schema(Kept) if path == "data" else None
     free = [item.name for item in known.parameters if item.name not in runtime]
     problems = []
     for key, value in node.items():
@@ -175,7 +175,9 @@ def _argument_problems(composed: Composed, path: str, node: Values, known: Signa
         parameter = known[str(key)]
         if key in SPECIAL:
             continue
-        if key in runtime:
+        if kept and kept[str(key)]:
+            problems += _value_problems(composed, below, value, kept[str(key)])
+        elif key in runtime:
             problems.append(f"{below}{composed.where(below)}: {known.name} gets it from the platform; remove it")
         elif parameter is None and (reason := attribute(str(node.get("_target_")), "refused", {}).get(key)):
             problems.append(f"{below}{composed.where(below)}: not to be set here: {reason}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -16,6 +16,20 @@ CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_di
 
 
 @dataclass
+class Kept:
+    """What `data` says beside the arguments of its class: which prepared rows stay on disk, and how many GB of them.
+
+    `auto` keeps what the run will read again, `all` everything, `none` nothing.
+    """
+
+    cache: Literal["auto", "all", "none"] = "auto"
+    cache_gb: float = 200.0
+
+
+KEPT = {item.name: item.default for item in fields(Kept)}
+
+
+@dataclass
 class Train:
     """Root of `lpo-train`. A field of type Any is a group."""
 
@@ -24,7 +38,7 @@ class Train:
     tune: Any = None
     task: Any = None
     reward: Any = None
-    data: Any = None
+    data: Any = field(default_factory=lambda: dict(KEPT))
     method: Any = None
     optim: Any = None
     hardware: Any = None

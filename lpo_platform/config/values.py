@@ -24,7 +24,7 @@ COUNTED = {
 }
 SAMPLED = ("method.num_steps", "model.num_inference_steps", "metrics.num_steps")
 GUIDANCE = ("model.guidance", "method.guidance", "metrics.guidance", "metrics.guidance_base", "what.guidance")
-POSITIVE = ("optim.lr", "optim.eps", "optim.clip", "hardware.memory_gb")
+POSITIVE = ("optim.lr", "optim.eps", "optim.clip", "hardware.memory_gb", "data.cache_gb")
 NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "hardware.num_workers", "callbacks.samples")
 
 

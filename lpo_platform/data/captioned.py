@@ -1,11 +1,12 @@
 """A table of captioned pictures as a data option, with the conditions that it may have annotated."""
 
 import hashlib
+import heapq
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 from PIL import Image
@@ -15,6 +16,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.data.phrases import Phrases
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import ENOUGH, Sample, too_few
+from lpo_platform.data.tables.count import rows_of
 from lpo_platform.data.tables.decode import (
     Unusable,
     check_agreement,
@@ -109,10 +111,12 @@ class CaptionedRows:
         self._several, self._resolution, self._resample, self._task = several, resolution, resample, task
         self.losers, self.phrases = columns.loser is not None, None if several else phrases
         names = [columns.split, *columns.cells, columns.label_offset]
-        texts = hashlib.sha256(repr(list(zip(rows, captions, strict=True))).encode()).hexdigest()
+        told = hashlib.sha256()
+        for row in zip(rows, captions, strict=True):
+            told.update(repr(row).encode())
         self.fingerprint = fingerprint(
-            "captioned", VERSION, Image.__version__, resolution, int(resample), names, table.identities(), texts,
-            *([] if self.phrases is None else [repr(self.phrases)]),
+            "captioned", VERSION, Image.__version__, resolution, int(resample), names, table.identities(),
+            told.hexdigest(), *([] if self.phrases is None else [repr(self.phrases)]),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -204,6 +208,12 @@ class Captioned:
 
     gives: ClassVar[tuple[str, ...]] = ("pictures",)
     paths: ClassVar[dict[str, str]] = {"path": "file, folder or hub id"}
+    published: ClassVar[dict[str, int]] = {
+        "limingcv/Captioned_ADE20K": 20_210,
+        "limingcv/Captioned_COCOStuff": 118_287,
+        "limingcv/MultiGen-20M_depth": 2_810_604,
+    }
+    """Rows to train on, as their pages name them."""
 
     def __init__(
         self,
@@ -260,6 +270,17 @@ class Captioned:
         works = f"more captions, and data.num_test={ENOUGH} or more" if test is None else "a larger data.test"
         found = list(filter(None, [too_few(len(self.test), works), self._findings.line()]))
         log.log(logging.WARNING if found else logging.INFO, "%s", " | ".join([counts, *found]))
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any]) -> int | None:
+        where = {field.name: settings.get(field.name) for field in fields(Columns)}
+        there, held_out = Path(settings["path"]).expanduser().exists(), settings.get("test") is not None
+        files = files_of(Columns(**where), Findings(), alone=not held_out) if there else []
+        found = rows_of(files) if there else cls.published.get(settings["path"])
+        if found is None:
+            return None
+        kept = found if held_out else max(1, found - min(settings["num_test"], found // 2))
+        return min(kept, settings.get("num_train") or kept)
 
     def report(self) -> dict[str, object]:
         """Counts, `skipped` and `noted` by reason with up to 3 examples."""
@@ -330,7 +351,8 @@ def files_of(columns: Columns, findings: Findings, *, alone: bool) -> list[Path]
 
 def hold_out(rows: Sequence[tuple[int, tuple[str, ...]]], number: int, seed: int) -> tuple[list[int], list[int]]:
     """(places to train on, places held out): every row of `number` first captions, at most half of them."""
-    digests = {text: hashlib.sha256(f"{seed}|{text}".encode()).digest() for text in {found[0] for _, found in rows}}
-    chosen = set(sorted(digests, key=digests.__getitem__)[: max(1, min(number, len(digests) // 2))])
+    different = {found[0] for _, found in rows}
+    digest = lambda text: hashlib.sha256(f"{seed}|{text}".encode()).digest()  # noqa: E731
+    chosen = set(heapq.nsmallest(max(1, min(number, len(different) // 2)), different, key=digest))
     kept = [place for place, (_, found) in enumerate(rows) if found[0] not in chosen]
     return kept, [place for place, (_, found) in enumerate(rows) if found[0] in chosen]

@@ -4,10 +4,10 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -136,6 +136,15 @@ class Folder:
         self.test = Pictures(test, crop=crop, resolution=resolution)
         few = too_few(len(test), _more(len({picture.look.content for picture in pictures}))) if judged else ""
         logger.log(logging.WARNING if self._findings.line() or few else logging.INFO, "%s", self._line(few))
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any]) -> int | None:
+        folder = Path(settings["path"]).expanduser()
+        if not folder.is_dir():
+            return None
+        pictures = sum(name.lower().endswith(PICTURES) for name in _files(folder, Findings()))
+        kept = pictures - max(1, round(settings["test_fraction"] * pictures))
+        return min(kept, settings.get("num_train") or kept)
 
     def report(self) -> dict[str, object]:
         """Counts, origins of the captions, `skipped` and `noted` by reason with up to 3 examples."""

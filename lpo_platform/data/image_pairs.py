@@ -2,10 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from lpo_platform.data.pair_prompts import PairPrompts
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.score_file import Scores, Strategy, read_scores
 from lpo_platform.data.source import Preference
+from lpo_platform.data.tables.count import rows_of
 from lpo_platform.data.tables.decode import Unusable, picture, square
 from lpo_platform.data.tables.hub import local_folder
 from lpo_platform.data.tables.parquet import RowFiles, Unreadable, find_split, values_of
@@ -74,14 +75,15 @@ class Pairs:
     """One split, as `data.source.Preferences`. Threads may share it, and rows are cheapest in rising order.
 
     positions: (N,) number of each item's row in the files. preferred: (N,) probability that the first picture is
-    preferred. num_rows: rows in the files, those included that are no item. flip: the seed by which pictures are
-    mirrored, null for none.
+    preferred. weights: (N,) how much each counts. num_rows: rows in the files, those included that are no item. flip:
+    the seed by which pictures are mirrored, null for none.
     """
 
     def __init__(
         self, name: str, files: RowFiles, rows: Rows, *, resolution: int, crop: Crop = "squash", flip: int | None = None
     ) -> None:
         self.positions, self.preferred, self.num_rows = rows.row, rows.label, len(files)
+        self.weights = torch.from_numpy(rows.weight).float()
         self._name = name
         self._files = files
         self._rows = rows
@@ -128,7 +130,6 @@ class Pairs:
             caption=self.caption(i),
             images=torch.stack([self._shown(shown.image, f"{name}/{n}") for n, shown in enumerate(pictures)]),
             labels=torch.tensor([[0.5, first], [1 - first, 0.5]]),
-            weight=float(self._rows.weight[i]),
             gaps=None if np.isnan(gaps).any() else tuple(gaps.tolist()),
         )
 
@@ -178,6 +179,8 @@ class ImagePairs:
 
     gives: ClassVar[tuple[str, ...]] = ("pairs",)
     paths: ClassVar[dict[str, str]] = {"path": "folder or hub id", "scores": "file"}
+    published: ClassVar[dict[str, int]] = {"yuvalkirstain/pickapic_v1": 583_747}
+    """Rows to train on, as its page names them."""
 
     def __init__(
         self,
@@ -218,6 +221,17 @@ class ImagePairs:
         self.validation = split("validation", validation, num_test) if validation is not None else None
         self.test = split("test", test, num_test)
         logger.log(logging.WARNING if self._findings.line() else logging.INFO, "%s", self._line())
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any]) -> int | None:
+        """Rows that the score file keeps are counted by it."""
+        folder, scores, strategy = Path(settings["path"]).expanduser(), settings.get("scores"), settings.get("strategy")
+        files = find_split(folder, settings["train"], Findings()) if folder.is_dir() else []
+        found = rows_of(files) if files else cls.published.get(settings["path"])
+        if scores is not None and strategy is not None and Path(scores).expanduser().is_file():
+            kept = read_scores(scores).consistent(strategy, absolute_ties=settings["absolute_ties"])
+            found = int(kept.sum())
+        return found and min(found, settings.get("num_train") or found)
 
     def report(self) -> dict[str, object]:
         """Counts, `filtered` by the score file, `skipped` and `noted` by reason with up to 3 examples."""

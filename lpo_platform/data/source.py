@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.decode import Unusable
-from lpo_platform.diffusion import noise
 
 ENOUGH = 6  # held-out items from which on evaluation/significance.py gives a verdict
 
@@ -51,7 +50,10 @@ class Sample:
 
 
 class Source(Protocol):
-    """One split. Items are deterministic and cheap enough to be made inside a DataLoader."""
+    """One split. Items are deterministic and made in worker processes.
+
+    A split that is read from a stream has `order(number, seed)`, the rows of a pass; the rows of others are shuffled.
+    """
 
     fingerprint: str
     """sha256 hex of everything that determines the samples."""
@@ -65,17 +67,6 @@ class Source(Protocol):
     def caption(self, i: int) -> str:
         """The caption of item i, without its picture."""
         ...
-
-
-def order(source: object, number: int, seed: int, rows: int | None = None) -> Tensor:
-    """The items of a source, or `rows` rows made of them, in the order of pass `number`: shuffled by the seed.
-
-    A source that is read from a stream has an `order(number, seed)` of its own.
-    """
-    own = getattr(source, "order", None)
-    if own is not None:
-        return own(number, seed)
-    return noise.permutation(len(source) if rows is None else rows, seed=seed, stream=f"order/{number}")
 
 
 def too_few(held_out: int, works: str) -> str:
@@ -115,13 +106,18 @@ class Data(Protocol):
     toy: ClassVar[bool] = False
     """Whether the pictures are toy scenes, in which the embedded detectors and judges find something."""
     draws: ClassVar[bool] = False
-    """Whether the starting model draws its pictures, which are kept: it then has `prompts`, `draw` and `few`, as
+    """Whether the starting model draws its pictures, which are kept: it then has `prompts`, `open` and `few`, as
     prepared/own_pairs.py has them."""
     paths: ClassVar[dict[str, str]] = {}
     """Arguments that name what must exist, and of what kind: "file", "folder" or "hub id"."""
 
     train: Source
     test: Source
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any]) -> int | None:
+        """How many rows there are to train on, as far as that is known without reading them. It may be left out."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,6 @@ class Preference:
         caption: the prompt.
         images: (n, 3, H, W) float32 in [0, 1].
         labels: (n, n); labels[i, j] is the probability that i is preferred to j, 0.5 for a tie and on the diagonal.
-        weight: 1 / the number of rows with this prompt; 1 where the data do not say.
         gaps: aesthetic, CLIP and VQA score of the first picture less those of the second; None where unknown.
     """
 
@@ -141,14 +136,18 @@ class Preference:
     caption: str
     images: Tensor
     labels: Tensor
-    weight: float = 1.0
     gaps: tuple[float, float, float] | None = None
 
 
 class Preferences(Protocol):
-    """One split of preference data."""
+    """One split of preference data.
+
+    Attributes:
+        weights: (N,), how much each row counts; None for equally.
+    """
 
     fingerprint: str
+    weights: Tensor | None
 
     def __len__(self) -> int: ...
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -61,6 +62,10 @@ class Toy:
             people = 1 if task is not None and task.annotated == "people" else PEOPLE
         self.train = ToySamples("train", num_train, seed, resolution=resolution, people=people)
         self.test = ToySamples("test", num_test, seed, resolution=resolution, people=people)
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any]) -> int:
+        return settings["num_train"]
 
     @cached_property
     def judge(self) -> Judge:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lpo_platform.data.prepared.preferences import PreferenceRows
+from lpo_platform.data.prepared.rows import Chosen
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
 from lpo_platform.evaluation.evaluation import Evaluation
@@ -35,7 +35,7 @@ class PairEvaluator:
         self.timesteps, self.num_samples, self.batch, self.seed = tuple(timesteps), num_samples, batch, seed
 
     @torch.no_grad()
-    def __call__(self, policy: Policy, rows: PreferenceRows, *, title: str) -> Evaluation:
+    def __call__(self, policy: Policy, rows: Chosen, *, title: str) -> Evaluation:
         """Per row the accuracy at each timestep, and at the first one the score gap of its first two pictures."""
         policy.eval()
         total = min(self.num_samples or len(rows), len(rows))

@@ -36,7 +36,8 @@ class Hardware:
         precision: of the forward passes; `auto` is bf16-mixed on a GPU, else 32-true. Weights that learn are float32.
         micro_batch: samples of one forward of one process. Null is its whole share of the batch; `auto` is as many as
             fit into memory_gb by lpo-plan's count. The gradient is the same.
-        num_workers: processes that load data, for each process of the run.
+        num_workers: processes that read data ahead, for each process of the run; null starts as many as there are cores
+            for, where reading takes some seconds at all.
         strategy: `single` process, `ddp` (each process holds all weights) or `fsdp` (each holds its share of them).
         devices: processes of a node, one for each GPU; null for as many as the node has GPUs.
         num_nodes: nodes, all with as many processes.
@@ -55,7 +56,7 @@ class Hardware:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
     micro_batch: int | Literal["auto"] | None = None
-    num_workers: int = 0
+    num_workers: int | None = None
     strategy: Literal["single", "ddp", "fsdp"] = "single"
     devices: int | None = 1
     num_nodes: int = 1

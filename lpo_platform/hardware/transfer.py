@@ -1,4 +1,6 @@
-"""Copies to the device that the host does not wait for."""
+"""Copies to and from the device that the host does not wait for."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,3 +11,15 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def download(columns: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Copies on the CPU, and what waits until they have arrived: another thread may, so that this one need not."""
+    if not any(column.is_cuda for column in columns.values()):
+        return columns, lambda: None
+    here = {name: torch.empty_like(column, device="cpu") for name, column in columns.items()}
+    for name, column in columns.items():
+        here[name] = here[name].pin_memory().copy_(column, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return here, arrived.synchronize

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Sequence
 
 import lightning as L
-import torch
 from torch.utils.data import DataLoader
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.source import Sample, Source, order
+from lpo_platform.data.prepared.order import Order
+from lpo_platform.data.source import Sample, Source
 from lpo_platform.data.tables.decode import Unusable
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
@@ -44,14 +44,9 @@ class Rollouts(L.LightningDataModule):
 
     def numbers(self, number: int) -> list[int]:
         """The items of the source that round `number` takes."""
-        total, found = len(self.prompts), []
-        for position in range(number * self.method.prompts, (number + 1) * self.method.prompts):
-            reading, place = divmod(position, total)
-            found.append(int(self._order(reading)[place]))
-        return found
-
-    def _order(self, reading: int) -> torch.Tensor:
-        return order(self.prompts, reading, self.seed)
+        count = self.method.prompts
+        order = Order.of(self.prompts, self.method.steps * count, self.seed)
+        return [order.row(position) for position in range(number * count, (number + 1) * count)]
 
 
 class Items(Sequence):

@@ -1,7 +1,7 @@
 """What learns, and its frozen reference. It is the only module that checkpoints, EMA and DDP see."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers import ControlNetModel, FluxControlNetModel
@@ -77,6 +77,17 @@ class Policy(nn.Module):
                     yield
         finally:
             self._active = active
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        """Inside, it predicts as it did before it learned: by the reference's weights where there is a reference."""
+        training = self.training
+        self.eval()
+        try:
+            with nullcontext() if self.reference_copy is None else self.reference():
+                yield
+        finally:
+            self.train(training)
 
     @property
     def networks(self) -> list[nn.Module]:

@@ -1,6 +1,6 @@
 """Samples pictures from a policy. Noise is keyed by the item, so that the batch size changes no picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -36,6 +36,13 @@ class Sampling:
     guidance: float = 1.0
     eta: float = 0.0
     sampler: Sampler = "ddim"
+
+
+def parts_of(total: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts `total` items into parts of `size`, all as large: (items of a part, which of them are in no part before)."""
+    for start in range(0, total, size):
+        first = max(0, min(start, total - size))
+        yield slice(first, first + size), slice(start - first, None)
 
 
 @torch.no_grad()

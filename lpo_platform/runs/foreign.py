@@ -17,7 +17,10 @@ from lpo_platform.config import stored
 from lpo_platform.config.errors import UserError
 from lpo_platform.runs import record
 
-FREE = ("hydra", "resume", "name", "logger", "hardware", "trainer", "callbacks.log_every", "metrics.batch")
+FREE = (
+    "hydra", "resume", "name", "logger", "hardware", "trainer", "callbacks.log_every", "metrics.batch", "data.cache",
+    "data.cache_gb",
+)  # fmt: skip
 PRECISION = "hardware.precision"
 LENGTHS = ("method.steps", "method.rounds")
 SHOWN = 12  # differences in one message

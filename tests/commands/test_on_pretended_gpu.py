@@ -104,7 +104,7 @@ def test_a_labeller_with_weights_is_where_the_pictures_are(gpu: Path) -> None:
 def test_what_one_precision_has_computed_another_does_not_read(gpu: Path) -> None:
     words = ("hardware=gpu", "method=control")
     jobs = [assemble(configured(*words, f"hardware.precision={precision}")) for precision in PRECISIONS]
-    folders = {str(job.rows().cache.folder) for job in jobs}
+    folders = {str(job.rows().store.folder) for job in jobs}
     assert len(folders) == len(PRECISIONS)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,6 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from toys.rows import LAYOUTS, Row, png, scene, write
 
@@ -29,7 +29,8 @@ from lpo_platform.config.schema import CONF
 from lpo_platform.data import captioned
 from lpo_platform.data.captioned import Captioned, CaptionedRows
 from lpo_platform.data.prepared.export import export_pairs
-from lpo_platform.data.prepared.rounds import Stream
+from lpo_platform.data.prepared.rounds import Rounds
+from lpo_platform.data.prepared.rows import Chosen
 from lpo_platform.data.source import Sample, first
 from lpo_platform.data.tables import decode, json_lines, webdataset
 from lpo_platform.data.tables.decode import Unusable
@@ -324,7 +325,7 @@ def test_annotated_pairs_are_prepared_as_they_are_and_exported_the_same(
     (file,) = (here / "out").iterdir()
     written = file.stat().st_mtime_ns
     work = job("data")
-    export_pairs(work.data.train, before := work.rows(), here / "out")
+    export_pairs(work.data.train, before := made(work), here / "out")
     assert file.stat().st_mtime_ns == written
 
     table = pq.read_table(here / "out")
@@ -337,14 +338,21 @@ def test_annotated_pairs_are_prepared_as_they_are_and_exported_the_same(
                 line[name]["bytes"], by_caption[line["prompt"]][name]
             ))  # fmt: skip
             assert (ours == theirs).all(), name
-    after = job("out").rows()
-    both = set(map(before.caption, range(len(before)))) & set(map(after.caption, range(len(after))))
+    after = made(job("out"))
+    sides = [{r.rows.what.source.caption(i): r.rows[i] for i in r.chosen} for r in (before, after)]
+    both = set(sides[0]) & set(sides[1])
     assert len(both) >= 2
-    for caption in both:
-        a, b = (next(r[i] for i in range(len(r)) if r.caption(i) == caption) for r in (before, after))
-        assert set(a) == {"moments", "tokens", "text", "control", "loser"} and all(torch.equal(a[n], b[n]) for n in a)
+    for a, b in ([side[caption] for side in sides] for caption in both):
+        assert set(a) == {"moments", "text", "control", "loser"} and all(torch.equal(a[n], b[n]) for n in a)
     with pytest.raises(UserError, match=r"export=.*out: holds another dataset \(train-00000-of-00001.parquet\)"):
         export_pairs(job("out").data.train, after, here / "out")
+
+
+def made(work: Job) -> Chosen:
+    """All rows that can be used, made and kept."""
+    rows = work.rows()
+    rows.fill()
+    return rows.usable()
 
 
 def test_losers_are_drawn_only_where_there_are_none(here: Path) -> None:
@@ -360,17 +368,20 @@ def test_one_of_several_captions_is_drawn_by_position(here: Path) -> None:
     texts = [[rows[(i + k) % 6]["prompt"] for k in range(1 + i % 3)] for i in range(6)]
     write(here / "data", [r | {"prompt": texts[i]} for i, r in enumerate(rows)], "parquet")
     work = job("data", "control")
-    stored = work.rows()
-    stream = Stream(stored, ("text",), seed=1, batch=4, micro_batch=4)
-    embed = work.policy.adapter.embed
-    wanted = {r: embed(work.policy.adapter.tokenize(list(work.data.train[r].captions))) for r in range(len(stored))}
+    rows, embed = work.rows(), work.policy.adapter.embed
+    train = work.data.train
+    wanted = {r: embed(work.policy.adapter.tokenize(list(train[r].captions))) for r in range(len(rows))}
     seen: dict[int, set[int]] = {}
-    for position in range(120):
-        number, text = stream._row(position), stream[position]["text"]
+    texts = []
+    for batch, micro_batch in ((4, 4), (8, 2)):
+        rounds = Rounds(rows, ("text",), batch=batch, micro_batch=micro_batch, steps=120 // batch, every=5, seed=1)
+        texts.append(torch.cat([part["text"] for part in rounds.batches(range(rounds.steps))]))
+    assert torch.equal(*texts)
+    for position, text in enumerate(texts[0]):
+        number = rounds.order.row(position)
         (found,) = ((wanted[number] - text).abs().flatten(1).amax(1) < 1e-5).nonzero().flatten().tolist()
         seen.setdefault(number, set()).add(found)
-        assert torch.equal(text, Stream(stored, ("text",), seed=1, batch=8, micro_batch=1)[position]["text"])
-    assert seen == {number: set(range(len(wanted[number]))) for number in range(len(stored))}
+    assert seen == {number: set(range(len(wanted[number]))) for number in range(len(rows))}
 
 
 def test_a_run_on_annotated_data_reports_its_own_metric(here: Path) -> None:
@@ -397,15 +408,14 @@ def test_two_processes_prepare_what_one_does(here: Path) -> None:
     done = subprocess.run([*PREPARE, *words], capture_output=True, text=True)
     assert done.returncode == 0 and "267 training samples are ready" in done.stderr, done.stderr
     assert done.stderr.count(decode.BROKEN) == 1, done.stderr
-    files = sorted((here / "outputs" / "cache").glob("*/*.safetensors"))
-    together = [load_file(file) for file in files]
-    for file in files:
-        file.unlink()
-    assert len(job("data", "control", loser=None).rows()) == 267
-    for file, before in zip(files, together, strict=True):
-        after = load_file(file)
-        assert set(before) == set(after)
-        assert all(torch.allclose(before[n].float(), after[n].float(), atol=1e-4) for n in before)
+    work = job("data", "control", loser=None)
+    before = made(work)
+    together = {row: before.rows[row] for row in before.chosen}
+    shutil.rmtree(before.rows.store.folder)
+    after = made(work)
+    assert len(after) == 267 and set(together) == set(after.chosen)
+    for row, alone in ((row, after.rows[row]) for row in after.chosen):
+        assert set(alone) == set(together[row]) and all(torch.equal(alone[n], together[row][n]) for n in alone)
 
 
 def test_training_adds_phrases_to_captions_and_nothing_else_sees_them(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_layout_gives_every_row_in_order(tmp_path: Path, layout: str) -> N
         assert torch.equal(item.images, torch.stack([expected(source["jpg_0"]), expected(source["jpg_1"])]))
         first, second = LABELS[i % 3]
         assert item.labels.tolist() == [[0.5, first], [second, 0.5]] and item.labels.dtype == torch.float32
-        assert item.weight == pytest.approx(1 / (1 + i % 4))
+        assert data.train.weights[i].item() == pytest.approx(1 / (1 + i % 4))
     assert torch.equal(data.test[1].images[0], expected(row(201)["jpg_0"]))
     assert torch.equal(data.validation[0].images[1], expected(row(100)["jpg_1"]))
     with pytest.raises(IndexError):
@@ -117,7 +117,7 @@ def test_labels_decide_what_is_used(tmp_path: Path) -> None:
     assert data.train.positions.tolist() == [6, 7, 8, 9] and data.train.num_rows == 10
     assert data.train.preferred.tolist() == [LABELS[i % 3][0] for i in (6, 7, 8, 9)]
     assert len(data.validation) == 3
-    assert [data.train[i].weight for i in (1, 2)] == [1.0, 1.0]
+    assert data.train.weights[1:3].tolist() == [1.0, 1.0]
     assert counts(data) == {pairing.NO_CAPTION: 6, pairing.NO_LABEL: 8, pairing.BAD_LABEL: 6}
     assert counts(data, "noted") == {pairing.NO_COUNT: 6}
 
@@ -129,7 +129,7 @@ def test_optional_columns_may_be_absent(tmp_path: Path) -> None:
     for name in SPLITS:
         parquet_files(tmp_path, name, rows)
     data = open_pairs(tmp_path)
-    assert len(data.test) == 3 and data.train[2].weight == 1.0
+    assert len(data.test) == 3 and data.train.weights[2] == 1.0
 
 
 def broken(i: int) -> dict[str, tuple[dict[str, object], str]]:

@@ -3,12 +3,13 @@
 from types import SimpleNamespace
 
 import torch
+from toys.readable import Readable
 
 from lpo_platform.data.prepared.rounds import Rounds
 from lpo_platform.diffusion import noise
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(Readable):
     def __len__(self) -> int:
         return 7
 

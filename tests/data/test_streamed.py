@@ -15,7 +15,6 @@ from toys.hub import Hub, serving
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.hf import Streamed, StreamedRows
-from lpo_platform.data.source import order
 from lpo_platform.data.tables.decode import Unusable
 
 pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -73,9 +72,9 @@ def test_rows_are_those_of_the_files_in_any_order(folder: Path) -> None:
 
 def test_a_pass_has_every_row_once_and_its_order_follows_from_the_seed(folder: Path) -> None:
     rows = opened(folder).train
-    first = order(rows, 0, seed=3)
-    assert sorted(first.tolist()) == list(range(30)) and torch.equal(first, order(opened(folder).train, 0, seed=3))
-    assert not torch.equal(first, order(rows, 1, seed=3)) and not torch.equal(first, order(rows, 0, seed=4))
+    first = rows.order(0, seed=3)
+    assert sorted(first.tolist()) == list(range(30)) and torch.equal(first, opened(folder).train.order(0, seed=3))
+    assert not torch.equal(first, rows.order(1, seed=3)) and not torch.equal(first, rows.order(0, seed=4))
     windows = [set(first[start : start + 8].tolist()) for start in range(0, 30, 8)]
     assert windows == [set(range(start, min(start + 8, 30))) for start in range(0, 30, 8)]
 
@@ -84,7 +83,7 @@ def test_a_pass_opens_the_stream_once(folder: Path, monkeypatch: pytest.MonkeyPa
     rows, starts = opened(folder).train, []
     read = rows.stream.rows
     monkeypatch.setattr(rows.stream, "rows", lambda start: starts.append(start) or read(start))
-    found = [rows._row(int(i)) for i in order(rows, 0, seed=0)]
+    found = [rows._row(int(i)) for i in rows.order(0, seed=0)]
     assert len(found) == 30 and starts == [6] and len(rows._kept) <= 16
 
 

@@ -53,13 +53,13 @@ def made(task: Task, **options: object) -> ControlReward:
     return ControlReward(policy=policy, task=task, optim=AdamW(), seed=0, steps=1, batch=16, **options)
 
 
-def batch_of(method: ControlReward, folder: Path) -> dict[str, Tensor]:
-    """Eight toy scenes, as they come from the cache and as a batch reaches the loss."""
+def batch_of(method: ControlReward) -> dict[str, Tensor]:
+    """Eight toy scenes, as they are prepared and as a batch reaches the loss."""
     source, adapter, sampling = Toy(8, 1).train, method.policy.adapter, Sampling(1)
-    options = {"sampling": sampling, "target": True}
-    cache = conditions.cache_of(source, method.policy, method.task, control_digest=None, folder=folder, **options)
-    rows = conditions.prepare(cache, source, method.policy, method.task, losers=False, batch=8, **options)
-    columns = {name: torch.stack([rows[i][name] for i in range(8)]) for name in method.needs}
+    options = {"columns": method.needs, "control_digest": None, "sampling": sampling}
+    what = conditions.preparation(source, method.policy, method.task, **options)
+    with torch.no_grad():
+        columns = what.encode([source[i] for i in range(8)])
     columns |= {"control": from_uint8(columns["control"]), "position": torch.tensor(POSITIONS)}
     assert adapter.device.type == "cpu" and columns["target"].dtype == torch.half
     return columns
@@ -93,10 +93,10 @@ def gradient(method: ControlReward, loss: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_loss_is_that_of_the_plain_form(name: str, tmp_path: Path) -> None:
+def test_the_loss_is_that_of_the_plain_form(name: str) -> None:
     """And only rewarded samples are decoded. The original's masked mean differs by the number rewarded alone."""
     method = made(TASKS[name](), reward_weight=3.0)
-    batch = batch_of(method, tmp_path)
+    batch = batch_of(method)
     decoded: list[int] = []
     hook = method.policy.adapter.vae.decoder.register_forward_hook(lambda _, inputs, __: decoded.append(len(inputs[0])))
     loss, report = method.loss(batch)
@@ -112,9 +112,9 @@ def test_the_loss_is_that_of_the_plain_form(name: str, tmp_path: Path) -> None:
     assert (ours - theirs).norm() < 0.01 * (theirs - alone).norm() > 0
 
 
-def test_the_gradient_reaches_the_control_branch_only(tmp_path: Path) -> None:
+def test_the_gradient_reaches_the_control_branch_only() -> None:
     method = made(Hed(toy=True))
-    loss, _ = method.loss(batch_of(method, tmp_path))
+    loss, _ = method.loss(batch_of(method))
     loss.backward()
     adapter = method.policy.adapter
     frozen = [*adapter.unet.parameters(), *adapter.vae.parameters(), *method.task.detector.network.parameters()]
@@ -122,10 +122,10 @@ def test_the_gradient_reaches_the_control_branch_only(tmp_path: Path) -> None:
     assert all(weight.grad is not None for weight in method.policy.control.parameters())
 
 
-def test_micro_batches_average_to_the_batch(tmp_path: Path) -> None:
+def test_micro_batches_average_to_the_batch() -> None:
     """Also those of one sample, most of which have none that is rewarded and yet a gradient for every weight."""
     method = made(Canny())
-    batch = batch_of(method, tmp_path)
+    batch = batch_of(method)
     whole, _ = method.loss(batch)
     parts = [method.loss({name: column[i : i + 1] for name, column in batch.items()}) for i in range(8)]
     unrewarded = [loss for loss, report in parts if report["control_reward/reward"] == 0]

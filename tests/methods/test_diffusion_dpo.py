@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -15,8 +16,7 @@ from lpo_platform.commands import job, train
 from lpo_platform.config import compose
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
-from lpo_platform.data.prepared.cache import Cache
-from lpo_platform.data.prepared.preferences import PreferenceRows
+from lpo_platform.data.prepared import preferences
 from lpo_platform.evaluation import item_table
 from lpo_platform.methods import losses
 from lpo_platform.methods.diffusion_dpo import DiffusionDPO, winner_and_loser
@@ -139,26 +139,33 @@ def test_prompts_are_dropped_as_often_as_asked() -> None:
     assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.03)
 
 
-def test_rows_without_a_winner_are_left_out(tmp_path: Path) -> None:
-    first = torch.tensor([1.0, 0.5, 0.0, 0.7, 1.0])
-    labels = torch.stack([torch.tensor([[0.5, p], [1 - p, 0.5]]) for p in first])
-    cache = Cache(tmp_path, "0" * 64, 5, shard_size=3)
-    for shard in cache.missing():
-        part = slice(shard.start, shard.stop)
-        usable = torch.tensor([True, True, True, True, False])[part]
-        columns = {"labels": labels[part], "usable": usable, "weight": torch.arange(1.0, 6.0)[part]}
-        cache.write(shard, columns, {"caption": [""] * len(shard)})
-    every = PreferenceRows(cache)
-    decided = every.decided()
-    assert every.rows.tolist() == [0, 1, 2, 3] and decided.rows.tolist() == [0, 2, 3]
-    assert decided.weights.tolist() == [1, 3, 4] and every.weights.tolist() == [1, 2, 3, 4]
-    assert torch.equal(decided[1]["labels"], labels[2])
+class Labelled:
+    """Preferences whose labels are known before a picture is read, or only then."""
 
-    ties = Cache(tmp_path / "ties", "1" * 64, 1, shard_size=3)
-    columns = {"labels": labels[1:2], "usable": torch.ones(1, dtype=torch.bool), "weight": torch.ones(1)}
-    ties.write(ties.missing()[0], columns, {"caption": [""]})
-    with pytest.raises(UserError, match="all 1 usable preferences are ties"):
-        PreferenceRows(ties).decided()
+    fingerprint, weights = "labelled", torch.arange(1.0, 6.0)
+
+    def __init__(self, first: list[float], *, known: bool) -> None:
+        self.first = first
+        if known:
+            self.preferred = np.array(first)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_without_a_winner_are_left_out(known: bool) -> None:
+    adapter = StableDiffusion(name="tiny", weights="tiny", resolution=64, guidance=1.0, num_inference_steps=4)
+    options = {"columns": DiffusionDPO.needs, "title": "", "decided": True}
+    what = preferences.preparation(Labelled([1.0, 0.5, 0.0, 0.7], known=known), adapter, **options)
+    assert (what.numbers is not None and what.numbers.tolist() == [0, 2, 3]) == known
+    winners = [not what.accepts({"labels": torch.tensor([[0.5, p], [1 - p, 0.5]])}) for p in (1.0, 0.5, 0.0, 0.7)]
+    assert winners == [True, False, True, True]
+    every = preferences.preparation(Labelled([0.5], known=True), adapter, columns=DiffusionDPO.needs, title="")
+    assert every.numbers is None and every.accepts is None
+    if known:
+        with pytest.raises(UserError, match="all 1 usable preferences are ties"):
+            preferences.preparation(Labelled([0.5], known=True), adapter, **options)
 
 
 def test_a_run_from_generated_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,4 +201,4 @@ def test_a_run_from_rated_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = item_table.read(tmp_path / "run" / "evaluation" / "items.parquet")
     assert [row["caption"] for row in rows] == ["prompt 100", "prompt 100"]
     made = job.assemble(cfg)
-    assert len(made.preferences("train")) == 9 and made.rows().rows.tolist() == [0, 1, 3, 4, 6, 7]
+    assert len(made.preferences("train")) == 9 and made.rows().numbers.tolist() == [0, 1, 3, 4, 6, 7]

@@ -17,8 +17,6 @@ from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import CONF
 from lpo_platform.data.prepared import alignment_pairs
-from lpo_platform.data.prepared.alignment_pairs import AlignedPairs
-from lpo_platform.data.prepared.cache import Cache
 from lpo_platform.data.prepared.conditions import from_uint8
 from lpo_platform.data.toy import Toy
 from lpo_platform.methods.dpo_control import DPOControl
@@ -46,19 +44,19 @@ def policy() -> Policy:
     return drawing_policy()
 
 
-def rows_of(policy: Policy, folder: Path, *, batch: int, gap: float = -1.0) -> AlignedPairs:
+@torch.no_grad()
+def rows_of(policy: Policy, *, batch: int) -> list[dict[str, Tensor]]:
     """Three scenes, groups of four, judged by their captions."""
-    source, options = Toy(3, 1).train, {"sampling": SAMPLING, "group": 4}
-    cache = alignment_pairs.cache_of(
-        source, policy, Canny(), reward="toy", control_digest="tiny", folder=folder, **options
-    )
-    return alignment_pairs.prepare(cache, source, policy, Canny(), ToyAttributes(), gap=gap, batch=batch, **options)
+    source, options = Toy(3, 1).train, {"settings": None, "control_digest": "", "sampling": SAMPLING, "gap": 0.0}
+    what = alignment_pairs.preparation(source, policy, Canny(), ToyAttributes(), group=4, batch=batch, **options)
+    columns = what.encode([source[i] for i in range(3)])
+    return [{name: column[i] for name, column in columns.items()} for i in range(3)]
 
 
-def test_a_pair_is_the_best_and_the_worst_aligned_of_its_group(policy: Policy, tmp_path: Path) -> None:
+def test_a_pair_is_the_best_and_the_worst_aligned_of_its_group(policy: Policy) -> None:
     """Every picture drawn alone; then in batches that do not divide the group, from which the pairs are the same."""
     source, task, adapter = Toy(3, 1).train, Canny(), policy.adapter
-    rows = {batch: rows_of(policy, tmp_path / str(batch), batch=batch) for batch in (3, 12)}
+    rows = {batch: rows_of(policy, batch=batch) for batch in (3, 12)}
     assert len(rows[3]) == len(rows[12]) == 3
     for i in range(3):
         sample, found = source[i], rows[12][i]
@@ -81,28 +79,24 @@ def test_a_pair_is_the_best_and_the_worst_aligned_of_its_group(policy: Policy, t
         torch.testing.assert_close(rows[3][i]["distance"], found["distance"], rtol=0, atol=2e-3)
 
 
-def test_the_reward_must_agree_and_ties_are_left_out(tmp_path: Path) -> None:
+def test_the_reward_must_agree_and_ties_are_left_out(policy: Policy) -> None:
     distance = torch.tensor([[0.1, 0.2], [0.1, 0.1], [0.1, 0.3], [0.2, 0.4]])
     quality = torch.tensor([[0.5, 0.4], [0.9, 0.1], [0.3, 0.4], [torch.nan, torch.nan]])
-    cache = Cache(tmp_path, "0" * 64, 4, shard_size=3)
-    for shard in cache.missing():
-        part = slice(shard.start, shard.stop)
-        cache.write(shard, {"distance": distance[part], "quality": quality[part]}, {"caption": [""] * len(shard)})
-    assert {gap: AlignedPairs(cache, gap).numbers for gap in (-0.2, 0.0, 0.3)} == {
-        -0.2: [0, 2, 3],
-        0.0: [0, 3],
-        0.3: [3],
-    }
-    assert AlignedPairs(cache, 0.0)[1]["labels"].tolist() == [[0.5, 1.0], [0.0, 0.5]]
-    few = Cache(tmp_path, "1" * 64, 1, shard_size=3)
-    few.write(few.missing()[0], {"distance": distance[:1], "quality": quality[:1]}, {"caption": [""]})
-    with pytest.raises(UserError, match=r"^method.gap=0.5: none of 1 pairs has a better aligned picture"):
-        AlignedPairs(few, 0.5)
+
+    def left(gap: float) -> list[int]:
+        options = {"settings": None, "control_digest": "", "sampling": SAMPLING, "gap": gap}
+        what = alignment_pairs.preparation(Toy(3, 1).train, policy, Canny(), None, group=4, batch=4, **options)
+        rows = [{"distance": d, "quality": q} for d, q in zip(distance, quality, strict=True)]
+        return [i for i, row in enumerate(rows) if not what.accepts(row)]
+
+    assert {gap: left(gap) for gap in (-0.2, 0.0, 0.3)} == {-0.2: [0, 2, 3], 0.0: [0, 3], 0.3: [3]}
+    assert alignment_pairs.WINNER_FIRST.tolist() == [[0.5, 1.0], [0.0, 0.5]]
 
 
 def test_a_group_is_more_than_one(policy: Policy) -> None:
     with pytest.raises(UserError, match=r"^method.group=1: must be at least 2"):
-        alignment_pairs.prepare(None, None, policy, Canny(), None, sampling=SAMPLING, group=1, gap=0.0, batch=1)
+        options = {"settings": None, "control_digest": "", "sampling": SAMPLING, "gap": 0.0}
+        alignment_pairs.preparation(Toy(3, 1).train, policy, Canny(), None, group=1, batch=1, **options)
 
 
 def gradient(loss: Tensor, policy: Policy) -> Tensor:
@@ -110,10 +104,10 @@ def gradient(loss: Tensor, policy: Policy) -> Tensor:
     return torch.cat([part.flatten() for part in found])
 
 
-def test_the_loss_is_diffusion_dpo_under_the_condition(tmp_path: Path) -> None:
+def test_the_loss_is_diffusion_dpo_under_the_condition() -> None:
     """One forward at a time through diffusers' own UNet and ControlNets, the reference a copy of the untouched one."""
     policy = drawing_policy()
-    rows = rows_of(policy, tmp_path, batch=12)
+    rows = rows_of(policy, batch=12)
     method = DPOControl(policy=policy, optim=AdamW(), seed=0, steps=1, batch=3, beta=BETA, drop_text=0.0)
     reference = drawing_policy().control
     generator = torch.Generator().manual_seed(3)

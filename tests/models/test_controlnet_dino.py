@@ -368,9 +368,9 @@ def started(tiny: StableDiffusion) -> tuple[Policy, dict[str, Tensor]]:
     torch.nn.init.normal_(control.dino.conv_out.weight, std=0.3)
     made = Policy(tiny, Control(), control)
     samples = [Sample(str(i), torch.rand(3, 64, 64), "a red circle") for i in range(2)]
-    wanted = {"losers": True, "target": False, "features": True}
+    wanted = CPO.columns({"cache_features": True})
     with torch.no_grad():
-        columns = conditions._encode(samples, made, Canny(), sampling=Sampling(2), **wanted)
+        columns = conditions._encode(samples, made, Canny(), columns=wanted, sampling=Sampling(2))
     columns = {name: from_uint8(value) if value.dtype == torch.uint8 else value for name, value in columns.items()}
     return made, columns | {"position": torch.arange(2)}
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from toys import stable_diffusion as toy
+from toys.readable import Readable
 
 from lpo_platform.data.prepared.rounds import Rounds
 from lpo_platform.diffusion import noise
@@ -345,7 +346,7 @@ def test_losses_of_pairs() -> None:
     assert pair_preference(torch.tensor([[0.3, -0.4]]), labels(0.5)).item() > 0
 
 
-class Weighted(torch.utils.data.Dataset):
+class Weighted(Readable):
     """Three pairs whose prompts occur 1, 2 and 4 times."""
 
     weights = torch.tensor([1, 1 / 2, 1 / 4])
@@ -376,7 +377,7 @@ def test_weights_are_normalised_over_the_whole_batch(micro_batch: int) -> None:
     assert by_row == pytest.approx(expected)
 
 
-class Pairs(torch.utils.data.Dataset):
+class Pairs(Readable):
     """Random pictures as the cache holds them, with weights; `pictures` of each prompt."""
 
     weights = torch.tensor([1, 1 / 2, 1 / 4, 1 / 4, 1, 1 / 3])

@@ -19,6 +19,7 @@ from toys import policy as toy_policy
 from toys import shapes as toy_shapes
 from toys import size as toy_size
 from toys import stable_diffusion as toy_stable_diffusion
+from toys.readable import Readable
 
 from lpo_platform.commands.job_log import quiet
 from lpo_platform.data.prepared.rounds import Rounds
@@ -67,7 +68,7 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(Readable):
     """Ten rows of everything that a method on cached samples reads; they count unequally where `weighted`."""
 
     def __init__(self, adapter: Any, *, weighted: bool) -> None:

@@ -9,6 +9,7 @@ It states time, FLOPs and peak memory.
     lpo-benchmark --model sd15 --device cuda --batch 8 --repeats 10 --json out.json
     lpo-benchmark --everything --limit 540         # all of it, on a GPU in one call; make bench-gpu
     lpo-benchmark --scaling --folder scaling       # how time grows, as a page with plots
+    lpo-benchmark --what pipeline                  # reading data, and two steps on up to a million rows
 
 What is measured (--what), each in a file of lpo_platform/commands/benchmark that also says what its variants are:
     cpo             losses and gradient of a batch of pictures with their losing conditions (cpo.py)
@@ -22,6 +23,7 @@ What is measured (--what), each in a file of lpo_platform/commands/benchmark tha
     ddpo-update     gradient of DDPO on a ControlNet over all transitions of a batch of pictures (ddpo.py)
     ddpo-round      their trajectories, then that gradient
     generate        pictures of an evaluation (generate.py)
+    pipeline        rows that a core reads in a second, two steps of a training on 500 to 1,000,000 rows (pipeline.py)
 
 A step works on inputs that lie on the device. The optimiser's step is left out; it is the same for all. Variants run
 interleaved in one process. FLOPs (2 per multiply-add, forward and backward) are counted on meta tensors, and so is how
@@ -46,7 +48,7 @@ from typing import Any
 from lpo_platform.commands.terminal import VERSION
 
 WHAT = ("cpo", "cpo-dino", "control", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration")
-WHAT += ("ddpo-update", "ddpo-round", "generate")
+WHAT += ("ddpo-update", "ddpo-round", "generate", "pipeline")
 MODELS = ("tiny", "sd15", "sd21", "sdxl", "flux")
 OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
@@ -106,6 +108,13 @@ def benchmark(argv: list[str]) -> dict[str, Any]:
             from lpo_platform.commands.benchmark.everything import everything
 
             return everything(hardware, arguments.limit, arguments.json, count_only=arguments.flops_only)
+        if arguments.what == "pipeline":
+            from lpo_platform.commands.benchmark.pipeline import pipeline
+
+            found = pipeline()
+            if arguments.json:
+                arguments.json.write_text(json.dumps(found, indent=1))
+            return found
         if arguments.scaling:
             from lpo_platform.commands.benchmark.scaling import scaling
 

@@ -14,6 +14,7 @@ from lpo_platform.commands.doctor.first_step import Checkup
 from lpo_platform.commands.doctor.small_run import few, small
 from lpo_platform.commands.fit import fit
 from lpo_platform.config.errors import UserError
+from lpo_platform.data.prepared.rows import Chosen, Rows
 from lpo_platform.hardware.distributed import lead
 from lpo_platform.hardware.hardware import Hardware
 
@@ -44,11 +45,11 @@ def examine(cfg: DictConfig, folder: Path) -> Iterator[Finding]:
         return
     (ready,) = made
     yield from checked("data", lambda: resource_checks.readable(ready))
-    rows: list[object] = []
-    yield from checked("columns", lambda: rows.append(ready.rows()) or [resource_checks.columns(ready, rows[0])])
+    rows: list[Rows | None] = []
+    yield from checked("columns", lambda: rows.append(ready.rows()) or [resource_checks.columns(ready, made(rows[0]))])
     if not rows:
         return
-    yield from checked("labels", lambda: [reward_checks.labels(ready, rows[0])])
+    yield from checked("labels", lambda: [reward_checks.labels(ready, made(rows[0]))])
     look = input_checks.Look.at(ready)
     yield from checked("prompt", lambda: [input_checks.prompt(look)])
     yield from checked("guidance", lambda: input_checks.guidance(look))
@@ -56,7 +57,15 @@ def examine(cfg: DictConfig, folder: Path) -> Iterator[Finding]:
     yield from training(look, rows[0], folder)
 
 
-def training(look: input_checks.Look, rows: object, folder: Path) -> Iterator[Finding]:
+def made(rows: Rows | None) -> Chosen | None:
+    """All of the few rows that can be used."""
+    if rows is None:
+        return None
+    rows.fill()
+    return rows.usable()
+
+
+def training(look: input_checks.Look, rows: Rows | None, folder: Path) -> Iterator[Finding]:
     """Two steps of the method itself, and what they have done."""
     ready = look.job
     before = look.output(look.samples[0].caption, look.control)

@@ -3,8 +3,10 @@
 import copy
 from typing import Any
 
+import numpy as np
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from lpo_platform.data.source import Data
 from lpo_platform.runs.files import fingerprint
@@ -44,7 +46,10 @@ class Few:
         return self.source[i]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
+        if name == "order":
+            raise AttributeError(name)  # that of a stream is one of all its rows
+        value = getattr(self.source, name)
+        return value[: self.count] if isinstance(value, np.ndarray | Tensor) else value  # what is known of its rows
 
 
 def few(data: Data, count: int = ROWS) -> Data:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hydra.utils import get_class
 from torch import nn
 
+from lpo_platform.commands.plan.reading import Reading, reading_of
 from lpo_platform.config.signature import attribute
 from lpo_platform.methods.optim import Optim
 from lpo_platform.models.latent_reward import LatentReward
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from lpo_platform.commands.plan.work import PlannedJob
 
 HALF, FULL = 2, 4
-FLOATS = ("target", "features")  # columns of numbers beside moments and text
 CHECKPOINTS = 3  # the last two are kept, and the next one is written before the older goes
 
 
@@ -89,8 +89,14 @@ def disk(job: PlannedJob, *, half: bool) -> dict[str, float]:
     return {
         f"checkpoints, {CHECKPOINTS} x {size(once)}": CHECKPOINTS * once,
         f"export, {exports} x {size(exported(job.policy))}": exports * exported(job.policy),
-        "caches": cache(job, half=half),
-    }
+    } | caches(job, half=half)
+
+
+def caches(job: PlannedJob, *, half: bool) -> dict[str, float]:
+    """Bytes of the training samples that are kept."""
+    found = reading(job, half=half)
+    each = sample(job, half=half) if found else 0
+    return {f"cache, {found.kept:,} samples x {size(each)}": found.kept * each} if found and found.kept else {}
 
 
 def checkpoint(policy: Policy, optim: Optim, *, averaged: bool) -> int:
@@ -114,21 +120,23 @@ def exported(policy: Policy) -> int:
     return FULL * total
 
 
-def cache(job: PlannedJob, *, half: bool) -> float:
-    """Bytes of the training samples' frozen parts, as data/ keeps them."""
-    if job.method.online:
-        return 0
-    preferences, columns = "labels" in job.needs, job.columns(1)
-    row = sum(columns[name]().nbytes for name in ("moments", "tokens"))
-    row -= columns["moments"]().nbytes // 2 if preferences else 0  # half precision
-    if "text" in job.needs or not preferences:
-        row += columns["text"]().nbytes // (2 if half else 1)
+def reading(job: PlannedJob, *, half: bool) -> Reading | None:
+    """What the run reads of its training samples; None where the method makes its own."""
+    return None if job.method.online else reading_of(job.cfg, sample(job, half=half))
+
+
+def sample(job: PlannedJob, *, half: bool) -> float:
+    """Bytes of one training sample's frozen parts, as data/ keeps them."""
+    columns, small = job.columns(1), 2 if half else 1
     planes = 1 if job.cfg.get("task") and get_class(job.cfg.task._target_).gray else 3
-    row += planes * job.policy.adapter.resolution**2 * len({"control", "loser"} & {*job.needs})
-    row += sum(columns[name]().nbytes // (2 if half or name == "target" else 1) for name in FLOATS if name in job.needs)
-    if attribute(job.cfg.data._target_, "draws", False):
-        row += job.pictures * 3 * job.policy.adapter.resolution**2
-    return row * job.rows
+    picture = planes * job.policy.adapter.resolution**2
+    if "labels" in job.needs:
+        always_half = columns["moments"]().nbytes // 2 + columns["tokens"]().nbytes
+        return always_half + ("text" in job.needs) * columns["text"]().nbytes // small + 4 * job.pictures**2
+    bytes_of = {name: columns[name]().nbytes // small for name in ("moments", "text", "features") if name in job.needs}
+    bytes_of |= {name: picture for name in ("control", "loser") if name in job.needs}
+    bytes_of |= {name: columns[name]().nbytes for name in ("tokens", "target") if name in job.needs}
+    return sum(bytes_of.values())
 
 
 def size(number: float) -> str:

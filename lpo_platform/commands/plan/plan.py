@@ -1,5 +1,6 @@
 """lpo-plan: memory, FLOPs, time and disk of a run before anything of it runs, with every assumption shown."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpo_platform.commands.job_log import quiet
 from lpo_platform.commands.plan.budget import ROOM, largest
-from lpo_platform.commands.plan.bytes import counts, disk, memory, size
+from lpo_platform.commands.plan.bytes import counts, disk, memory, reading, size
+from lpo_platform.commands.plan.devices import DEVICES
 from lpo_platform.commands.plan.rates import Device, device_of
+from lpo_platform.commands.plan.reading import Reading
 from lpo_platform.commands.plan.settings import Settings
-from lpo_platform.commands.plan.work import Piece, PlannedJob, activations, assemble, pieces, steps
+from lpo_platform.commands.plan.work import Piece, PlannedJob, activations, assemble, before_training, pieces, steps
 from lpo_platform.config.errors import UserError
-from lpo_platform.config.schema import CONF
+from lpo_platform.config.schema import CONF, KEPT
 from lpo_platform.config.signature import attribute
 
 
@@ -28,6 +31,32 @@ class Plan:
     memory: dict[str, float]
     disk: dict[str, float]
     pieces: list[Piece]
+    reading: Reading | None
+    folder: Path
+    """Where the run will be; caches are in the current folder."""
+
+    @property
+    def first_step(self) -> dict[str, float]:
+        """Seconds of what precedes the first step: half of the evaluation's pictures, and the samples of a step."""
+        before: dict[str, float] = {}
+        for piece in self.pieces:
+            if piece.name.startswith("evaluation"):
+                before["the base is evaluated"] = piece.flops * piece.times / 2 / self.rate
+            elif piece.name == "rollouts of a round":
+                before["the first round is played"] = piece.flops / self.rate
+            elif piece.name != "optimiser step":
+                made = f"{self._made_at_once:,} samples are made"
+                before[made] = before.get(made, 0) + piece.flops * self._made_at_once / self.rate
+        return before
+
+    @property
+    def _made_at_once(self) -> int:
+        """Samples that are made before the first step, by all processes: whole groups."""
+        job = self.job
+        if before_training(job):
+            return self.reading.distinct
+        group = job.cfg.hardware.micro_batch or 32
+        return -(-job.method.batch // (group * job.hardware.processes)) * group * job.hardware.processes
 
     @property
     def flops(self) -> float:
@@ -53,7 +82,7 @@ def half(cfg: DictConfig, device: Device) -> bool:
     return precision.endswith("-mixed") or (precision == "auto" and device.gpu)
 
 
-def plan(cfg: DictConfig, settings: Settings) -> Plan:
+def plan(cfg: DictConfig, settings: Settings, folder: Path = Path()) -> Plan:
     """Counts everything; nothing is loaded, read or trained. UserError where the model's shape is not known."""
     quiet()
     device = device_of(settings.device)
@@ -63,7 +92,9 @@ def plan(cfg: DictConfig, settings: Settings) -> Plan:
         micro = largest(cfg, device.memory if gb is None else 1e9 * gb, half=small)
         cfg = OmegaConf.merge(cfg, {"hardware": {"micro_batch": micro}})
     job = assemble(cfg)
-    return Plan(job, device, settings, memory(job, activations(job), half=small), disk(job, half=small), pieces(job))
+    read = reading(job, half=small)
+    found = memory(job, activations(job), half=small), disk(job, half=small), pieces(job, read)
+    return Plan(job, device, settings, *found, read, folder)
 
 
 def advice(found: Plan) -> tuple[list[str], float]:
@@ -157,11 +188,28 @@ def text(found: Plan) -> str:
             for p in found.pieces
         ]
     )
-    lines += ["", f"disk: {size(sum(found.disk.values()))}, {size(shutil.disk_usage(Path.cwd()).free)} are free here"]
+    before = found.first_step
+    lines += ["", f"first step: after {_duration(sum(before.values()))}, beside loading"]
+    lines += _aligned([("", name, _duration(seconds)) for name, seconds in before.items()])
+    lines += ["", *data(found)] if found.reading else []
+    lines += ["", f"disk: {size(sum(found.disk.values()))}", *map(_shown, disks(found))]
     lines += _aligned([("", name, size(value)) for name, value in found.disk.items() if value])
     lines += ["", "arithmetic", f"  {job.hardware.arithmetic(job.method.batch)}; {steps(job):,.0f} steps"]
     lines += ["", "assumed", *(f"  {line}" for line in assumptions(found))]
     return "\n".join([*lines, "", *verdict(found, needed)])
+
+
+def data(found: Plan) -> list[str]:
+    """What is read of the training samples, and what is kept of it."""
+    read, cfg = found.reading, KEPT | OmegaConf.to_container(found.job.cfg.data)
+    rows = "nobody has counted the rows" if read.rows is None else f"{read.rows:,} rows"
+    times = f"{read.reads / read.rows:.3g} times each" if read.rows else "each another one"
+    lines = [f"data: {rows}, of which the run reads {read.reads:,}, {times}"]
+    lines.append(f"  {read.reads / found.seconds:.3g} are read in a second")
+    lines.append(f"  {read.kept:,} are kept, for data.cache={cfg['cache']} within data.cache_gb={cfg['cache_gb']:g}")
+    if read.makes > read.distinct:
+        lines.append(f"  rows that are read again and not kept are made again: {read.makes:,} for {read.distinct:,}")
+    return lines
 
 
 def assumptions(found: Plan) -> list[str]:
@@ -173,12 +221,38 @@ def assumptions(found: Plan) -> list[str]:
         "detectors, rewards of pictures and reading of data cost nothing",
         "activations as the meta device makes them with fused attention; a GPU's libraries add about 1 GB",
     ]
-    method, data = found.job.method, found.job.cfg.data
-    if not method.online and "prompts" not in data and data.get("num_train") is None:
-        lines.append(
-            "every sample that a step sees is another one: with fewer in the data, less is prepared and cached"
-        )
-    return lines + method.assumed()
+    if found.reading and found.reading.rows is None:
+        lines.append("every sample that a step sees is another one: with fewer in the data, more is kept, less is made")
+    return lines + found.job.method.assumed()
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What is written below a folder, and what is free there."""
+
+    folder: Path
+    needed: float
+    free: float
+
+
+def disks(found: Plan) -> list[Disk]:
+    """The disk where the run will be, and that of the caches where it is another one."""
+    caches = sum(value for name, value in found.disk.items() if name.startswith("cache"))
+    run, here = _there(found.folder), Path.cwd()
+    needed = {run: sum(found.disk.values()) - caches}
+    place = run if os.stat(run).st_dev == os.stat(here).st_dev else here
+    needed[place] = needed.get(place, 0) + caches
+    return [Disk(folder, value, shutil.disk_usage(folder).free) for folder, value in needed.items()]
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.expanduser().absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _shown(disk: Disk) -> str:
+    return f"  {size(disk.needed)} in {disk.folder}, where {size(disk.free)} are free"
 
 
 def verdict(found: Plan, needed: float) -> list[str]:
@@ -190,9 +264,11 @@ def verdict(found: Plan, needed: float) -> list[str]:
         else:
             tried = f" even with {' '.join(words)} ({size(then)})" if words else ""
             lines.append(f"does not fit{tried}; what works: a device with more memory, or a smaller model.resolution")
-    if sum(found.disk.values()) > shutil.disk_usage(Path.cwd()).free:
-        lines.append("the disk is too small here: free space, or run from a folder on a larger one")
-    return lines or ["fits"]
+    for place in disks(found):
+        if place.needed > place.free:
+            lines.append(f"the disk of {place.folder} is too small: free space, or use a folder on a larger one")
+    other = f" on this CPU; for another device: plan.device=<{', '.join(DEVICES)}>" * (not found.device.gpu)
+    return lines or ["fits" + other]
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -5,8 +5,8 @@ model is counted.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lpo_platform.commands.build import create
 from lpo_platform.commands.plan.count import flops, peak
+from lpo_platform.commands.plan.reading import Reading
 from lpo_platform.commands.plan.shapes import adapter_of, policy_of
 from lpo_platform.commands.plan.stand_ins import Given, reward_like
 from lpo_platform.config.signature import attribute, signature
@@ -43,6 +44,8 @@ class PlannedJob:
     policy: Policy
     method: Method
     micro: int
+    predictions: dict[float, tuple[float, float]] = field(default_factory=dict)
+    """By guidance, the costs that are counted already."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -55,14 +58,6 @@ class PlannedJob:
         """Pictures in a training sample."""
         return self.cfg.data.get("num_images", 2) if "labels" in self.needs else 1
 
-    @property
-    def rows(self) -> int:
-        """Samples that are prepared: all where the data says how many, else at most as many as a run can see."""
-        data = self.cfg.data
-        if attribute(data._target_, "draws", False):
-            return data.prompts.num_train + data.prompts.num_test
-        return data.get("num_train") or self.method.steps * self.method.batch
-
     def columns(self, count: int) -> dict[str, Callable[[], Tensor]]:
         """Columns of `count` training samples, by name."""
         adapter, size = self.policy.adapter, self.policy.adapter.resolution
@@ -73,13 +68,22 @@ class PlannedJob:
         return {
             "moments": lambda: _meta(count, *n, 2 * channels, *latent),
             "tokens": tokens,
-            "text": lambda: adapter.embed(tokens()).detach(),
+            "text": lambda: _meta(count, *self.text[0]),
             "control": picture,
             "loser": picture,
             "target": lambda: Given().target(picture(), picture()[:, :1]).half(),
             "labels": lambda: _meta(count, *n, *n),
             "features": lambda: torch.stack([self.policy.features(picture())] * 2, 1).detach(),
         }
+
+    @cached_property
+    def text(self) -> tuple[list[int], int]:
+        """Shape of one embedded prompt, and the FLOPs of embedding it."""
+        adapter, shapes = self.policy.adapter, []
+        with torch.no_grad():
+            tokens = adapter.tokenize([""]).to("meta")
+            cost = flops(lambda: shapes.append(adapter.embed(tokens).shape[1:]))
+        return list(shapes[0]), cost
 
     def column(self, name: str, count: int) -> Tensor:
         return self.columns(count)[name]()
@@ -142,13 +146,14 @@ def _meta(*size: int) -> Tensor:
     return torch.empty(size, device="meta")
 
 
-def pieces(job: PlannedJob) -> list[Piece]:
+def pieces(job: PlannedJob, reading: Reading | None) -> list[Piece]:
     """Everything that a run computes with its models."""
     method, found = job.method, []
     if method.online:
         found.append(Piece("rollouts of a round", rollouts(job), method.steps))
     else:
-        found.append(Piece("preparation of a sample", _preparation(job), job.rows))
+        for name, cost in _preparation(job).items():
+            found.append(Piece(name, cost, reading.makes))
     found.append(Piece("optimiser step", update(job), steps(job)))
     return [*found, _evaluation(job)]
 
@@ -173,6 +178,8 @@ def rollout_flops(job: PlannedJob) -> float:
 
 def _prediction(job: PlannedJob, guidance: float) -> tuple[float, float]:
     """FLOPs of what a prompt needs once, its text and the features of its condition, and of each step from it."""
+    if guidance in job.predictions:
+        return job.predictions[guidance]
     policy, columns = job.policy, job.columns(1)
     text, x, t = columns["text"](), _meta(1, *policy.adapter.latent_shape), _meta(1)
     control = columns["control"]() if job.cfg.get("task") else None
@@ -184,7 +191,8 @@ def _prediction(job: PlannedJob, guidance: float) -> tuple[float, float]:
 
     with torch.no_grad():
         features = policy.features(control)
-        return flops(columns["text"]) + flops(lambda: policy.features(control)), flops(step)
+        job.predictions[guidance] = job.text[1] + flops(lambda: policy.features(control)), flops(step)
+    return job.predictions[guidance]
 
 
 def _picture(job: PlannedJob, sampling: Sampling) -> float:
@@ -195,19 +203,29 @@ def _picture(job: PlannedJob, sampling: Sampling) -> float:
         return start + sampling.num_steps * step + flops(lambda: job.policy.adapter.decode(latents))
 
 
-def _preparation(job: PlannedJob) -> float:
-    """FLOPs of one training sample's frozen parts, as data/ computes them."""
+def before_training(job: PlannedJob) -> bool:
+    """Whether all samples are made before the first step: what draws them is sharded then, or changes."""
+    changes = job.hardware.strategy == "fsdp" or job.policy.trains_text
+    return changes and len(_preparation(job)) > 1
+
+
+def _preparation(job: PlannedJob) -> dict[str, float]:
+    """FLOPs of one training sample's frozen parts, as data/ computes them, and of what is drawn for it."""
     adapter, columns, cfg = job.policy.adapter, job.columns(1), job.cfg
     picture, sampling = columns["control"](), Sampling(adapter.num_inference_steps, adapter.guidance)
     with torch.no_grad():
         total = job.pictures * flops(lambda: adapter.encode_moments(picture))
-        total += flops(columns["text"]) if "text" in job.needs else 0
+        total += job.text[1] if "text" in job.needs else 0
         total += flops(columns["features"]) if "features" in job.needs else 0
-    if "labels" in job.needs and "control" in job.needs:
-        return total + cfg.method.group * _picture(job, sampling)
-    drawn = "loser" in job.needs and not cfg.data.get("loser")
-    drawn = job.pictures if attribute(cfg.data._target_, "draws", False) else int(drawn)
-    return total + drawn * _picture(job, sampling)
+    count, what = 0, ""
+    if {"labels", "control"} <= {*job.needs}:
+        count, what = cfg.method.group, "pictures of a condition"
+    elif attribute(cfg.data._target_, "draws", False):
+        count, what = job.pictures, "pictures of a prompt"
+    elif "loser" in job.needs and not cfg.data.get("loser"):
+        count, what = 1, "a loser"
+    drawn = {f"{what}, drawn": count * _picture(job, sampling)} if count else {}
+    return {"preparation of a sample": total} | drawn
 
 
 def _evaluation(job: PlannedJob) -> Piece:

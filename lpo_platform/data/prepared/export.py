@@ -1,8 +1,7 @@
-"""Prepared pairs as a dataset that others can read: parquet files with PNG pictures, one for each shard."""
+"""Prepared pairs as a dataset that others can read: parquet files with PNG pictures."""
 
 import io
 import json
-from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,27 +13,27 @@ from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.picture_files import to_pil
-from lpo_platform.data.prepared.conditions import ConditionPairs
+from lpo_platform.data.prepared.rows import Chosen
 from lpo_platform.data.source import Source
 from lpo_platform.data.tables.parquet import SUFFIXES
 from lpo_platform.hardware.distributed import deal, everywhere, wait
 from lpo_platform.runs.files import write_atomically
 
-NAMES = {"control": "winner", "loser": "loser"}  # columns of the cache -> of the files
+NAMES = {"control": "winner", "loser": "loser"}  # prepared columns -> those of the files
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CACHE = b"lpo_platform"
+ROWS = 128  # of a file
 
 
-def export_pairs(source: Source, rows: ConditionPairs, folder: Path) -> None:
+def export_pairs(source: Source, rows: Chosen, folder: Path) -> None:
     """Writes `train-<number>-of-<count>.parquet` with the columns image, prompt, winner, loser, as far as there are.
 
     `datasets` and data=cpo_pairs read them. Files that are there already are kept, so an interrupted export goes on;
     several processes share the files. Raises UserError where the folder holds another dataset.
     """
-    size = len(rows.cache.shards[0])
-    shards = [list(places) for _, places in groupby(range(len(rows)), lambda place: rows.numbers[place] // size)]
+    shards = [range(i, min(i + ROWS, len(rows))) for i in range(0, len(rows), ROWS)]
     files = [folder / f"train-{number:05d}-of-{len(shards):05d}.parquet" for number in range(len(shards))]
-    identity = rows.cache.fingerprint.encode()
+    identity = rows.rows.what.key.encode()
     there = {path for path in folder.glob("*") if path.suffix in SUFFIXES}
     others = sorted(path.name for path in there if path not in files or _identity(path) != identity)
     if others:
@@ -50,10 +49,10 @@ def export_pairs(source: Source, rows: ConditionPairs, folder: Path) -> None:
     wait()
 
 
-def _table(source: Source, rows: ConditionPairs, places: list[int]) -> pa.Table:
+def _table(source: Source, rows: Chosen, places: range) -> pa.Table:
     columns: dict[str, list[object]] = {}
     for place in places:
-        sample, row = source[rows.numbers[place]], rows[place]
+        sample, row = source[rows.chosen[place]], rows[place]
         cells = {"image": _png(to_pil(sample.image)), "prompt": list(sample.captions) or sample.caption}
         cells |= {NAMES[name]: _png(_pil(row[name])) for name in NAMES if name in row}
         for name, cell in cells.items():

@@ -5,25 +5,23 @@ pictures is exploited at once (methods/README.md, "lrm").
 """
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from hydra.utils import get_class
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lpo_platform.data.prepared.cache import Cache
-from lpo_platform.data.prepared.conditions import ConditionPairs
 from lpo_platform.data.source import Data, Preference, Source
-from lpo_platform.hardware.distributed import deal, everywhere, wait
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
-from lpo_platform.models.sampling import Sampling, sample_latents
+from lpo_platform.models.sampling import Sampling, parts_of, sample_latents
 from lpo_platform.rewards.reward import Reward, checked
 from lpo_platform.runs.files import fingerprint
 
-VERSION = 1  # raise it when pictures are drawn or scored differently
+VERSION = 2  # raise it when pictures are drawn or scored differently
 SEED = 0  # the pictures are data: a run's seed leaves them as they are
 
 
@@ -63,46 +61,26 @@ class GeneratedPairs:
         self.num_images, self.eta, self.temperature = num_images, eta, temperature
         self.num_validation = num_validation
 
+    @classmethod
+    def count(cls, settings: Mapping[str, Any]) -> int | None:
+        prompts = settings["prompts"]
+        found = get_class(prompts["_target_"]).count(prompts)
+        return None if found is None else found - settings["num_validation"]
+
     def few(self, cut: Callable[[Data], Data], count: int) -> "GeneratedPairs":
         """The same with few prompts, of which a quarter chooses the best model."""
         small = copy.copy(self)
         small.prompts, small.num_validation = cut(self.prompts), count // 4
         return small
 
-    def draw(self, policy: Policy, folder: Path, batch: int) -> None:
-        """Draws what the cache lacks, with a progress bar, and opens both splits."""
-        rows = self._rows("train", self.prompts.train, policy, folder, batch)
-        learned = range(len(rows) - self.num_validation)
-        self.train = GeneratedSplit(rows, learned, self.temperature)
-        self.validation = GeneratedSplit(rows, range(len(learned), len(rows)), self.temperature)
-        rows = self._rows("test", self.prompts.test, policy, folder, batch)
-        self.test = GeneratedSplit(rows, range(len(rows)), self.temperature)
-
-    def _rows(self, name: str, source: Source, policy: Policy, folder: Path, batch: int) -> ConditionPairs:
-        adapter = policy.adapter
-        sampling = Sampling(adapter.num_inference_steps, adapter.guidance, self.eta)
-        reward = [type(self.labeller).__name__, getattr(self.labeller, "fingerprint", None)]
-        key = fingerprint(
-            "generated", VERSION, source.fingerprint, adapter.fingerprint, sampling.num_steps, sampling.guidance,
-            self.eta, self.num_images, reward,
-        )  # fmt: skip
-        cache = Cache(folder, key, len(source), shard_size=100)
-        missing = deal(cache.missing())
-        done = len(source) - sum(map(len, missing))
-        with tqdm(total=len(source), desc=f"pictures ({name})", unit="prompt", initial=done) as bar:
-            for shard in missing:
-                captions = [source.caption(i) for i in shard]
-                cache.write(shard, self._columns(captions, list(shard), policy, sampling, batch), {"caption": captions})
-                bar.update(everywhere(len(shard), bar.total - bar.n))
-        wait()
-        return ConditionPairs(cache)
-
-    def _columns(
-        self, captions: list[str], rows: list[int], policy: Policy, sampling: Sampling, batch: int
-    ) -> dict[str, Tensor]:
-        """images (P, n, 3, H, W) uint8 and scores (P, n)."""
-        images, scores = generate(policy, captions, rows, self.num_images, sampling, batch, self.labeller, seed=SEED)
-        return {"images": images.mul(255).round().byte(), "scores": scores}
+    def open(self, policy: Policy, batch: int) -> None:
+        """Opens the splits. Their pictures are drawn, `batch` at a time, when they are needed."""
+        train, test = self.prompts.train, self.prompts.test
+        learned = range(len(train) - self.num_validation)
+        make = partial(GeneratedSplit, pairs=self, policy=policy, batch=batch)
+        self.train = make(train, learned)
+        self.validation = make(train, range(len(learned), len(train)))
+        self.test = make(test, range(len(test)))
 
 
 @torch.no_grad()
@@ -123,32 +101,56 @@ def generate(
     if isinstance(reward, nn.Module):
         reward.to(adapter.device)
     wanted = [(caption, f"{key}/{n}") for caption, key in zip(captions, keys, strict=True) for n in range(num_images)]
-    for start in range(0, len(wanted), batch):
-        prompts, ids = zip(*wanted[start : start + batch], strict=True)
+    for part, new in parts_of(len(wanted), batch):
+        prompts, ids = zip(*wanted[part], strict=True)
         condition = Condition(adapter.embed(adapter.tokenize(list(prompts))))
         latents = sample_latents(policy, condition, ids, sampling, seed=seed, stream="generate")
         drawn = adapter.decode(latents).mul(255).round().div(255)
-        scores.append(checked(type(reward).__name__, reward(drawn, list(prompts)), len(prompts)).cpu())
-        images.append(drawn.cpu())
+        scores.append(checked(type(reward).__name__, reward(drawn, list(prompts)), len(prompts))[new].cpu())
+        images.append(drawn[new].cpu())
     shape = (len(captions), num_images)
     return torch.cat(images).unflatten(0, shape), torch.cat(scores).view(shape)
 
 
-class GeneratedSplit:
-    """Pictures, scores and captions of some rows of a cache, read as needed."""
+@dataclass(frozen=True)
+class Prompt:
+    """What a row is drawn from: its number keys the noise."""
 
-    def __init__(self, rows: ConditionPairs, numbers: range, temperature: float) -> None:
-        self.rows, self.numbers, self.temperature = rows, numbers, temperature
-        self.fingerprint = fingerprint(rows.cache.fingerprint, numbers.start, numbers.stop, temperature)
+    number: int
+    caption: str
+
+
+class GeneratedSplit:
+    """Some prompts of a source, and how their pictures are drawn and labelled."""
+
+    weights = None
+
+    def __init__(self, source: Source, numbers: range, *, pairs: GeneratedPairs, policy: Policy, batch: int) -> None:
+        self.source, self.numbers, self.pairs, self.policy, self.batch = source, numbers, pairs, policy, batch
+        adapter, labeller = policy.adapter, pairs.labeller
+        self.sampling = Sampling(adapter.num_inference_steps, adapter.guidance, pairs.eta)
+        self.fingerprint = fingerprint(
+            "generated", VERSION, source.fingerprint, numbers.start, numbers.stop, adapter.fingerprint,
+            self.sampling.num_steps, self.sampling.guidance, pairs.eta, pairs.num_images, pairs.temperature,
+            type(labeller).__name__, getattr(labeller, "fingerprint", None),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, i: int) -> Preference:
-        row = self.rows[self.numbers[i]]
-        labels = labels_of(row["scores"], self.temperature)
-        name = f"{self.rows.cache.fingerprint[:8]}-{self.numbers[i]:06d}"
-        return Preference(name, self.caption(i), row["images"].float() / 255, labels)
+    def __getitem__(self, i: int) -> Prompt:
+        return Prompt(self.numbers[i], self.caption(i))
 
     def caption(self, i: int) -> str:
-        return self.rows.caption(self.numbers[i])
+        return self.source.caption(self.numbers[i])
+
+    def draw(self, prompts: list[Prompt]) -> list[Preference]:
+        """The pictures of some prompts, with their labels."""
+        captions, keys = [prompt.caption for prompt in prompts], [prompt.number for prompt in prompts]
+        count, labeller = self.pairs.num_images, self.pairs.labeller
+        images, scores = generate(self.policy, captions, keys, count, self.sampling, self.batch, labeller, seed=SEED)
+        labels = [labels_of(row, self.pairs.temperature) for row in scores]
+        return [
+            Preference(str(key), caption, *row)
+            for key, caption, *row in zip(keys, captions, images, labels, strict=True)
+        ]

@@ -1,72 +1,49 @@
 """Training batches as rounds. An epoch is a fixed number of steps, and its order follows from seed and number.
 
 A round is the amount of work between two checkpoints. Only its number decides what it holds, so that a resumed run
-reads what an uninterrupted run would have read.
+reads what an uninterrupted run would have read. Rows are made ahead of their step, across the ends of rounds.
 """
+
+from collections.abc import Iterator
+from typing import Protocol
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from lpo_platform.data.prepared.order import Order
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import world
+from lpo_platform.hardware.transfer import upload
+
+Row = dict[str, Tensor]
 
 
-class Stream(Dataset):
-    """Position p of an endless shuffled reading of `rows`, each pass in an order of its own.
+class Readable(Protocol):
+    """Rows that can be read in an order. weights: how much each counts, None for equally."""
 
-    Where rows count unequally (`rows.weights`), a sample has a `weight`: its row's share of its step's total, times the
-    micro-batches in a step, those of all processes, so that the sum of weight x loss, averaged over micro-batches and
-    processes, is the weighted mean. Where rows have several captions (`num_captions`), a sample has one, drawn by its
-    position.
-    """
+    weights: Tensor | None
 
-    def __init__(self, rows: Dataset, columns: tuple[str, ...], seed: int, batch: int, micro_batch: int) -> None:
-        self.rows, self.columns, self.seed = rows, columns, seed
-        self.batch, self.micro_batch = batch, micro_batch
-        self.weights: Tensor | None = getattr(rows, "weights", None)
-        self._pass: tuple[int, Tensor] | None = None
-        self._total: tuple[int, Tensor] | None = None
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        number = self._row(position)
-        row = self._with_one_caption(self.rows[number], position)
-        sample = {"position": torch.tensor(position)} | {name: row[name] for name in self.columns}
-        if self.weights is not None:
-            share = self.weights[number] / self._weight_of(position // self.batch)
-            sample["weight"] = share * (self.batch // self.micro_batch)
-        return sample
+    def order(self, positions: int, seed: int) -> Order: ...
 
-    def _with_one_caption(self, row: dict[str, Tensor], position: int) -> dict[str, Tensor]:
-        if "num_captions" not in row:
-            return row
-        drawn = noise.integers([position], int(row["num_captions"]), seed=self.seed, stream="caption")
-        return row | {name: row[name][drawn[0]] for name in ("tokens", "text")}
-
-    def _weight_of(self, step: int) -> Tensor:
-        """The summed weights of a step's rows; added up once, for its samples are read one after the other."""
-        if self._total is None or self._total[0] != step:
-            positions = range(step * self.batch, (step + 1) * self.batch)
-            self._total = step, sum(self.weights[self._row(p)] for p in positions)
-        return self._total[1]
-
-    def _row(self, position: int) -> int:
-        number, place = divmod(position, len(self.rows))
-        if self._pass is None or self._pass[0] != number:
-            self._pass = number, noise.permutation(len(self.rows), seed=self.seed, stream=f"order/{number}")
-        return int(self._pass[1][place])
+    def read(self, order: Order, positions: Iterator[int]) -> Iterator[Row]: ...
 
 
 class Rounds(L.LightningDataModule):
     """`steps` optimiser steps of `batch` samples in rounds of `every` steps, handed out in micro-batches.
 
     Of every step each process reads its contiguous share: the steps are the same on any number of processes.
+
+    Where rows count unequally, a sample has a `weight`: its row's share of its step's total, times the micro-batches in
+    a step, those of all processes, so that the sum of weight x loss, averaged over micro-batches and processes, is the
+    weighted mean. Where rows have several captions (`num_captions`), a sample has one, drawn by its position.
     """
 
     def __init__(
         self,
-        rows: Dataset,
+        rows: Readable,
         columns: tuple[str, ...],
         *,
         batch: int,
@@ -74,23 +51,80 @@ class Rounds(L.LightningDataModule):
         steps: int,
         every: int,
         seed: int,
-        num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.stream = Stream(rows, columns, seed, batch, micro_batch)
+        self.rows, self.columns, self.seed = rows, columns, seed
         self.batch, self.micro_batch, self.steps, self.every = batch, micro_batch, steps, every
-        self.num_workers = num_workers
+        self.order = rows.order(steps * batch, seed)
+        self._ahead: Iterator[Row] = iter(())
+        self._step: int | None = None  # that comes next in _ahead
 
     @property
     def num_rounds(self) -> int:
         return -(-self.steps // self.every)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> "Round":
         first = self.trainer.current_epoch * self.every
-        last = min(first + self.every, self.steps)
+        return Round(self, range(first, min(first + self.every, self.steps)))
+
+    def positions(self, steps: range) -> Iterator[int]:
+        """What this process reads in some steps."""
         rank, size = world()
         own = self.batch // size
-        starts = range(first * self.batch + rank * own, last * self.batch, self.batch)
-        positions = [position for start in starts for position in range(start, start + own)]
-        workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(self.stream, batch_size=self.micro_batch, sampler=positions, **workers)
+        return (position for step in steps for position in self._of(step)[rank * own : (rank + 1) * own])
+
+    def batches(self, steps: range) -> Iterator[Row]:
+        """The micro-batches of some steps."""
+        if self._step != steps.start:
+            self._ahead = self.rows.read(self.order, self.positions(range(steps.start, self.steps)))
+        for step in steps:
+            self._step = None  # unless the step is read whole
+            samples = [self._sample(position) for position in self.positions(range(step, step + 1))]
+            self._weigh(samples, step)
+            self._step = step + 1
+            for start in range(0, len(samples), self.micro_batch):
+                yield collate(samples[start : start + self.micro_batch])
+
+    def _of(self, step: int) -> range:
+        return range(step * self.batch, (step + 1) * self.batch)
+
+    def _sample(self, position: int) -> Row:
+        row = next(self._ahead)
+        if "num_captions" in row:
+            drawn = noise.integers([position], int(row["num_captions"]), seed=self.seed, stream="caption")
+            row = row | {name: row[name][drawn[0]] for name in ("tokens", "text") if name in row}
+        return {"position": torch.tensor(position)} | {name: row[name] for name in self.columns}
+
+    def _weigh(self, samples: list[Row], step: int) -> None:
+        """Where another row stands in the place of one that cannot be used, the one's weight counts."""
+        if self.rows.weights is None:
+            return
+        total = sum(self.rows.weights[self.order.row(position)] for position in self._of(step))
+        for sample in samples:
+            share = self.rows.weights[self.order.row(int(sample["position"]))] / total
+            sample["weight"] = share * (self.batch // self.micro_batch)
+
+
+class Round:
+    """The micro-batches of a round, for Lightning."""
+
+    def __init__(self, rounds: Rounds, steps: range) -> None:
+        self.rounds, self.steps = rounds, steps
+
+    def __len__(self) -> int:
+        _, size = world()
+        return len(self.steps) * (self.rounds.batch // size // self.rounds.micro_batch)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rounds.batches(self.steps)
+
+
+def collate(samples: list[Row]) -> Row:
+    """Samples as a batch, where they are; those that are on the CPU are moved to where others are."""
+    return {name: _stacked([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    device = next((value.device for value in values if value.device.type != "cpu"), None)
+    stacked = torch.stack(values if device is None else [upload(value, device) for value in values])
+    return stacked.pin_memory() if device is None and torch.cuda.is_available() else stacked

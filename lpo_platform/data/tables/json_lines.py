@@ -1,5 +1,7 @@
 """Rows in JSON lines that name pictures by their paths, as the data of pose-controlled generation come."""
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +9,6 @@ import pyarrow as pa
 
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.parquet import Unreadable, identity, texts_of
-from lpo_platform.runs.files import fingerprint
 from lpo_platform.runs.given_files import NOT_TEXT, json_of, lines_of, place, read_bytes, regular
 
 UNREADABLE = "file that cannot be read"
@@ -22,9 +23,9 @@ class LineFiles:
         self, files: Sequence[Path], required: Sequence[str], findings: Findings, *, pictures: Sequence[str]
     ) -> None:
         self.files: list[Path] = []
-        self._pictures = pictures
-        self._rows: list[tuple[Path, dict[str, object]]] = []
-        self._places: list[str] = []
+        self._pictures, self._names = pictures, list(required)
+        self._rows: list[tuple[object, ...]] = []  # the required values: a million lines have to fit
+        self._places = array("l")  # number of the file and of the line, one after the other
         for file in files:
             try:
                 found = lines_of(read_bytes(file, most=None))
@@ -45,29 +46,35 @@ class LineFiles:
                 elif missing := [name for name in required if row.get(name) is None]:
                     findings.skip(INCOMPLETE, f"{where} has no {', '.join(missing)}")
                 else:
-                    self._rows.append((file.parent, row))
-                    self._places.append(where)
-        self.columns = set.intersection(*(set(row) for _, row in self._rows)) if self._rows else set()
+                    self._rows.append(tuple(row[name] for name in self._names))
+                    self._places.extend((len(self.files) - 1, number))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def identities(self) -> list[str]:
         """Of the files, and of the pictures they name: size and time of change, not 31,000 contents."""
-        named = [(folder, row[name]) for folder, row in self._rows for name in self._pictures if name in row]
-        states = [_state(place(folder, str(name))) for folder, name in named]
-        return [*(identity(file) for file in self.files), fingerprint(states)]
+        places = [self._names.index(name) for name in self._pictures]
+        states = hashlib.sha256()
+        for number, row in enumerate(self._rows):
+            for name in (row[i] for i in places):
+                states.update(repr(_state(place(self._file(number).parent, str(name)))).encode())
+        return [*(identity(file) for file in self.files), states.hexdigest()]
 
     def place(self, row: int) -> str:
-        return self._places[row]
+        return f"{self._file(row).name}:{self._places[2 * row + 1]}"
+
+    def _file(self, row: int) -> Path:
+        return self.files[self._places[2 * row]]
 
     def column(self, name: str) -> pa.Array:
         """The texts, or lists of texts; None for a row that has something else there."""
-        return texts_of([row.get(name) for _, row in self._rows])
+        place = self._names.index(name)
+        return texts_of([row[place] for row in self._rows])
 
     def cells(self, row: int, names: Sequence[str]) -> list[object]:
         """The values of some columns in one row, pictures as bytes, None where there is none. Raises Unreadable."""
-        folder, values = self._rows[row]
+        folder, values = self._file(row).parent, dict(zip(self._names, self._rows[row], strict=True))
         return [_picture(folder, values.get(n)) if n in self._pictures else values.get(n) for n in names]
 
 

@@ -53,7 +53,7 @@ class RowFiles:
         self._groups: list[np.ndarray] = []  # for each file the first rows of its row groups, and its number of rows
         for file in files:
             try:
-                groups, columns = _shape(file)
+                groups, columns = shape(file)
             except (OSError, pa.ArrowException) as error:
                 findings.skip(UNREADABLE, f"{file.name}: {first_line(error)}")
                 continue
@@ -232,7 +232,7 @@ def _value_or_none(cell: pa.Scalar) -> object:
         return None
 
 
-def _shape(file: Path) -> tuple[np.ndarray, set[str]]:
+def shape(file: Path) -> tuple[np.ndarray, set[str]]:
     """(first rows of the row groups and the number of rows, names of the columns); an arrow file is one group."""
     if file.suffix == ".parquet":
         metadata = pq.read_metadata(file)

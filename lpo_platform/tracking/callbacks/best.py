@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lpo_platform.data.prepared.preferences import PreferenceRows
+from lpo_platform.data.prepared.rows import Chosen
 from lpo_platform.evaluation.pairs import ACCURACY, PairEvaluator
 from lpo_platform.models.export import export
 
@@ -16,7 +16,7 @@ class Best(Callback):
     The original exports its last step only; here the last is export/reward and the best export/reward_best.
     """
 
-    def __init__(self, folder: Path, evaluator: PairEvaluator, rows: PreferenceRows) -> None:
+    def __init__(self, folder: Path, evaluator: PairEvaluator, rows: Chosen) -> None:
         self.folder, self.evaluator, self.rows, self.accuracy = Path(folder), evaluator, rows, -1.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

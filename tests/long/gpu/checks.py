@@ -118,7 +118,9 @@ def step(name: str, words: tuple[str, ...], precision: str = "bf16-mixed", steps
         cfg.model._target_ = f"{__name__}.drawn"
         cfg.model.name = name
     made = assemble(cfg)
-    made.rows()
+    if (prepared := made.rows()) is not None:
+        prepared.fill(made.read_of(prepared))
+        prepared.close()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     fitted(made, folder := Path.cwd() / f"{name} {_name(words)}")

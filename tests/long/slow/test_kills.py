@@ -56,13 +56,23 @@ def figures(run: Path) -> dict[str, dict]:
     return json.loads((run / "result.json").read_text())["metrics"]
 
 
+def test_a_run_on_rows_that_are_made_ahead_of_it_killed_at_ten_moments(tmp_path: Path) -> None:
+    """More rows than are looked at ahead, some read again and kept, two workers."""
+    words = ["data.num_train=90", "data.num_test=4", "metrics.num_samples=4", "method.steps=32", "method.batch=4"]
+    killed_and_straight("cpo", [*words, "hardware.num_workers=2"], tmp_path, kills=10)
+
+
 @pytest.mark.parametrize("method", JOBS)
 def test_killed_at_random_moments_equals_straight(method: str, tmp_path: Path) -> None:
-    job = [f"method={method}", *SMALL, *JOBS[method]]
+    killed_and_straight(method, JOBS[method], tmp_path, kills=KILLS)
+
+
+def killed_and_straight(method: str, words: list[str], tmp_path: Path, *, kills: int) -> None:
+    job = [f"method={method}", *SMALL, *words]
     began = time.monotonic()
     straight = finish(tmp_path / "straight", *job)
     seconds = time.monotonic() - began
-    for number in range(KILLS):
+    for number in range(kills):
         folder, moment = tmp_path / f"killed{number}", random.uniform(0.3, 0.98) * seconds
         process = start(folder, *job)
         time.sleep(moment)
