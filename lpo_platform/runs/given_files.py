@@ -104,15 +104,22 @@ def place(folder: str | Path, name: str) -> Path:
     `\\` separates folders as `/` does, and letters with accents may be one character or two, unless a file has exactly
     the given name. The place may hold no file.
     """
-    spellings = [name, name.replace("\\", "/")]
-    spellings += [unicodedata.normalize(form, spellings[1]) for form in ("NFC", "NFD")]
+    exact = Path(folder) / name
+    if _exists(exact):
+        return exact
+    spellings = [name.replace("\\", "/")]
+    spellings += [unicodedata.normalize(form, spellings[0]) for form in ("NFC", "NFD")]
     places = [Path(folder) / spelling for spelling in spellings]
-    return next((path for path in places if _exists(path)), places[1])
+    return next((path for path in places if _exists(path)), places[0])
 
 
 def is_unicode(name: str) -> bool:
     """Whether the name of a file can be written down; other bytes are half surrogate pairs in Python."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:

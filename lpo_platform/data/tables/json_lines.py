@@ -1,6 +1,8 @@
 """Rows in JSON lines that name pictures by their paths, as the data of pose-controlled generation come."""
 
 import hashlib
+import os
+import stat
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ import pyarrow as pa
 
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.parquet import Unreadable, identity, texts_of
-from lpo_platform.runs.given_files import NOT_TEXT, json_of, lines_of, place, read_bytes, regular
+from lpo_platform.runs.given_files import NOT_TEXT, json_of, lines_of, place, read_bytes
 
 UNREADABLE = "file that cannot be read"
 BAD_LINE = "line that is not a JSON object"
@@ -57,8 +59,9 @@ class LineFiles:
         places = [self._names.index(name) for name in self._pictures]
         states = hashlib.sha256()
         for number, row in enumerate(self._rows):
-            for name in (row[i] for i in places):
-                states.update(repr(_state(place(self._file(number).parent, str(name)))).encode())
+            folder = str(self._file(number).parent)
+            for name in (str(row[i]) for i in places):
+                states.update(repr(_state(f"{folder}/{name}") or _state(place(folder, name))).encode())
         return [*(identity(file) for file in self.files), states.hexdigest()]
 
     def place(self, row: int) -> str:
@@ -95,9 +98,9 @@ def _picture(folder: Path, path: object) -> bytes | None:
         raise Unreadable(f"{path}: {error.strerror}") from error
 
 
-def _state(path: Path) -> list[int]:
+def _state(path: Path | str) -> list[int]:
     try:
-        status = regular(path).stat()
-    except OSError:
+        status = os.stat(path)
+    except (OSError, ValueError):  # a zero byte, or half of a surrogate pair
         return []
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else []
