@@ -32,7 +32,7 @@ demo: $(STAMP)  ## CPO on canny with the embedded model and data: a table, a rep
 test: $(STAMP)  ## the tests, one process for each core, minutes on two (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: $(STAMP)  ## the long tests: learning on several seeds, the wheel, kill and resume
+test-slow: $(STAMP)  ## the long tests: learning on several seeds, the wheel, kill and resume, full-size counts
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-dist: $(STAMP)  ## the tests that start whole runs of several processes

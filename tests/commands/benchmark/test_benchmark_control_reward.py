@@ -1,5 +1,6 @@
 """The benchmark of ControlNet++ compares like with like: plain step and ours give one loss and one gradient."""
 
+import pytest
 import torch
 from toys.benchmark import step_flops
 from toys.shapes import TOY
@@ -30,6 +31,7 @@ def test_the_plain_step_and_ours_are_one() -> None:
         assert (found - gradients[0]).norm() < 5e-3 * gradients[0].norm() > 0
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_encoding_and_four_in_five_decoded_pictures() -> None:
     meta = ControlRewardStep.build(TOY, batch=1, device="meta")
     count, parts = step_flops(meta, ControlRewardStep.variants), part_flops(meta)

@@ -51,6 +51,7 @@ def test_the_plain_step_and_ours_are_one(bench: CPODinoStep, variant: str) -> No
     assert (gradient(bench, loss) - plain).norm() < 5e-3 * plain.norm()
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_the_loser_and_repeated_looks() -> None:
     meta = CPODinoStep.build(TOY, batch=1, device="meta", steps=2)
     count, parts = step_flops(meta, CPODinoStep.variants), part_flops(meta)

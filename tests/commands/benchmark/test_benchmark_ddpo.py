@@ -42,6 +42,7 @@ def test_a_step_leaves_a_gradient_on_the_control_branch_alone() -> None:
             assert all(unused) != (variant == "plain-unfrozen")
 
 
+@pytest.mark.slow
 def test_what_the_update_saves() -> None:
     """Per transition: the condition looked at twice with guidance instead of once in a micro-batch, and what precedes
     the first cross attention; of a UNet whose weights want a gradient, more than a third of the work."""
@@ -53,6 +54,7 @@ def test_what_the_update_saves() -> None:
     assert count["plain"] < count["plain-ckpt"] and count["exact"] < count["exact-ckpt"] < count["plain-ckpt"]
 
 
+@pytest.mark.slow
 def test_sdxls_parts_cost_what_the_specification_says() -> None:
     counted = part_flops(Update.build(SDXL, batch=1, device="meta", steps=2))
     for name in ("ControlNet", "UNet"):

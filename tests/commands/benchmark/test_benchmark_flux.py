@@ -70,6 +70,7 @@ def test_the_plain_cpo_step_and_ours_are_one(share_timestep: bool) -> None:
     assert (ours - gradient(bench)).norm() < 2e-3 * ours.norm() > 0
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_a_block_and_a_picture() -> None:
     """Winner and loser of policy and reference share one pass of what precedes the first residual, of 4, and the
     picture is cached."""

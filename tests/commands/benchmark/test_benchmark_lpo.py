@@ -123,6 +123,7 @@ def test_an_iteration_learns_from_the_share_of_its_pairs_that_is_assumed() -> No
     assert [len(pairs["t"]) for pairs in bench.pairs] == [10, 2] and bench.units == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "kind"), [(SD15, LRMStep), (SD15, lpo.Rollout), (SDXL, LRMStep)])
 def test_the_parts_cost_what_the_specification_says(shape: Shape, kind: type) -> None:
     published = kind.published[shape.name]
