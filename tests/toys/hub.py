@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
@@ -207,8 +208,13 @@ class Answer(BaseHTTPRequestHandler):
 
     def listing(self, kind: str, id: str, revision: str, below: str | None = None) -> None:
         if (found := self.tree(kind, id, revision)) is not None:
-            wanted = {n: d for n, d in found[1].items() if not below or n == below or n.startswith(f"{below}/")}
-            self.say([described(name, data) for name, data in wanted.items()])
+            deep, prefix = "recursive=true" in self.path.lower(), f"{below}/" if below else ""
+            inside = {name: data for name, data in found[1].items() if name.startswith(prefix)}
+            above = {str(folder) for name in inside for folder in PurePosixPath(name).parents} - {".", below}
+            folders = [{"type": "directory", "path": name, "oid": git_oid(name.encode()), "size": 0} for name in above]
+            listed = folders + [described(name, data) for name, data in inside.items()]
+            shown = [item for item in listed if deep or "/" not in item["path"].removeprefix(prefix)]
+            self.say([item for item in shown if item["path"].startswith(prefix)])
 
     def paths(self, kind: str, id: str, revision: str) -> None:
         if (found := self.tree(kind, id, revision)) is not None:
