@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,7 +41,7 @@ class StreamedRows:
         self.fingerprint = fingerprint("streamed", Image.__version__, resolution, first, count, stream.identity)
         self._kept: OrderedDict[int, Row] = OrderedDict()
         self._rows: Iterator[Row] | None = None
-        self._next = 0
+        self._next, self._process = 0, os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker, which opens the stream itself."""
@@ -90,6 +91,8 @@ class StreamedRows:
     def _read(self, i: int) -> None:
         """Goes on to row i, or starts at the beginning of its window where that is behind or far ahead."""
         begin = i - i % self.window
+        if self._process != os.getpid():  # a fork has a connection that is its parent's
+            self._rows, self._process = None, os.getpid()
         if self._rows is None or not self._next <= i < self._next + self.window:
             self._rows, self._next = self.stream.rows(self.first + begin), begin
         while self._next <= i:
@@ -190,6 +193,10 @@ class Streamed:
 
     gives: ClassVar[tuple[str, ...]] = ("pictures", "prompts")
     paths: ClassVar[dict[str, str]] = {"path": "file, folder or hub id"}
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any]) -> int | None:
+        return settings["num_train"]
 
     def __init__(
         self,

@@ -87,6 +87,13 @@ def test_a_pass_opens_the_stream_once(folder: Path, monkeypatch: pytest.MonkeyPa
     assert len(found) == 30 and starts == [6] and len(rows._kept) <= 16
 
 
+def test_a_process_that_was_forked_reads_by_itself(folder: Path) -> None:
+    rows = opened(folder).train
+    assert number(rows, 0) == 6
+    rows._process += 1  # as a fork finds it
+    assert (number(rows, 20), rows._process, Streamed.count({"num_train": 5})) == (26, os.getpid(), 5)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
