@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-dist test-slurm test-pretended test-gpu test-floor bench-gpu wheels tiny real lint lock clean
+.PHONY: help install demo test test-slow test-dist test-slurm test-pretended test-gpu test-floor bench-gpu wheels rehearsal tiny real lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ wheels: $(STAMP)  ## into .whl what the benchmark lacks on a GPU machine without
 
 tiny: $(STAMP)  ## train the embedded tiny models again
 	$(BIN)/python launchers/tiny.py $(ARGS)
+
+rehearsal: $(STAMP)  ## every recipe of conf/experiment at toy size, on a local hub with its published ids: a table, exit code 1 if one fails
+	PYTHONPATH=tests $(BIN)/python -m toys.rehearsal --missing $(ARGS)
 
 real: $(STAMP)  ## the same job on photographs and rendered pictures that come with packages
 	$(BIN)/python launchers/real.py $(ARGS)

@@ -346,6 +346,7 @@ def _run(primary: str, overrides: Sequence[str], folder: str | Path | None, conf
     setup_globals()
     loader = ConfigLoaderImpl(source(primary, line.config_dirs, CONF).path)
     cfg = loader.load_configuration(primary, line.overrides, RunMode.RUN)
+    smoke.shrink(cfg, cfg.hydra.runtime.choices, line.overrides)
     HydraConfig.instance().set_config(cfg)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     with _spoken_as([command.name, *line.overrides]):

@@ -57,10 +57,15 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
 
 
 def of_run(cfg: DictConfig) -> DictConfig:
-    """The configuration of a run, on the hardware and by the protocol asked for now, if one is."""
+    """The configuration of a run, on the hardware and by the protocol asked for now, if one is.
+
+    The network that judges pictures stays that of the run where the protocol names none.
+    """
     known = run_config(cfg, cfg.run)
     if cfg.metrics != OmegaConf.load(CONF / "metrics" / "default.yaml"):
-        known.metrics = cfg.metrics
+        judge, known.metrics = known.metrics.get("task"), cfg.metrics
+        if judge and not known.metrics.get("task"):
+            OmegaConf.update(known.metrics, "task", judge, force_add=True)
     return known
 
 

@@ -31,6 +31,7 @@ from lpo_platform.config.signature import Parameter, Signature, attribute, signa
 from lpo_platform.config.sources import NotFound
 from lpo_platform.config.stored import RENAMED
 from lpo_platform.config.values import value_problems
+from lpo_platform.config.wanted import wanted
 
 SPECIAL = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 
@@ -59,6 +60,7 @@ def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str
     for group, node in composed.values.items():
         if group not in composed.unsure and isinstance(node, dict):
             problems += node_problems(composed, group, node, group)
+    problems += _judge_problems(composed)
     problems += _path_problems(composed) + value_problems(composed)
     return problems + _batch_problems(composed) + _process_problems(composed)
 
@@ -129,6 +131,19 @@ def _schema(schema: type) -> Signature:
     return found
 
 
+def _judge_problems(composed: Composed) -> list[str]:
+    """The settings of metrics.task are those of the task."""
+    given, target = (_mapping(composed.values.get(group)) for group in ("metrics", "task"))
+    node, target = given.get("task"), target.get("_target_")
+    if not isinstance(node, dict) or not node or not isinstance(target, str) or "task" in composed.unsure:
+        return []
+    try:
+        known = signature(target)
+    except (NotFound, SyntaxError):  # the task itself is complained about
+        return []
+    return [] if known is None else _argument_problems(composed, "metrics.task", node, known, "task")
+
+
 def node_problems(composed: Composed, path: str, node: Values, group: str) -> list[str]:
     """Problems of a node with a `_target_`, or of a mapping of such nodes."""
     target = node.get("_target_")
@@ -185,7 +200,8 @@ def _argument_problems(composed: Composed, path: str, node: Values, known: Signa
             problems.append(f"{below}{composed.where(below)}: {known.name} has no such option{hint(str(key), free)}")
         elif value == "???" or (value is None and parameter is not None and not parameter.type.accepts(None)):
             # null too: where a default stands before it, OmegaConf keeps that for ???
-            problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}=<value>")
+            what = wanted(composed, group, below)
+            problems.append(f"{below}: required by {_chosen(composed, group)}; add {below}={what}")
         elif isinstance(value, dict) and any("_target_" in _mapping(node) for node in (value, *value.values())):
             problems += node_problems(composed, below, value, group)
         elif parameter is not None:
@@ -236,7 +252,9 @@ def _path_problems(composed: Composed) -> list[str]:
         for key, kind in attribute(target, "paths", {}).items() if isinstance(target, str) else ():
             value = node.get(key)
             if isinstance(value, str) and value != "???" and "${" not in value:
-                problems += path_problem(f"{group}.{key}", value, kind)
+                below = f"{group}.{key}"
+                advice = f"; add {below}={wanted(composed, group, below)}" if composed.where(below) else ""
+                problems += [f"{line}{advice}" for line in path_problem(below, value, kind)]
     resume = composed.values.get("resume")
     if isinstance(resume, str) and resume != "auto":
         problems += path_problem("resume", resume)

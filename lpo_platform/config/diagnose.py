@@ -302,8 +302,9 @@ def _unknown_root(files: Source, key: str, values: Values | None = None) -> str:
 
 def _unknown_key(composed: Composed, item: Override, parts: list[str], index: int, node: Values) -> str | None:
     """A key that its node does not have; one that the constructor has takes a `+`."""
-    target = node.get("_target_")
-    name, names = _name(composed, ".".join(parts[:index])), [key for key in node if key != "_target_"]
+    path = ".".join(parts[:index])
+    target = (composed.values.get("task") or {} if path == "metrics.task" else node).get("_target_")
+    name, names = _name(composed, path), [key for key in node if key != "_target_"]
     try:
         known = signature(target) if isinstance(target, str) else None
     except (NotFound, SyntaxError):

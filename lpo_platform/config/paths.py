@@ -7,14 +7,16 @@ from pathlib import Path
 
 
 def path_problem(key: str, value: str, kind: str = "folder") -> list[str]:
-    """kind: what it may be, of file, folder and hub id."""
+    """kind: what it may be, of file, folder, hub id, and hub file, which is `<hub id>::<file>`."""
     path = Path(value).expanduser()
+    if "hub file" in kind and "::" in value and is_hub_id(value.partition("::")[0]):
+        return []
     if ("file" in kind and path.is_file()) or ("folder" in kind and path.is_dir()):
         return []
     if "hub id" in kind and is_hub_id(value) and not path.exists():
         return []
     what = "not a" if path.exists() else "no such"
-    noun = " or ".join(noun for noun in ("file", "folder") if noun in kind)
+    noun = " or ".join(noun for noun in ("file", "folder") if noun in kind.replace("hub file", ""))
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     return [f"{key}={value}: {what} {noun}{where}{', and no hub id' if 'hub id' in kind else ''}"]
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import ENOUGH, Sample, too_few
+from lpo_platform.data.tables.hub import local_file
 from lpo_platform.data.tables.parquet import values_of
 from lpo_platform.runs.csv_rows import Bad, table
 from lpo_platform.runs.files import fingerprint
@@ -57,8 +58,8 @@ class Prompts:
     White space is collapsed. Prompts that differ only in white space or capitals are the same prompt.
 
     Args:
-        path: .json (texts, objects as in LPO's 4k_training_prompts.json, or an object of columns), .jsonl, .txt (one
-            prompt per line), .csv or .parquet.
+        path: a file, or one of a hub data set as <hub id>::<file>: .json (texts, objects as in LPO's
+            4k_training_prompts.json, or an object of columns), .jsonl, .txt (one prompt per line), .csv or .parquet.
         test_path: a file of held-out prompts; null holds out prompts of `path`.
         num_test: with test_path, its first so many prompts are used. Without it, so many different prompts are held
             out, at most half of them, chosen by a hash of seed and text.
@@ -71,7 +72,7 @@ class Prompts:
     """
 
     gives: ClassVar[tuple[str, ...]] = ("prompts",)
-    paths: ClassVar[dict[str, str]] = {"path": "file", "test_path": "file"}
+    paths: ClassVar[dict[str, str]] = {"path": "file or hub file", "test_path": "file or hub file"}
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class Prompts:
 def read_texts(setting: str, path: str | Path, column: str | None, findings: Findings) -> list[str]:
     """The prompts of a file, in order; entries without one are reported. Raises UserError with the key `setting`."""
     where = f"{setting}={path}"
-    file = Path(path).expanduser()
+    file = local_file(setting, str(path))
     reader = READERS.get(file.suffix.lower())
     if reader is None or not file.is_file():
         what = "no such file" if not file.exists() else "a folder" if file.is_dir() else "another kind of file"

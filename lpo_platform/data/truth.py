@@ -34,6 +34,13 @@ def truth_of(samples: list[Sample], task: Task, images: Tensor) -> tuple[Tensor,
     return _labels(samples, images), control
 
 
+def asked_in_training(samples: list[Sample], task: Task, images: Tensor) -> tuple[Tensor, Tensor]:
+    """truth_of, with the control images that training shows, where the task has others for it."""
+    maps, control = truth_of(samples, task, images)
+    detected = samples[0].condition is None and samples[0].labels is None
+    return maps, control_of(samples, task, images) if detected and task.train_form is not None else control
+
+
 def _annotated(samples: list[Sample], images: Tensor) -> Tensor:
     return torch.stack([sample.condition for sample in samples]).to(images.device)
 

@@ -106,7 +106,9 @@ def _of_task(settings: Settings, task: str, own: Settings, toy: bool) -> Iterato
 def _of_data(settings: Settings, published: Sequence[str]) -> Iterator[str]:
     """Of the held-out pictures or prompts, by the name of their data set, which a copy of it has in its path."""
     held_out = settings.get("test") or {}
-    place = held_out.get("path") or settings.get("test_path") or settings.get("path")
+    place = settings.get("test_path") or settings.get("path")
+    split = isinstance(held_out, str)
+    place = f"{place}::{held_out}" if split else held_out.get("path") or place
     place = place or str(settings.get("_target_")).rpartition(".")[2]
     if published and not any(name.rpartition("/")[2].lower() in str(place).lower() for name in published):
         yield f"data {place} instead of {' or '.join(published)}"

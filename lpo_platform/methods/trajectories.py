@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.prepared.conditions import from_uint8, to_uint8
+from lpo_platform.data.prepared.conditions import packed, unpacked
 from lpo_platform.data.source import Sample
-from lpo_platform.data.truth import truth_of
+from lpo_platform.data.truth import asked_in_training
 from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.rollout import rollout
 from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
@@ -129,9 +129,10 @@ class Trajectories(Online):
         }
         prompt, asked = torch.arange(len(positions), device=self.device).repeat_interleave(self.group), None
         if self.pictures:
-            maps, drawn = truth_of(items, self.task, torch.stack([item.image for item in items]).to(self.device))
-            rows["control"] = to_uint8(drawn, gray=self.task.gray)
-            asked = Asked(maps, from_uint8(rows["control"]), prompt)
+            images = torch.stack([item.image for item in items]).to(self.device)
+            maps, drawn = asked_in_training(items, self.task, images)
+            rows["control"] = packed(drawn, self.task)
+            asked = Asked(maps, unpacked(rows["control"]), prompt)
         text, features = self.embedded(rows["text"][prompt]), self.features(rows.get("control"), prompt)
         keys = [f"{position}/{member}" for position in positions for member in range(self.group)]
         trajectory = list(
@@ -165,7 +166,7 @@ class Trajectories(Online):
 
     def features(self, control: Tensor | None, row: Tensor) -> Tensor | None:
         """Encodes control images (U, ...) once each and returns those of `row` (N,); None without a task."""
-        return None if control is None else self.policy.features(from_uint8(control))[row]
+        return None if control is None else self.policy.features(unpacked(control))[row]
 
     def score(self, latents: Tensor, captions: list[str], asked: Asked | None) -> dict[str, Tensor]:
         """Grades finished latents (P G, C, h, w) of P captions: `score` and its named parts, (P G,) each."""

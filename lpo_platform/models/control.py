@@ -1,7 +1,7 @@
 """The control branches that a policy can start from."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ControlNetModel
@@ -65,27 +65,26 @@ class ControlNetDino(ControlNet):
         if not isinstance(control, ControlNetModel):
             raise UserError(f"control=controlnet_dino: not for model={adapter.name}; use control=controlnet")
         if not isinstance(control, ControlNetDinoModel):
-            size, dino = self._dino(adapter)
-            control = ControlNetDinoModel.from_controlnet(control, dino, adapter_size=size)
+            size, own, dino = self._dino(adapter)
+            control = ControlNetDinoModel.from_controlnet(control, dino, adapter_size=size, dino_config=own)
         own = "nearest" if nearest else "bicubic"
         control.register_to_config(resize="nearest" if self.dino_nearest else control.config.resize or own)
         return control.to(memory_format=torch.channels_last)
 
-    def _dino(self, adapter: Adapter) -> tuple[str, Dinov2Model | None]:
-        """The size and the weights of the DINOv2 that is added; None for random weights."""
+    def _dino(self, adapter: Adapter) -> tuple[str, dict[str, Any] | None, Dinov2Model | None]:
+        """The DINOv2 that is added: its size, its fields if that has no name, its weights, None for random ones."""
         auto = "tiny" if adapter.toy else "small"
         name = auto if self.dino == "auto" else self.dino
         if name == "tiny" or (name in SIZES and not self.pretrained):
-            return name, None
+            return name, None, None
         sizes = ", ".join(SIZES)
         if not self.pretrained:
             raise UserError(f"control.dino={name} with control.pretrained=false: name a size, one of {sizes}")
         place = f"facebook/dinov2-{name}" if name in SIZES else name
         dino = whole(AutoModel.from_pretrained, place, setting="control.dino", dtype=torch.float32)
-        size = size_of(dino.config)
-        if size is None:
-            raise UserError(f"control.dino={name}: a {dino.config.model_type}, not a DINOv2 of a size in {sizes}")
-        return size, dino
+        if dino.config.model_type != "dinov2":
+            raise UserError(f"control.dino={name}: a {dino.config.model_type}, not a DINOv2")
+        return *size_of(dino.config), dino
 
     def digest(self, adapter: Adapter, task: str) -> str:
         """The same without the DINOv2 that is added: its last layer is 0, so it has no effect yet."""

@@ -56,23 +56,34 @@ def spelled(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor
     return renamed
 
 
-def config_of(size: str) -> Dinov2Config:
-    return Dinov2Config(**{"image_size": 518, "patch_size": 14} | SIZES[size])
+OWN = "own"  # the adapter_size of an architecture without a name, whose fields the configuration holds
+FIELDS = (
+    "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "hidden_act",
+    "layer_norm_eps", "qkv_bias", "layerscale_value", "use_swiglu_ffn",
+)  # fmt: skip
 
 
-def size_of(config: Dinov2Config) -> str | None:
-    """The name of a DINOv2's architecture; None for an architecture without a name."""
-    parts = ("model_type", "patch_size", "image_size", *SIZES["giant"])
-    same = lambda other: all(getattr(config, part, None) == getattr(other, part) for part in parts)  # noqa: E731
-    return next((size for size in SIZES if same(config_of(size))), None)
+def config_of(size: str, own: Mapping[str, Any] | None = None) -> Dinov2Config:
+    """The configuration of a size; own: its fields where the size is OWN."""
+    return Dinov2Config(**{"image_size": 518, "patch_size": 14} | SIZES.get(size, {}) | dict(own or {}))
+
+
+def size_of(config: Dinov2Config) -> tuple[str, dict[str, Any] | None]:
+    """The name of a DINOv2's architecture, and of one without a name its fields."""
+    fields = {name: getattr(config, name) for name in FIELDS}
+    for size in SIZES:
+        named = config_of(size)
+        if fields == {name: getattr(named, name) for name in FIELDS}:
+            return size, None
+    return OWN, fields
 
 
 class Dino(nn.Module):
     """DINOv2 and a linear layer that starts at 0, so that the branch has no effect at first."""
 
-    def __init__(self, size: str, channels: int) -> None:
+    def __init__(self, config: Dinov2Config, channels: int) -> None:
         super().__init__()
-        self.model = Dinov2Model(config_of(size))
+        self.model = Dinov2Model(config)
         self.conv_out = nn.Linear(self.model.config.hidden_size, channels)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
@@ -92,27 +103,39 @@ class ControlNetDinoModel(ControlNetModel):
     that embedding, so that stock pipelines, and code that computes the features of a condition once, work unchanged.
 
     Args:
-        adapter_size: one of SIZES.
+        adapter_size: one of SIZES, or `own`, whose architecture dino_config says.
         resize: `nearest` or `bicubic`. None is that of a checkpoint which does not say, as the authors' do not; it is
             then nearest, as in their code.
+        dino_config: the fields of a DINOv2 without a name among SIZES.
     """
 
-    def __init__(self, adapter_size: str = "small", resize: str | None = None, **plain: Any) -> None:
+    def __init__(
+        self,
+        adapter_size: str = "small",
+        resize: str | None = None,
+        dino_config: dict[str, Any] | None = None,
+        **plain: Any,
+    ) -> None:
         super().__init__(**plain)
-        self.register_to_config(adapter_size=adapter_size, resize=resize)
-        self.dino = Dino(adapter_size, self.config.block_out_channels[0])
+        self.register_to_config(adapter_size=adapter_size, resize=resize, dino_config=dino_config)
+        self.dino = Dino(config_of(adapter_size, dino_config), self.config.block_out_channels[0])
         self.requires_grad_(True)
         self.controlnet_cond_embedding.register_forward_hook(self._add_dino)
 
     @classmethod
     def from_controlnet(
-        cls, control: ControlNetModel, dino: Dinov2Model | None = None, *, adapter_size: str
+        cls,
+        control: ControlNetModel,
+        dino: Dinov2Model | None = None,
+        *,
+        adapter_size: str,
+        dino_config: dict[str, Any] | None = None,
     ) -> "ControlNetDinoModel":
         """Starts as the plain ControlNet, bit for bit. Without `dino` the DINOv2 is random, and the same each time."""
         plain = {key: control.config[key] for key in signature(ControlNetModel.__init__).parameters if key != "self"}
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            new = cls(adapter_size=adapter_size, **plain)
+            new = cls(adapter_size=adapter_size, dino_config=dino_config, **plain)
         new.load_state_dict(new.state_dict() | control.state_dict())
         if dino is not None:
             new.dino.model.load_state_dict(dino.state_dict())
@@ -142,7 +165,7 @@ class ControlNetDinoModel(ControlNetModel):
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
         """What diffusers reads of a config.json; it would see `plain` alone."""
-        return {"adapter_size", "resize", *signature(ControlNetModel.__init__).parameters}
+        return {"adapter_size", "resize", "dino_config", *signature(ControlNetModel.__init__).parameters}
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

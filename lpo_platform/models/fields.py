@@ -136,7 +136,7 @@ CONTROLNET = Fields(
     names=("ControlNetModel",),
 )
 CONTROLNET_DINO = Fields(
-    honoured=CONTROLNET.honoured | {"adapter_size", "resize"},
+    honoured=CONTROLNET.honoured | {"adapter_size", "resize", "dino_config"},
     irrelevant=CONTROLNET.irrelevant,
     only=CONTROLNET.only,
 )

@@ -22,7 +22,7 @@ from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.fields import CLIP_TEXT, UNET, check
 from lpo_platform.models.hub import OutOfReach, hub_folder
 from lpo_platform.models.latent_reward import UP, LatentReward, empty_half
-from lpo_platform.models.weights import check_finite, load, load_model, locate
+from lpo_platform.models.weights import check_finite, load_model, locate, whole
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -91,7 +91,8 @@ def _read(adapter: Adapter, folder: Path, settings: dict[str, Any], weights: str
 def read_text_projection(weights: str) -> Tensor:
     """text_projection.weight of a CLIP model: a folder or hub id; only that tensor is kept."""
     kind = CLIPTextModelWithProjection
-    return load(kind.from_pretrained, weights, setting="tune.text_projection").text_projection.weight.detach().float()
+    model = whole(kind.from_pretrained, weights, setting="tune.text_projection")
+    return model.text_projection.weight.detach().float()
 
 
 def _head(model: LatentReward) -> dict[str, Tensor]:

@@ -12,13 +12,13 @@ from lpo_platform.models.weights import Dtype, load, whole
 from lpo_platform.rewards.pretrained import Pretrained
 from lpo_platform.tasks.detector import UNREADABLE, read_weights
 
-WIDTH = 768  # of the image embedding of CLIP ViT-L/14
+FIRST = "layers.0.weight"
 
 
 class Predictor(nn.Module):
     """(B, width) embeddings -> (B,); linear throughout, in the layout of the published weight files."""
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2),
@@ -49,9 +49,9 @@ class Aesthetic(Pretrained):
         self.model = whole(CLIPModel.from_pretrained, clip, setting="clip", dtype=dtype)
         del self.model.text_model
         self.processor = load(CLIPImageProcessor.from_pretrained, clip, setting="clip")
-        width = self.model.config.projection_dim
-        if width != WIDTH:
-            raise UserError(f"clip={clip}: its embeddings are {width} wide; the predictor reads {WIDTH}, of ViT-L/14")
+        width, wanted = self.model.config.projection_dim, self.predictor.layers[0].in_features
+        if width != wanted:
+            raise UserError(f"clip={clip}: its embeddings are {width} wide; the predictor reads {wanted}")
 
     def score(self, images: Tensor, prompts: list[str], text: Tensor) -> Tensor:
         pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
@@ -65,10 +65,11 @@ def predictor(weights: str) -> Predictor:
     wanted = "the file sac+logos+ava1-l14-linearMSE as .pth or .safetensors"
     if not path.is_file():
         raise UserError(f"weights={weights}: no such file; give {wanted}")
-    model = Predictor()
     try:
-        model.load_state_dict(read_weights(path))
-    except UNREADABLE as e:
+        state = read_weights(path)
+        model = Predictor(state[FIRST].shape[1])
+        model.load_state_dict(state)
+    except (*UNREADABLE, KeyError, IndexError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"weights={weights}: not the aesthetic predictor; give {wanted}. Reason: {reason}") from e
     return model.float().requires_grad_(False).eval()

@@ -20,7 +20,7 @@ from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.clip import VIT_H
 from lpo_platform.rewards.pickscore import PickScore
 from lpo_platform.rewards.reward import Asked, checked
-from lpo_platform.tasks.detector import UNREADABLE, read_weights
+from lpo_platform.tasks.detector import UNREADABLE, read_weights, weight_file
 
 FREQUENCIES = 256
 NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -30,8 +30,8 @@ class SPM(PickScore):
     """exp(logit_scale) times the cosine of pictures predicted at t; differences are log-odds of being preferred.
 
     Args:
-        weights: the published .bin, or a .safetensors, or a folder with one of them; null for an untrained model, which
-            is PickScore.
+        weights: the published .bin, or a .safetensors, as a file, <hub id>::<file>, or a folder with it; null for an
+            untrained model, which is PickScore.
         pickscore: folder or hub id of the PickScore that gives the shape of the model and its first weights.
         processor, batch, dtype: see PickScore.
     """
@@ -115,7 +115,8 @@ def embed(model: CLIPModel, pixels: Tensor, t: Tensor) -> Tensor:
 def load_weights(model: CLIPModel, weights: str) -> None:
     """Puts the weights of a file into a conditioned CLIP; UserError where it is none or lacks some of them."""
     path = Path(weights).expanduser()
-    file = path if path.is_file() else next(_there(path), None)
+    file = weight_file(weights, setting="weights") if "::" in weights else path
+    file = file if file.is_file() else next(_there(path), None)
     if file is None:
         raise UserError(f"weights={weights}: no such file, nor a folder with {' or '.join(NAMES)}; null is PickScore")
     try:

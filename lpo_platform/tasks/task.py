@@ -30,6 +30,8 @@ class Task(ABC):
     """Whether loss() has a gradient in the images; an instance whose settings take it away says False."""
     bounded: bool = True
     """Whether the control images of training lie in [0, 1], so that caches keep 8 bits of them."""
+    train_form: str | None = None
+    """The form of detected control images in training, None where it is that of evaluation."""
     resizes: ClassVar[bool] = False
     """Whether score() compares maps of different sizes."""
     annotated: ClassVar[Literal["classes", "people"] | None] = None

@@ -12,10 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
 from lpo_platform.commands import evaluate_once, main
+from lpo_platform.commands.evaluate import of_run
+from lpo_platform.config.compose import compose
+from lpo_platform.config.schema import CONF
 from lpo_platform.data.toy import Toy
 from lpo_platform.evaluation import evaluator
 from lpo_platform.models.weights import ASSETS
@@ -238,3 +242,19 @@ def test_identity_is_perfect_for_every_task(lpo_eval, task: str) -> None:
     chance = values.pop("canny/f1_above_chance", None)
     assert chance is None or 0 < chance <= 1
     assert values and {n: round(v, 6) for n, v in values.items()} == {n: float(n != "depth/rmse") for n in values}
+
+
+@pytest.mark.parametrize(
+    ("asked", "weights"),
+    [
+        ("metrics=cpo", "Intel/dpt-large"),
+        ("metrics=cpo_pose", "usyd-community/vitpose-plus-huge"),
+        ("+metrics.task.weights=owner/judge", "owner/judge"),
+    ],
+)
+def test_the_judge_of_a_run_stays_unless_the_protocol_names_one(asked: str, weights: str, tmp_path: Path) -> None:
+    values = compose("train", ["experiment=controlnetpp_depth_sd15"], [], CONF).values
+    (tmp_path / "resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    cfg = OmegaConf.create(compose("eval", [f"run={tmp_path}", asked], [], CONF).values)
+    known = of_run(cfg)
+    assert known.metrics.task.weights == weights and known.task.weights == "Intel/dpt-hybrid-midas"

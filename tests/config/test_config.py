@@ -86,7 +86,21 @@ COMBINATIONS = [
             "add data=folder data.path=<folder of pictures>, or data=toy"
         ],
     ),
-    (["data=folder"], ["data.path: required by data=folder; add data.path=<value>"]),
+    (["metrics.task.low=0.3"], ["metrics.task.low: not set in the files; to set it add a plus: +metrics.task.low=0.3"]),
+    (["+metrics.task.low=0.3"], []),
+    (["metrics.task={low: 0.3}"], []),
+    (
+        ["+metrics.task.lo=0.3"],
+        ["metrics.task.lo: Canny has no such option; did you mean 'low'? Options: form, high, low, train_form"],
+    ),
+    (["metrics.task={low: x}"], ["metrics.task.low=x: must be float"]),
+    (
+        ["data=folder"],
+        [
+            "data.path: required by data=folder; add data.path=<value> (a folder of pictures with captions; see "
+            "data/README.md)"
+        ],
+    ),
     (["data=folder", "data.path=/no/such/folder"], ["data.path=/no/such/folder: no such folder"]),
     (
         ["hardware.micro_batch=5"],
@@ -244,14 +258,17 @@ def test_what_needs_a_unet_is_refused_on_flux(model: str):
         assert diagnose("train", [f"model={model}", *recipe]) == []
 
 
+OF_A_FOLDER = ("captioned", "cpo_pairs", "cpo_pairs_multigen", "cpo_pairs_multigen_depth", "hf", "jsonl")
+
+
 def paths(folder: Path) -> dict[str, list[str]]:
     """What each data option needs on the command line, for files that are there."""
     (folder / "prompts.txt").touch()
     return {
-        **{name: [f"data.path={folder}"] for name in ("captioned", "cpo_pairs", "cpo_pairs_multigen", "hf", "jsonl")},
+        **{name: [f"data.path={folder}"] for name in OF_A_FOLDER},
         "folder": [f"data.path={folder}"],
         "image_pairs": [f"data.path={folder}"],
-        "prompts": [f"data.path={folder}/prompts.txt"],
+        **{name: [f"data.path={folder}/prompts.txt"] for name in ("prompts", "lpo_prompts")},
     }
 
 
@@ -259,11 +276,12 @@ def needed(experiment: str, folder: Path) -> list[str]:
     """What an experiment's data and reward need on the command line; embedded ones need nothing."""
     if experiment.endswith("_toy"):
         return []
-    kind = {"lpo": "prompts", "spo": "prompts"}.get(experiment.split("_")[0], "folder")
+    kind = experiment.split("_")[0]
+    place = paths(folder)["prompts" if kind in ("lpo", "spo") else "folder"]
     if experiment == "pose_ddpo_paper":
-        return [*paths(folder)[kind], "task.weights=w"]
-    weights = {"spo": "reward.weights=w", "cpo": "control.weights=w", "controlnetpp": "control.weights=w"}
-    return [*paths(folder)[kind], *(given for name, given in weights.items() if experiment.split("_")[0] == name)]
+        return [*place, "task.weights=w"]
+    more = {"lrm": f"data.scores={folder}/prompts.txt", "cpo": "control.weights=w", "controlnetpp": "control.weights=w"}
+    return [*place, *([more[kind]] if kind in more else [])]
 
 
 def test_every_combination_gets_the_verdict_of_the_classes():
@@ -319,7 +337,7 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.n
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_every_group_composes_as_hydra_does_and_passes(group: str, tmp_path: Path):
-    extra = {"image_pairs": ["method=lrm"], "prompts": ["method=lpo"]}
+    extra = {"image_pairs": ["method=lrm"], "prompts": ["method=lpo"], "lpo_prompts": ["method=lpo"]}
     given = {
         **{("data", option): [*overrides, *extra.get(option, [])] for option, overrides in paths(tmp_path).items()},
         ("model", "sd15"): ["data=toy"],
@@ -332,6 +350,7 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(group: st
         ("tune", "full"): ["method=control", "control=none", "task=none"],
         ("tune", "lora"): ["method=control", "control=none", "task=none"],
         **{("reward", name): ["method=spo", "reward.weights=w"] for name in ("aesthetic", "spm", "vqa")},
+        **{("metrics", f"cpo_{task}"): [f"task={task}"] for task in ("pose", "seg_ade20k", "seg_coco")},
         ("metrics", "quality"): ["metrics.measures.fid.weights=w", "metrics.measures.lpips.weights=w"],
         ("metrics", "preference"): ["metrics.measures.aesthetic.reward.weights=w"],
     }

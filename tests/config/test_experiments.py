@@ -13,7 +13,7 @@ from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
 from lpo_platform.methods.optim import AdamW
 
-PAIRS = ["data.path=owner/pairs"]
+SPM = "SPO-Diffusion-Models/Step-Aware_Preference_Models::{}_step-aware_preference_model.bin"
 TABLE = {
     # the released configurations of Kwai-Kolors/LPO, RockeyCoss/SPO and Diffusion-DPO; batches are those of all GPUs
     # and accumulated micro-batches
@@ -44,12 +44,13 @@ TABLE = {
         "method.candidates": 4, "method.inner_steps": 0, "method.skip_steps": 4, "method.threshold": 0.3,
         "method.beta": 10.0, "method.clip": 0.1, "method.prompts": 4 * 10, "method.batch": 4 * 10,
         "method.rounds": 10 * 100, "tune.rank": 4, "optim.lr": 6e-5, "optim.clip": None, "method.guidance": 5.0,
-        "method.num_steps": 20, "method.eta": 1.0,
+        "method.num_steps": 20, "method.eta": 1.0, "reward.weights": SPM.format("sd-v1-5"),
     },
     "spo_sdxl": {
         "method.candidates": 2, "method.inner_steps": 3, "method.skip_steps": 4, "method.threshold": 0.4,
         "method.beta": 10.0, "method.clip": 0.1, "method.prompts": 4 * 2, "method.batch": 4 * 2 * 2,
         "method.rounds": 10 * 500, "tune.rank": 64, "optim.lr": 1e-5, "optim.clip": None, "method.guidance": 5.0,
+        "reward.weights": SPM.format("sdxl"),
     },
     "diffusion_dpo_sd15": {
         "method.beta": 5000.0, "method.drop_text": 0.2, "method.steps": 2000, "method.batch": 16 * 128,
@@ -72,11 +73,8 @@ def given(tmp_path: Path) -> dict[str, list[str]]:
     """What each kind of experiment is told on the command line."""
     prompts = tmp_path / "prompts.json"
     prompts.touch()
-    of_prompts = [f"data.path={prompts}", f"data.test_path={prompts}"]
-    return {
-        "lrm": PAIRS, "diffusion": PAIRS, "lpo": of_prompts,
-        "spo": [*of_prompts, "reward.weights=spm.bin"],
-    }  # fmt: skip
+    of_prompts = [f"data.path={prompts}"]
+    return {"lrm": [f"data.scores={prompts}"], "diffusion": [], "lpo": of_prompts, "spo": of_prompts}
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -85,6 +83,8 @@ def test_an_experiment_has_the_published_numbers(name: str, given: dict[str, lis
     assert diagnose("train", overrides) == []
     cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
     assert {key: OmegaConf.select(cfg, key) for key in TABLE[name]} == TABLE[name]
+    data = {"lrm": "pickapic_v1", "diffusion": "pickapic_v2"}.get(name.split("_")[0], "pickapic_v1_no_images")
+    assert f"yuvalkirstain/{data}" in (cfg.data.get("test_path") or cfg.data.path)
     assert cfg.hardware.precision == ("auto" if name.startswith("lrm") else "16-mixed")  # lrm: bf16, as auto is
     assert cfg.model.name == name.split("_")[-1]
     micro = cfg.hardware.micro_batch
@@ -98,9 +98,33 @@ def test_every_experiment_of_these_methods_is_in_the_table() -> None:
     assert {name for name in shipped("experiment") if name.split("_")[0] in methods} == set(TABLE)
 
 
-def test_an_experiment_of_spo_asks_for_its_reward(given: dict[str, list[str]]) -> None:
-    problems = diagnose("train", ["experiment=spo_sd15", *given["lpo"]])
-    assert problems == ["reward.weights: required by reward=spm; add reward.weights=<value>"]
+NO_HUB = {
+    "data.path=<4k_training_prompts.json>": ("spo_sd15", "RockeyCoss/SPO (MIT), 4,000 prompts of Pick-a-Pic"),
+    "data.scores=<score file, see lpo-score>": ("lrm_sdxl", "Kwai-Kolors/LPO; lpo-score makes one"),
+    "data.path=<pairs>": ("cpo_hed_sd15", "which have no public id"),
+    "control.weights=<export of control_dino_hed_sd15>": ("cpo_dino_hed_sd15", ""),
+    "data.path=<manifest.jsonl>": ("pose_ddpo", "lpo-prepare task=pose pose=<photographs> export=<folder>"),
+    "data.path=<pictures with captions>": ("control_flux_lineart", "a folder of pictures with captions"),
+    "task.weights=<ViTPose of 133 keypoints>": ("pose_ddpo_paper", ""),
+}
+
+
+@pytest.mark.parametrize("asked", NO_HUB)
+def test_what_no_hub_has_is_named_in_the_error(asked: str) -> None:
+    """By what the recipe calls it and by the comment of its option; README.md of data/ tells the same."""
+    name, said = NO_HUB[asked]
+    lines = [line for line in diagnose("train", [f"experiment={name}"]) if f"; add {asked}" in line]
+    assert len(lines) == 1 and said in lines[0]
+    readme = (CONF.parent / "lpo_platform" / "data" / "README.md").read_text(encoding="utf-8")
+    for word in re.findall(r"`data=(\w+)`", readme):
+        assert word in shipped("data")
+
+
+def test_a_recipe_asks_for_what_no_hub_has_alone() -> None:
+    asked = {line.split("; add ")[1].split(" (")[0] for name in shipped("experiment")
+             for line in diagnose("train", [f"experiment={name}"])}  # fmt: skip
+    exports = {line for line in asked if line.startswith("control.weights=<export of ")}
+    assert asked - exports == NO_HUB.keys() - exports
 
 
 # The scripts of ZonglinL/CPO and of ControlNet++. A batch is 4 (ControlNet++: 8) GPUs x 8 pictures x accumulation; the
@@ -250,7 +274,8 @@ def test_recipes_say_what_is_not_as_published() -> None:
 
 def test_pose_rl_has_the_published_prompts_reward_and_test_photographs() -> None:
     assert diagnose("train", ["experiment=pose_ddpo_paper", "data.path=owner/poses"]) == [
-        "task.weights: required by task=pose; add task.weights=<value>"
+        "task.weights: required by task=pose; add task.weights=<ViTPose of 133 keypoints> (folder or hub id of a "
+        "ViTPose)"
     ]
     words = ["experiment=pose_ddpo_paper", "data.path=m.jsonl", "task.weights=w"]
     cfg = OmegaConf.create(compose.compose("train", words, [], CONF).values)
@@ -266,9 +291,9 @@ def test_pose_rl_has_the_published_prompts_reward_and_test_photographs() -> None
 
 @pytest.mark.parametrize("name", ["diffusion_dpo_sd15", "diffusion_dpo_sdxl"])
 def test_diffusion_dpo_crops_and_flips(name: str) -> None:
-    cfg = OmegaConf.create(compose.compose("train", [f"experiment={name}", *PAIRS], [], CONF).values)
+    cfg = OmegaConf.create(compose.compose("train", [f"experiment={name}"], [], CONF).values)
     assert (cfg.data.crop, cfg.data.flip) == ("center", True)
-    lrm = OmegaConf.create(compose.compose("train", ["experiment=lrm_sd15", *PAIRS], [], CONF).values)
+    lrm = OmegaConf.create(compose.compose("train", ["experiment=lrm_sd15"], [], CONF).values)
     assert (lrm.data.crop, lrm.data.flip) == ("squash", False)
 
 

@@ -9,8 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lpo_platform.config.compose import compose
+from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation.protocol import FREE, FREE_OF_MEASURES, OF_MODELS, Protocol
+from lpo_platform.evaluation.protocol import FREE, FREE_OF_MEASURES, OF_MODELS, Protocol, _of_data
 
 FILES = {file.stem: OmegaConf.load(file) for file in sorted((CONF / "metrics").glob("*.yaml"))}
 CASES = [
@@ -120,3 +121,12 @@ def test_a_copy_of_weights_or_data_is_no_departure() -> None:
     config["model"]["weights"] = "/models/stable-diffusion-v1-5/"
     config["data"]["test"]["path"] = "~/data/MultiGen-20M_depth_eval/validation"
     assert said(config, protocol, "depth") == never
+
+
+@pytest.mark.parametrize("option", shipped("data"))
+def test_the_held_out_data_of_every_option_are_compared(option: str) -> None:
+    """Each has a place: a path, that of another split, a file of prompts, or the class."""
+    data = composed(["model=sd15", f"data={option}", *(["data.path=somewhere"] if "toy" not in option else [])])["data"]
+    (line,) = _of_data(data, ["another"])
+    place = line.removeprefix("data ").removesuffix(" instead of another")
+    assert place and list(_of_data(data, [place])) == []

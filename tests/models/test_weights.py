@@ -16,7 +16,7 @@ from lpo_platform.models.control import ControlNet, ControlNetDino
 from lpo_platform.models.controlnet_dino import config_of
 from lpo_platform.models.flux import Flux
 from lpo_platform.models.hub import look
-from lpo_platform.models.reward_folder import load_reward
+from lpo_platform.models.reward_folder import load_reward, read_text_projection
 from lpo_platform.models.stable_diffusion import StableDiffusion
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.weights import ASSETS, check_finite, listed
@@ -116,6 +116,13 @@ def test_a_dino_with_gaps_is_refused(tmp_path: Path) -> None:
     dino = ControlNetDino(dino=str(tmp_path / "dino"))
     with pytest.raises(UserError, match=r"control\.dino=.*1 is missing: layernorm\.weight"):
         dino.load(StableDiffusion(**SETTINGS, weights="tiny", controls={"canny": "tiny/controlnet_canny"}), "canny")
+
+
+def test_a_text_projection_with_gaps_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["xl"] / "text_encoder_2", tmp_path / "clip")
+    spoiled(folder, "", "text_projection.weight", lambda state, name: state.pop(name))
+    with pytest.raises(UserError, match=r"tune\.text_projection=.*1 is missing: text_projection\.weight"):
+        read_text_projection(str(folder))
 
 
 def test_weights_in_a_plain_file_that_are_not_finite_are_named(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Forms that published runs have and toy runs have not: OpenCV's drawings, edges to train on, depth's pixels."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import lpo_platform
 from lpo_platform.data.prepared.conditions import packed, unpacked
 from lpo_platform.data.source import Sample
-from lpo_platform.data.truth import control_of, truth_of
+from lpo_platform.data.truth import asked_in_training, control_of, truth_of
 from lpo_platform.tasks.canny import Canny
 from lpo_platform.tasks.depth import Depth
 from lpo_platform.tasks.opencv_shapes import disc, limb
@@ -72,6 +75,9 @@ def test_training_and_evaluation_of_canny_have_forms_of_their_own() -> None:
     trained, (maps, evaluated) = control_of(samples, task, images), truth_of(samples, task, images)
     assert torch.equal(trained, magnitudes.detect(images).expand(-1, 3, -1, -1)) and trained.max() > 1
     assert torch.equal(evaluated, edges.render(edges.detect(images))) and set(evaluated.unique().tolist()) == {0.0, 1.0}
+    for own, wanted in ((task, trained), (edges, evaluated)):
+        asked = asked_in_training(samples, own, images)
+        assert torch.equal(asked[0], maps) and torch.equal(asked[1], wanted)
     assert torch.equal(task.detect(images), maps)
     assert torch.equal(task.worse(images, trained), trained), "losers have the form of training"
     kept = packed(trained, task)
@@ -80,6 +86,16 @@ def test_training_and_evaluation_of_canny_have_forms_of_their_own() -> None:
     assert packed(evaluated, edges).dtype == torch.uint8 and torch.equal(unpacked(packed(evaluated, edges)), evaluated)
     assert task.fingerprint != edges.fingerprint
     assert Canny(0.15, 0.3).fingerprint == edges.fingerprint
+
+
+def test_whatever_trains_on_conditions_shows_the_form_of_training() -> None:
+    """truth_of has that of evaluation; of what prepares samples, conditions.py alone takes its maps."""
+    package = Path(lpo_platform.__file__).parent
+    files = [file for room in ("methods", "data/prepared") for file in sorted((package / room).rglob("*.py"))]
+    text = {file.name: file.read_text(encoding="utf-8") for file in files}
+    assert {name for name in text if "asked_in_training(" in text[name]} == {"alignment_pairs.py", "trajectories.py"}
+    assert {name for name in text if "truth_of(" in text[name]} == {"conditions.py"}
+    assert "truth_of(samples, task, images)[0]" in text["conditions.py"]
 
 
 def test_the_depth_reward_resizes_bilinearly_and_the_detector_bicubically() -> None:

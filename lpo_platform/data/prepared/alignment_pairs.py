@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.prepared.conditions import to_uint8
+from lpo_platform.data.prepared.conditions import packed
 from lpo_platform.data.prepared.rows import Preparation
 from lpo_platform.data.prepared.store import Columns
 from lpo_platform.data.source import Sample, Source
-from lpo_platform.data.truth import truth_of
+from lpo_platform.data.truth import asked_in_training
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
@@ -79,9 +79,10 @@ def _encode(
     batch: int,
 ) -> Columns:
     adapter = policy.adapter
-    maps, control = truth_of(samples, task, torch.stack([sample.image for sample in samples]).to(adapter.device))
+    images = torch.stack([sample.image for sample in samples]).to(adapter.device)
+    maps, control = asked_in_training(samples, task, images)
     tokens = adapter.tokenize([sample.told for sample in samples])
-    columns = {"tokens": tokens, "text": adapter.embed(tokens), "control": to_uint8(control, gray=task.gray)}
+    columns = {"tokens": tokens, "text": adapter.embed(tokens), "control": packed(control, task)}
     rows = [row for row in range(len(samples)) for _ in range(group)]
     names = [f"{samples[row].id}/{number % group}" for number, row in enumerate(rows)]
     drawn, distance, quality = [], [], []

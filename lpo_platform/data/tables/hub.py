@@ -21,6 +21,22 @@ def local_folder(path: str | Path, splits: list[str]) -> Path:
     return _fetch(str(path), splits)
 
 
+def local_file(setting: str, path: str) -> Path:
+    """The file `path`; of `<hub id>::<file>` that file of a hub dataset. UserError where it cannot be fetched."""
+    name, _, file = path.partition("::")
+    if not file or not is_hub_id(name) or Path(path).expanduser().exists():
+        return Path(path).expanduser()
+    from lpo_platform.models.hub import OutOfReach, hub_file  # takes a second to import
+
+    try:
+        return hub_file(name, file, kind="dataset")
+    except OutOfReach as error:
+        raise UserError(
+            f"{setting}={path}: this file of a hub dataset cannot be fetched; what works: network, or a file. "
+            f"Reason: {error}"
+        ) from error
+
+
 def _fetch(name: str, splits: list[str]) -> Path:
     from lpo_platform.models.hub import OutOfReach, hub_folder  # takes a second to import
 
