@@ -58,7 +58,7 @@ class Protocol:
         if task is not None and task in self.task:
             lines += _of_task(config["task"], task, own, toy)
         lines += self._of_measures(config["metrics"].get("measures") or {})
-        lines += _of_data(config.get("data") or {}, [*own.get("data", ()), *self.data])
+        lines += of_data(config.get("data") or {}, [*own.get("data", ()), *self.data])
         if self.precision not in (None, precision):
             lines.append(f"precision {precision} instead of {self.precision}")
         return [*lines, *self.differs, *own.get("differs", ())]
@@ -103,7 +103,7 @@ def _of_task(settings: Settings, task: str, own: Settings, toy: bool) -> Iterato
             yield f"task.{key}={known} instead of {'published' if key == 'detector' else value}"
 
 
-def _of_data(settings: Settings, published: Sequence[str]) -> Iterator[str]:
+def of_data(settings: Settings, published: Sequence[str]) -> Iterator[str]:
     """Of the held-out pictures or prompts, by the name of their data set, which a copy of it has in its path."""
     held_out = settings.get("test") or {}
     place = settings.get("test_path") or settings.get("path")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from lpo_platform.config.compose import compose
 from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
-from lpo_platform.evaluation.protocol import FREE, FREE_OF_MEASURES, OF_MODELS, Protocol, _of_data
+from lpo_platform.evaluation.protocol import FREE, FREE_OF_MEASURES, OF_MODELS, Protocol, of_data
 
 FILES = {file.stem: OmegaConf.load(file) for file in sorted((CONF / "metrics").glob("*.yaml"))}
 CASES = [
@@ -127,6 +127,6 @@ def test_a_copy_of_weights_or_data_is_no_departure() -> None:
 def test_the_held_out_data_of_every_option_are_compared(option: str) -> None:
     """Each has a place: a path, that of another split, a file of prompts, or the class."""
     data = composed(["model=sd15", f"data={option}", *(["data.path=somewhere"] if "toy" not in option else [])])["data"]
-    (line,) = _of_data(data, ["another"])
+    (line,) = of_data(data, ["another"])
     place = line.removeprefix("data ").removesuffix(" instead of another")
-    assert place and list(_of_data(data, [place])) == []
+    assert place and list(of_data(data, [place])) == []

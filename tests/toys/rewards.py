@@ -63,7 +63,7 @@ def llava(folder: Path, *, chat: bool = True) -> Path:
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
     pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     layout = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    processor = LlavaProcessor(pictures, _tokenizer(), chat_template=CHAT if chat else None, **layout)
+    processor = LlavaProcessor(pictures, llava_tokenizer(), chat_template=CHAT if chat else None, **layout)
     return _save(_loud(LlavaForConditionalGeneration(config)), processor, folder)
 
 
@@ -79,14 +79,14 @@ def blip2(folder: Path) -> Path:
         num_query_tokens=8,
         image_token_index=4,
     )
-    processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), _tokenizer(), num_query_tokens=8)
+    processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), llava_tokenizer(), num_query_tokens=8)
     return _save(_loud(Blip2ForConditionalGeneration(config)), processor, folder)
 
 
 def bert(folder: Path) -> Path:
     """A BERT of three layers, whose texts begin with <s> and end with </s>."""
     torch.manual_seed(4)
-    tokenizer = _tokenizer()
+    tokenizer = llava_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
     )
@@ -168,7 +168,7 @@ def _matrices(parameters: Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
     return (weight for weight in parameters if weight.ndim > 1)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def llava_tokenizer() -> PreTrainedTokenizerFast:
     """One token for each word of WORDS."""
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -113,7 +113,7 @@ def benchmark(argv: list[str]) -> dict[str, Any]:
 
             found = pipeline()
             if arguments.json:
-                arguments.json.write_text(json.dumps(found, indent=1))
+                arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
             return found
         if arguments.scaling:
             from lpo_platform.commands.benchmark.scaling import scaling

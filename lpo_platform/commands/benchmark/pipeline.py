@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -101,15 +102,11 @@ def training(folder: Path, rows: int) -> dict[str, float]:
     words = [*SMALL, f"data.path={index(folder, rows)}"]
     command = [sys.executable, "-c", "from lpo_platform.commands.main import train; train()", *words]
     started = time.perf_counter()
-    child = os.fork()
-    if child == 0:
-        os.chdir(work)
-        with open("log", "wb") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        os.execv(command[0], command)
-    _, status, usage = os.wait4(child, 0)
+    with open(work / "log", "wb") as log:
+        child = subprocess.Popen(command, cwd=work, stdout=log, stderr=log)
+    _, status, usage = os.wait4(child.pid, 0)  # subprocess does not tell what one process took
+    child.returncode = status
     if status:
-        raise RuntimeError((work / "log").read_text()[-2000:])
+        raise RuntimeError((work / "log").read_text(encoding="utf-8")[-2000:])
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "gb": usage.ru_maxrss / 1e6}

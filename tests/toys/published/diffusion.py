@@ -73,7 +73,7 @@ def sd15(folder: Path) -> None:
     _save(vae(), folder / "vae", fields=VAE_OF_2022, variants=("fp16",))
     _rename(folder / "vae", OLD_NAMES)
     _text(folder / "text_encoder", 32, act="quick_gelu")
-    _tokenizer(folder / "tokenizer")
+    tokenizer_of_words(folder / "tokenizer")
     schedule = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **NOISE)
     schedule.register_to_config(clip_sample=False)
     schedule.save_pretrained(folder / "scheduler")
@@ -86,7 +86,7 @@ def sd21(folder: Path) -> None:
     _save(unet(attention_head_dim=(1, 2, 2, 2), use_linear_projection=True), folder / "unet", variants=("fp16",))
     _save(vae(), folder / "vae", variants=("fp16",))
     _text(folder / "text_encoder", 32, act="gelu")
-    _tokenizer(folder / "tokenizer", pad="!")
+    tokenizer_of_words(folder / "tokenizer", pad="!")
     schedule = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **NOISE)
     schedule.register_to_config(clip_sample=False)
     schedule.save_pretrained(folder / "scheduler")
@@ -100,8 +100,8 @@ def sdxl(folder: Path) -> None:
     _save(vae(scaling_factor=0.13025), folder / "vae", variants=("fp16",))
     _text(folder / "text_encoder", 24, act="quick_gelu", variants=("fp16",))
     _text(folder / "text_encoder_2", 32, act="gelu", projected=True, variants=("fp16",))
-    _tokenizer(folder / "tokenizer")
-    _tokenizer(folder / "tokenizer_2", pad="!")
+    tokenizer_of_words(folder / "tokenizer")
+    tokenizer_of_words(folder / "tokenizer_2", pad="!")
     schedule = EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **NOISE)
     schedule.register_to_config(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True, sample_max_value=1.0)
     schedule.save_pretrained(folder / "scheduler")
@@ -123,7 +123,7 @@ def flux_dev(folder: Path) -> None:
     _save(vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
               use_post_quant_conv=False, sample_size=1024), folder / "vae")  # fmt: skip
     _text(folder / "text_encoder", 20, act="quick_gelu")
-    _tokenizer(folder / "tokenizer")
+    tokenizer_of_words(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
     _index(folder, "FluxPipeline", "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
            "scheduler")  # fmt: skip
@@ -204,7 +204,7 @@ def _text(folder: Path, width: int, *, act: str, projected: bool = False, varian
     _write(state, folder / "model.safetensors", variants)
 
 
-def _tokenizer(folder: Path, pad: str = "<|endoftext|>") -> None:
+def tokenizer_of_words(folder: Path, pad: str = "<|endoftext|>") -> None:
     """The files of CLIP's own tokenizer, of which today's library writes others."""
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(WORDS["vocab"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from toys import rewards
-from toys.published.diffusion import WORDS, _tokenizer
+from toys.published.diffusion import WORDS, tokenizer_of_words
 from transformers import (
     BertConfig,
     BertModel,
@@ -150,7 +150,7 @@ def clip(*, processor: bool = True) -> Maker:
             CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
                 folder
             )
-            _tokenizer(folder / "words")
+            tokenizer_of_words(folder / "words")
             for file in (folder / "words").iterdir():
                 file.replace(folder / file.name)
             (folder / "words").rmdir()
@@ -187,7 +187,7 @@ def llava_next(folder: Path) -> None:
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=tiles
     )
     LlavaNextProcessor(
-        pictures, rewards._tokenizer(), chat_template=rewards.CHAT, patch_size=16,
+        pictures, rewards.llava_tokenizer(), chat_template=rewards.CHAT, patch_size=16,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     ).save_pretrained(folder)  # fmt: skip
 
