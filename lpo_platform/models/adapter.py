@@ -44,6 +44,7 @@ class Adapter(Protocol):
     reward: str | None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Adapter": ...
+    def kept_in(self, part: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None: ...  # of a frozen part in to()
     def tokenize(self, prompts: list[str]) -> Tensor: ...  # int64, one row per prompt: (B, L); SDXL (B, 2, L)
     def embed(self, tokens: Tensor) -> Tensor: ...  # (B, L, D)
     def empty_text(self) -> Tensor: ...  # (1, L, D), classifier-free guidance's unconditional text

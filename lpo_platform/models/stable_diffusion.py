@@ -312,10 +312,13 @@ class StableDiffusion:
         """Moves every part; dtype is that of the frozen parts (a trained UNet keeps its own)."""
         for part in self.parts:
             learns = any(p.requires_grad for p in part.parameters())
-            whole = part is self.vae and dtype == torch.float16 and self._vae_overflows
-            part.to(device, dtype=torch.float32 if whole else None if learns else dtype)
+            part.to(device, dtype=None if learns else self.kept_in(part, dtype))
         self.process.to(device)
         return self
+
+    def kept_in(self, part: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
+        """The precision of a frozen part where frozen parts are in dtype."""
+        return torch.float32 if part is self.vae and dtype == torch.float16 and self._vae_overflows else dtype
 
     @property
     def _vae_overflows(self) -> bool:

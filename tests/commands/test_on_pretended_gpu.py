@@ -1,4 +1,4 @@
-"""Whole jobs on the pretended GPU, a few of those of the grid (tests/long/pretended)."""
+"""Whole jobs on the pretended GPU, a few of those of the grid (tests/long/pretended); the longer ones run with it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +29,13 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 JOBS = [
     Cell("tiny", ("method=cpo",), "16-mixed"),
     Cell("tiny", ("method=lpo", "tune=lora"), "bf16-mixed"),
-    Cell("tiny_flux", ("method=control", "hardware.gradient_checkpointing=true"), "bf16-mixed"),
-    Cell("sdxl", ("method=diffusion_dpo", "tune.text_encoder=true"), "16-mixed"),
+    pytest.param(
+        Cell("tiny_flux", ("method=control", "hardware.gradient_checkpointing=true"), "bf16-mixed"),
+        marks=pytest.mark.pretended,
+    ),
+    pytest.param(
+        Cell("sdxl", ("method=diffusion_dpo", "tune.text_encoder=true"), "16-mixed"), marks=pytest.mark.pretended
+    ),
 ]
 
 
@@ -72,7 +77,8 @@ def test_frozen_weights_take_the_bytes_that_the_plan_counts(
     parts = {id(part): part for part in (*policy.adapter.parts, *policy.learning.values())}.values()
     weights = {id(weight): weight for part in parts for weight in part.parameters()}.values()
     still = [weight for weight in weights if not weight.requires_grad]
-    assert sum(w.numel() * w.element_size() for w in still) == frozen(policy, 4 if precision == "32-true" else 2)
+    dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]
+    assert sum(w.numel() * w.element_size() for w in still) == frozen(policy, dtype)
     assert all(weight.is_cuda for weight in weights)
     assert all(weight.dtype == torch.float32 for weight in policy.trainable().values())
 
@@ -116,6 +122,7 @@ def test_mixed_precision_on_a_cpu_reads_what_is_kept_in_another_half(
     assert "lrm/pair_accuracy" in metrics
 
 
+@pytest.mark.pretended
 def test_the_doctor_finds_nothing(gpu: Path) -> None:
     cfg = configured("hardware=gpu", "hardware.precision=16-mixed", "method=cpo")
     found = list(examine(cfg, gpu / "doctor"))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from hydra.utils import get_class
 from torch import nn
 
@@ -51,13 +52,13 @@ def counts(job: PlannedJob) -> Counts:
     return Counts(trained, sum(map(count, parts.values())) - trained, reference, count(reward) if reward else 0)
 
 
-def frozen(policy: Policy, small: int) -> int:
-    """Bytes of the weights that do not learn, `small` for each number that is kept in the frozen precision."""
+def frozen(policy: Policy, dtype: torch.dtype) -> int:
+    """Bytes of the weights that do not learn, where frozen parts are in dtype."""
     halved = {id(weight) for weight in policy.tune.halved(dict(policy.learning.items()))}
     parts = {id(part): part for part in (*policy.adapter.parts, *policy.learning.values())}
     total = 0
     for part in parts.values():
-        weights = list(part.parameters())
+        weights, small = list(part.parameters()), policy.adapter.kept_in(part, dtype).itemsize
         learns = any(weight.requires_grad for weight in weights)
         for weight in weights:
             if not weight.requires_grad:
@@ -68,9 +69,10 @@ def frozen(policy: Policy, small: int) -> int:
 def memory(job: PlannedJob, activations: float, *, half: bool) -> dict[str, float]:
     """Bytes of each process. half: bf16 or 16-mixed, where frozen parts and activations have 2 bytes a number."""
     found, small = counts(job), HALF if half else FULL
+    low = torch.float16 if job.cfg.hardware.precision == "16-mixed" else torch.bfloat16
     shards = job.hardware.processes if job.hardware.strategy == "fsdp" else 1
     return {
-        "frozen weights": frozen(job.policy, small),
+        "frozen weights": frozen(job.policy, low if half else torch.float32),
         "trained weights": FULL * found.trained / shards,
         "gradients": FULL * found.trained / shards,
         "optimiser moments": job.method.optim.state_bytes(job.policy.trainable().values()) / shards,
