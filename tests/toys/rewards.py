@@ -79,7 +79,8 @@ def blip2(folder: Path) -> Path:
         num_query_tokens=8,
         image_token_index=4,
     )
-    processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), llava_tokenizer(), num_query_tokens=8)
+    pictures = BlipImageProcessor(size={"height": 32, "width": 32})
+    processor = Blip2Processor(pictures, llava_tokenizer(), num_query_tokens=8)
     return _save(_loud(Blip2ForConditionalGeneration(config)), processor, folder)
 
 
