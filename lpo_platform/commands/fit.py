@@ -29,7 +29,6 @@ from lpo_platform.tracking.callbacks.progress import Progress
 from lpo_platform.tracking.callbacks.samples import Samples
 from lpo_platform.tracking.callbacks.settings import Callbacks
 from lpo_platform.tracking.callbacks.throughput import Throughput
-from lpo_platform.tracking.callbacks.waiting import Waiting
 from lpo_platform.tracking.loggers.files import Files, Resume
 from lpo_platform.tracking.loggers.service import NoLogger, RunLogger
 
@@ -106,10 +105,9 @@ def callbacks_of(
     """What watches the training, in the order in which it is called."""
     online = method.online
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
-    throughput = throughput_of(job, method)
-    waiting = [] if rows is None else [Waiting(rows)]
+    throughput = throughput_of(job, method, rows)
     progress = Progress(title(job.cfg), method.steps, rounds=online)
-    callbacks = [Resume(), throughput, Finite(folder), checkup, *waiting, progress]
+    callbacks = [Resume(), throughput, Finite(folder), checkup, progress]
     callbacks += [ema] if ema else []
     sentinel = sentinel_of(job, folder)
     if (settings.samples or sentinel) and not evaluator.of_rewards:
@@ -122,8 +120,10 @@ def callbacks_of(
     return [*callbacks, throughput.end]
 
 
-def throughput_of(job: Job, method: Method) -> Throughput:
+def throughput_of(job: Job, method: Method, rows: Rows | None) -> Throughput:
     """Counts pictures: those of the samples that are trained on, or those that a round makes."""
     made = method.prompts * getattr(method, "group", 1) if method.online else 0
     each = job.cfg.data.get("num_images", 2) if "labels" in job.needs() else 1
-    return Throughput(0 if method.online else method.batch * each, made, partial(work_of, job.cfg, job.hardware))
+    waited = None if rows is None else lambda: rows.waited
+    step = 0 if method.online else method.batch * each
+    return Throughput(step, made, partial(work_of, job.cfg, job.hardware), waited)

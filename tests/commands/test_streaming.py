@@ -19,7 +19,7 @@ from lpo_platform.data.prepared import rounds
 from lpo_platform.data.prepared.rounds import Rounds
 from lpo_platform.runs.files import read_lines
 from lpo_platform.tracking.callbacks.checkpoint import newest
-from lpo_platform.tracking.callbacks.waiting import SHARE
+from lpo_platform.tracking.callbacks.throughput import WAITING
 
 WORDS = [
     "task=canny", "hardware=cpu", "logger=none", "method.batch=4", "hardware.micro_batch=2", "callbacks.every=2",
@@ -79,7 +79,7 @@ def test_the_weights_do_not_depend_on_what_was_kept(here: Path, method: str) -> 
     streamed = trial.train(here / "streamed", "none")
     assert not list(Path("outputs/cache").rglob("*.safetensors"))
     runs = {"made": trial.train(here / "made")}
-    shares = [row[SHARE] for row in read_lines(here / "made" / "metrics.jsonl") if SHARE in row]
+    shares = [row[WAITING] for row in read_lines(here / "made" / "metrics.jsonl") if WAITING in row]
     assert len(shares) > 1 and all(0 <= share < 1 for share in shares)
     kept = sorted(Path("outputs/cache").rglob("*.safetensors"))
     assert kept

@@ -11,6 +11,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
+WAITING = "throughput/waiting_for_data"
 PATIENCE = 20.0  # seconds of training after which the seconds that counting takes are worth it
 
 
@@ -39,22 +40,25 @@ class Throughput(L.Callback):
         step_images: pictures in an optimiser step; 0 for a method that makes its own in rounds.
         round_images: pictures that such a method makes in a round.
         count: counts the work.
+        waited: seconds in which the training has waited for its data so far; None where nobody measures that.
     """
 
-    def __init__(self, step_images: int, round_images: int, count: Callable[[], Work]) -> None:
-        self.step_images, self.round_images, self.count = step_images, round_images, count
+    def __init__(
+        self, step_images: int, round_images: int, count: Callable[[], Work], waited: Callable[[], float] | None = None
+    ) -> None:
+        self.step_images, self.round_images, self.count, self.waited = step_images, round_images, count, waited
         self.work: Work | None = None
         self.counted = False
         self.trained = 0.0
         self.end = Resumed(self)
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        self.started, self.steps = time.perf_counter(), trainer.global_step
+        self.resume(trainer)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.steps = trainer.global_step  # of the checkpoint
         if self.step_images:
-            self.started = time.perf_counter()
+            self.resume(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.device.type == "cuda":
@@ -64,6 +68,8 @@ class Throughput(L.Callback):
         if not trainer.is_global_zero or not steps:
             return
         found = {"throughput/images_per_second": (steps * self.step_images + self.round_images) / seconds}
+        if self.waited:
+            found[WAITING] = (self.waited() - self.before) / seconds
         if work := self._counted():
             flops = steps * work.step + work.round
             found["throughput/model_flop_utilisation"] = flops / seconds / work.peak
@@ -73,6 +79,7 @@ class Throughput(L.Callback):
     def resume(self, trainer: L.Trainer) -> None:
         """The next round begins."""
         self.started, self.steps = time.perf_counter(), trainer.global_step
+        self.before = self.waited() if self.waited else 0.0
 
     def _counted(self) -> Work | None:
         """The work, counted once; None in a short training and where it cannot be counted."""
