@@ -29,7 +29,7 @@ log = logging.getLogger("tiny")
 Figures = dict[str, float]
 RUNS = Path("outputs/tiny")
 TINY = Path(__file__).parents[1] / "lpo_platform" / "assets" / "tiny"
-TINY_FLUX = TINY.with_name("tiny_flux")
+TINY_FLUX, TINY_SD3 = TINY.with_name("tiny_flux"), TINY.with_name("tiny_sd3")
 TASKS = ("canny", "hed", "lineart", "depth", "seg_ade20k", "seg_coco", "pose")
 TRAIN = (sys.executable, str(Path(__file__).parent / "train.py"))
 
@@ -49,6 +49,21 @@ FLUX = (
     "model=tiny_flux", "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=4096",
     "method.steps=3000", "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=50", "optim.schedule=cosine",
     "callbacks.ema_decay=0.99", "callbacks.every=200", "callbacks.log_every=10",
+)  # fmt: skip
+SD3 = (
+    "model=tiny_sd3", "control=none", "task=none", "tune=full", "tune.text_encoder=true", "data.num_train=4096",
+    "method.steps=3500", "method.batch=16", "method.drop_text=0.1", "optim.lr=2e-3", "optim.warmup_steps=50",
+    "optim.schedule=cosine", "callbacks.ema_decay=0.99", "callbacks.every=500", "callbacks.log_every=20",
+)  # fmt: skip
+
+SD3_CONTROL = (
+    "model=tiny_sd3", "task=canny", "control.weights=unet", "data.num_train=4096", "method.steps=700",
+    "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.99",
+    "callbacks.every=100", "callbacks.log_every=10",
+)  # fmt: skip
+SD3_LRM = (
+    "model=tiny_sd3", "data.eta=0.7", "data.prompts.num_train=1100", "data.prompts.num_test=150", "tune.guidance=1",
+    "method.steps=300", "method.batch=16",
 )  # fmt: skip
 
 
@@ -144,6 +159,31 @@ def make_flux() -> Figures:
     return _result(run)
 
 
+def make_sd3() -> Figures:
+    """The tiny Stable Diffusion 3, on the latents and with the CLIP of the tiny Stable Diffusion."""
+    from lpo_platform.models.tiny import stable_diffusion_3
+
+    stable_diffusion_3.build()
+    run = _train("sd3", SD3)
+    for part in ("transformer", "text_encoder_3"):
+        _keep(run / "export" / f"{part}_ema", TINY_SD3 / part)
+    return _result(run)
+
+
+def make_sd3_control() -> Figures:
+    run = _train("sd3_canny", SD3_CONTROL)
+    _keep(run / "export" / "controlnet_ema", TINY_SD3 / "controlnet_canny")
+    return _result(run)
+
+
+def make_sd3_lrm() -> Figures:
+    from lpo_platform.models.tiny.stable_diffusion import save_half_reward
+
+    run = _train("sd3_lrm", SD3_LRM, method="lrm")
+    save_half_reward(run / "export" / "reward_best", TINY_SD3 / "lrm")
+    return _result(run)
+
+
 def make_control(task: str) -> Figures:
     """The ControlNet of a task, the others' started from canny's."""
     start = () if task == "canny" else FROM_CANNY
@@ -172,6 +212,9 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "lrm": make_lrm,
     **{task: partial(make_control, task) for task in TASKS},
     "flux": make_flux,
+    "sd3": make_sd3,
+    "sd3_canny": make_sd3_control,
+    "sd3_lrm": make_sd3_lrm,
 }
 
 
@@ -305,7 +348,8 @@ Beside them `judge/`, a small network that reads parts, colours and poses from a
 caption; `labeller/`, another of its kind that labels training pairs; `detector/`, a third network that finds the
 condition of every task but canny; `second_detector/`, which judges poses that the first one has rewarded; and `lrm/`,
 a latent reward model. `tiny_flux/` is a FLUX of the same size on the same latents: a transformer and a T5, with CLIP
-and autoencoder read from here.
+and autoencoder read from here. `tiny_sd3/` is a Stable Diffusion 3 likewise: a transformer, a T5, and a CLIP that is
+this one with a projection.
 
 They exist so that every method of the platform runs, and measurably improves something, within minutes on two CPU
 cores. UNet and ControlNets are mediocre on purpose: a method needs something left to improve. They are good for

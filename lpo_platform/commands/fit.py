@@ -67,7 +67,7 @@ def fit(
         num_sanity_val_steps=0,
     )
     method.train()
-    if job.draws and job.policy.reference_copy is None:
+    if job.draws and not job.policy.has_reference():
         job.policy.freeze_reference()  # what draws samples stays as it started
     try:
         trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)

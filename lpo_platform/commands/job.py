@@ -74,7 +74,7 @@ class Job:
     def needs(self) -> tuple[str, ...]:
         """Columns of a training sample: what the method asks for, as far as this model and task have it."""
         asked = get_class(self.cfg.method._target_).columns(self.cfg.method)
-        text = "tokens" if self.policy.trains_text else "text"
+        text = "tokens" if self.policy.reads_tokens else "text"
         return tuple(text if c == "text" else c for c in asked if c != "control" or self.task is not None)
 
     @property

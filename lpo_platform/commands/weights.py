@@ -13,9 +13,13 @@ from lpo_platform.models.weights import locate, split
 SETTINGS = {
     "ControlNetModel": "control.weights",
     "ControlNetDinoModel": "control.weights",
+    "FluxControlNetDinoModel": "control.weights",
+    "SD3ControlNetDinoModel": "control.weights",
     "FluxControlNetModel": "control.weights",
+    "SD3ControlNetModel": "control.weights",
     "UNet2DConditionModel": "model.unet",
     "FluxTransformer2DModel": "model.transformer",
+    "SD3Transformer2DModel": "model.transformer",
 }
 EXPORTED = ("controlnet", "lora", "unet", "transformer")  # folders in one export; with a LoRA the denoiser is merged
 

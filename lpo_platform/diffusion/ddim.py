@@ -154,6 +154,19 @@ class DDIM:
             return output, (x - abar.sqrt() * output) / (1 - abar).sqrt()
         return abar.sqrt() * x - (1 - abar).sqrt() * output, abar.sqrt() * output + (1 - abar).sqrt() * x
 
+    def noise_share(self, t: Tensor) -> Tensor:
+        """The share of noise, (B,), of a straight path at the same ratio of noise to signal."""
+        abar = self._abar(t).flatten()
+        noise = (1 - abar).sqrt()
+        return noise / (abar.sqrt() + noise)
+
+    def as_ddim(self, t: Tensor) -> Tensor:
+        return t
+
+    def up_to(self, timestep: int) -> tuple[float, float]:
+        """The timestep itself, and the share of training times up to it."""
+        return timestep, (timestep + 1) / self.num_train_steps
+
     def sigma(self, t: Tensor, previous: Tensor, eta: float) -> Tensor:
         """Standard deviation of a step (arXiv:2010.02502, eq. 16), (B, 1, 1, 1). eta = 1 is ancestral sampling."""
         abar, abar_previous = self._abar(t), self._abar(previous)

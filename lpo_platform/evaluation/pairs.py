@@ -55,7 +55,8 @@ class PairEvaluator:
         moments = torch.stack([row["moments"].float() for row in chunk]).to(adapter.device)
         labels = torch.stack([row["labels"] for row in chunk]).to(adapter.device)
         count = moments.shape[1]
-        text = model.encode(torch.stack([row["tokens"] for row in chunk]))
+        told = torch.stack([row["tokens" if model.trains_text else "text"] for row in chunk])
+        text = model.read(told.to(adapter.device))
         text = {name: part.repeat_interleave(count, 0) for name, part in text.items()}
         draw = lambda stream: noise.normal(keys, (count, *adapter.latent_shape), seed=self.seed, stream=stream)  # noqa: E731
         z = adapter.sample_latents(moments.flatten(0, 1), draw("vae").flatten(0, 1).to(adapter.device))

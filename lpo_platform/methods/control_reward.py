@@ -28,13 +28,13 @@ class ControlReward(Method):
     Args:
         task: whose detector looks at the predicted picture. Its loss must have a gradient in the picture.
         reward_weight: factor of L_rew. Published: 1.0 (canny, hed, depth), 0.5 (lineart, ADE20K), 0.2 (COCO-Stuff).
-        max_timestep: the largest timestep of 0 to 999 that is rewarded. Published: 200.
+        max_timestep: the largest timestep of 0 to 999 that is rewarded, of a flow model the time with as much noise.
+            Published: 200.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("control",)
     rewards: ClassVar[tuple[str, ...]] = ("none",)
     differentiable: ClassVar[bool] = True
-    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # which timesteps are rewarded is counted in DDIM's
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "target")
     logs: ClassVar[dict[str, dict[str, str]]] = {
         "control_reward/reward": {"what": "the task's loss of predicted pictures"},
@@ -48,7 +48,8 @@ class ControlReward(Method):
                 f"method=control_reward: task={task.name}, as it is set, has no gradient in the picture; leave its "
                 "settings as they are, or use method=cpo"
             )
-        self.task, self.reward_weight, self.max_timestep = task, reward_weight, max_timestep
+        self.task, self.reward_weight = task, reward_weight
+        self.max_timestep, self.share = self.policy.adapter.process.up_to(max_timestep)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         process = self.policy.adapter.process
@@ -79,5 +80,5 @@ class ControlReward(Method):
         return [(part, samples.batch(count) | {"position": positions[:count]}) for part, positions in both]
 
     def expected(self, count: int) -> float:
-        """The expected number of samples with t <= max_timestep among `count`."""
-        return count * (self.max_timestep + 1) / self.policy.adapter.process.num_train_steps
+        """The expected number of samples that are rewarded among `count`."""
+        return count * self.share

@@ -17,13 +17,13 @@ from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.hardware.distributed import Rows, share
 from lpo_platform.methods import advantages, losses
-from lpo_platform.methods.expectations import ConstantRewards, FirstLoss, Samples
+from lpo_platform.methods.expectations import FirstLoss, Samples
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.ratio_statistics import Ratios
 from lpo_platform.methods.trajectories import Trajectories
 from lpo_platform.methods.transition_order import Order, arrange
 from lpo_platform.models.shared_encoder import Encoded
-from lpo_platform.rewards.reward import name_of, weights_of
+from lpo_platform.rewards.reward import weights_of
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,7 @@ class DDPO(Trajectories):
         inner_epochs: passes over a round's transitions. Published: 1.
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("denoiser", "control")
-    rewards: ClassVar[tuple[str, ...]] = ("pictures", "latents", "condition")
-    needs: ClassVar[tuple[str, ...]] = ()
     logs: ClassVar[dict[str, dict[str, str]]] = {
-        "reward/score": {
-            "what": "of all pictures of a round", "panel": "Reward", "axis": "round", "summary": "max",
-        },
-        "reward/std": {"what": "over the pictures of a round", "panel": "Reward", "axis": "round"},
-        "reward/*": {"what": "a named part of the reward", "panel": "Reward", "axis": "round"},
         "rollout/no_advantage": {
             "what": "share of pictures that teach nothing", "panel": "Rollouts", "axis": "round",
         },
@@ -101,7 +93,7 @@ class DDPO(Trajectories):
                 f"method.batch={rows} ({self.prompts} prompts x {self.group} pictures x {self.trained} steps)"
             )
         self.tracker = advantages.Tracker(history, history_minimum) if baseline == "history" else None
-        self.samples, self.ratios = {}, Ratios(self.t, clip)
+        self.ratios = Ratios(self.t, clip)
         if kl:
             self.policy.freeze_reference()
 
@@ -130,33 +122,15 @@ class DDPO(Trajectories):
         what = f"before the first update the ratio is 1 to {drift:.1e}"
         return FirstLoss(what, drift, 1e-2, "sampling and training compute log-probabilities differently")
 
-    def constant_rewards(self) -> ConstantRewards | None:
-        rewards = {name: of for name, of in self.samples.items() if name.startswith("reward/")}
-        same = [name for name, of in rewards.items() if of.numel() > 1 and (of == of[0, 0]).all()]
-        if not same:
-            return None
-        count = next(iter(rewards.values())).numel()
-        what = f"{', '.join(same)} is the same for all {count} pictures of the first round"
-        return ConstantRewards(what, hopeless=False)
-
     def shuffle(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
-        score, rewards = rows["reward/score"], {name: of for name, of in rows.items() if name.startswith("reward/")}
+        rewards = {name: of for name, of in rows.items() if name.startswith("reward/")}
         advantage = self.advantage(rewards, rows["key"].repeat_interleave(self.group))
         flat = {name: rows[name].flatten(0, 1) for name in ("latents", "log_prob")}
         self.samples = rows | flat | {"advantage": advantages.clip(advantage, self.advantage_clip)}
         own = share(range(len(advantage)))
-        self.note("reward", score.flatten()[own.start : own.stop])
+        self.report_rewards(number, rows)
         self.note("advantage", self.samples["advantage"][own.start : own.stop])
-        for name, column in rewards.items():
-            if (column == column[0, 0]).all():
-                said = (number, name_of(self.reward), name.removeprefix("reward/"), column[0, 0], column.numel())
-                log.warning("round %d: reward %s: %s is %g for all %d pictures", *said)
-        self.round |= {name: column.mean() for name, column in rewards.items()} | {
-            "reward/std": score.std(correction=0),
-            "reward/spread": score.std(1, correction=0).mean(),
-            "rollout/samples": torch.tensor(float(len(advantage))),
-            "rollout/no_advantage": (advantage == 0).float().mean(),
-        }
+        self.round["rollout/no_advantage"] = (advantage == 0).float().mean()
         size = len(advantage), len(self.t), self.trained
         passes = range(self.inner_epochs if self.kl or advantage.any() else 0)
         orders = [arrange(*size, self.order, seed=self.seed, stream=f"deal/{number}/{epoch}") for epoch in passes]
@@ -164,16 +138,6 @@ class DDPO(Trajectories):
         transitions = {"sample": order // len(self.t), "step": order % len(self.t)}
         batches = self.split_batches(transitions, torch.arange(len(order)), micro_batch)
         return [self.of_samples(batch) for batch in batches]
-
-    def of_samples(self, batch: Batch) -> Batch:
-        """Adds `condition` (U,), the prompts of a micro-batch, and `row` (B,), the place of each transition among them.
-
-        Both are computed on the CPU, so that nothing waits for the GPU.
-        """
-        if not self.pictures or "sample" not in batch:
-            return batch
-        condition, row = (batch["sample"] // self.group).unique(return_inverse=True)
-        return batch | {"condition": condition, "row": row}
 
     def advantage(self, rewards: Rows, keys: Tensor) -> Tensor:
         """(N,) from "reward/score" and "reward/<part>", (P, G) each; every part has a history of its own."""
@@ -217,10 +181,6 @@ class DDPO(Trajectories):
         self.note("loss", torch.where(counts, terms, torch.nan), t)
         self.note("log_ratio", torch.where(counts, log_ratio, torch.nan), t)
         return (batch["weight"] * terms).sum(), {}
-
-    def conditions(self, batch: Batch) -> Tensor | None:
-        """The features (B, ...) of a micro-batch's conditions; None without a task."""
-        return self.features(self.samples["control"][batch["condition"]], batch["row"]) if self.pictures else None
 
     def gaussian(self, encoded: Encoded, features: Tensor | None) -> Gaussian:
         """The Gaussian of a step from the encoded x_t."""

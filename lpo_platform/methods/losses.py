@@ -68,6 +68,29 @@ def pair_preference(scores: Tensor, labels: Tensor) -> Tensor:
     return (-y * F.logsigmoid(gap) - (1 - y) * F.logsigmoid(-gap) - entropy).mean(1)
 
 
+def thurstone(
+    scores: Tensor, labels: Tensor, share: Tensor, *, form: str, scale: float = 2.0, floor: float = 0.05
+) -> Tensor:
+    """A loss of Thurstone's model, the mean over pairs i < j: (B, n), (B, n, n), noise shares (B,) -> (B,).
+
+    A score is a normal variable whose variance scale s^2 + floor rises with the share s of noise in the latents, so
+    that i is preferred to j with probability P = Phi((s_i - s_j) / sqrt(2 variance)) (DiNa-LRM, arXiv:2602.11146).
+        fidelity:  1 - sqrt(y P) - sqrt((1 - y) (1 - P)), which is bounded
+        nll:       KL divergence from the label y to P, as pair_preference has it
+    Raises ValueError for another form.
+    """
+    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
+    gap, y = (scores[:, first] - scores[:, second]).float(), labels[:, first, second].float()
+    z = gap / (2 * (scale * share.float().square() + floor) + 1e-6).sqrt()[:, None]
+    p, q = torch.special.ndtr(z) + 1e-6, torch.special.ndtr(-z) + 1e-6
+    if form == "nll":
+        entropy = -(torch.xlogy(y, y) + torch.xlogy(1 - y, 1 - y))
+        return (-y * p.log() - (1 - y) * q.log() - entropy).mean(1)
+    if form != "fidelity":
+        raise ValueError(f"form={form!r}: must be fidelity or nll")
+    return (1 - (y * p).sqrt() - ((1 - y) * q).sqrt()).mean(1)
+
+
 def lpo(log_ratio_winner: Tensor, log_ratio_loser: Tensor, *, beta: float, clip: float) -> Tensor:
     """-log sigmoid(beta (log r_w - log r_l)) with r = clamp(exp(log ratio), 1 - clip, 1 + clip): (B,), (B,) -> (B,).
 
@@ -99,6 +122,29 @@ def ppo(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
     """
     ratio = log_ratio.exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def nft(
+    output: Tensor, old: Tensor, target: Tensor, share: Tensor, optimality: Tensor, *, beta: float, adaptive: bool
+) -> Tensor:
+    """r l(v+) + (1 - r) l(v-) of implicit good and bad policies (arXiv:2509.16117, eq. 5): (B, ...), (B,) -> (B,).
+
+    v+ = beta v + (1 - beta) v_old and v- = (1 + beta) v_old - beta v, with the optimality r (B,). l is the mean squared
+    error to the velocity. adaptive: as in NVlabs/DiffusionNFT, l is that of x_0, s times the velocity's at a share s
+    (B,) of noise, divided by its own mean absolute value, which has no gradient, and the sum is divided by beta.
+    """
+    v, old, target = output.double(), old.double(), target.double()
+
+    def error(of: Tensor) -> Tensor:
+        wrong = (of - target).flatten(1)
+        if not adaptive:
+            return wrong.square().mean(1)
+        wrong = share.double()[:, None] * wrong
+        return wrong.square().mean(1) / wrong.detach().abs().mean(1).clamp_min(1e-5)
+
+    good, bad = error(beta * v + (1 - beta) * old), error((1 + beta) * old - beta * v)
+    total = optimality * good + (1 - optimality) * bad
+    return (total / beta if adaptive else total).float()
 
 
 def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
-from lpo_platform.diffusion.rollout import rollout
+from lpo_platform.diffusion.rollout import Step, rollout
+from lpo_platform.diffusion.weighting import steps
 from lpo_platform.hardware.distributed import Rows
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods import losses
@@ -42,6 +44,8 @@ class LPO(Online):
         guidance: classifier-free guidance of sampling and of the loss; 1 is none. Published: 5.0.
         threshold: [low, high] of the smallest accepted p_w - p_l. Published: [0.35, 0.5]; SDXL: [0.45, 0.6].
         threshold_rule: what the threshold rises with (preferences.thresholds). Published: sigma.
+        window: [first, last + 1] of the steps that give pairs; null for all that draw noise. The threshold rises over
+            these steps.
         beta: strength of the preference, on the mean log-ratio. Published: 500.
         clip: a ratio outside 1 +- clip has no gradient. Published: 0.1.
         refresh_reward: rounds between two trainings of the reward model on the policy's own pictures; null for a fixed
@@ -51,7 +55,6 @@ class LPO(Online):
 
     trains: ClassVar[tuple[str, ...]] = ("denoiser",)
     rewards: ClassVar[tuple[str, ...]] = ("latents",)
-    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # its reward model is half a UNet, its candidates are DDIM's
     unsharded: ClassVar[dict[str, str]] = {
         "refresh_reward": "the processes would draw unequal numbers of pictures; use hardware=ddp",
     }
@@ -81,6 +84,7 @@ class LPO(Online):
         guidance: float = 5.0,
         threshold: tuple[float, float] = (0.35, 0.5),
         threshold_rule: Rule = "sigma",
+        window: tuple[int, int] | None = None,
         beta: float = 500.0,
         clip: float = 0.1,
         refresh_reward: int | None = None,
@@ -95,7 +99,20 @@ class LPO(Online):
         self.reward, self.candidates, self.num_steps = reward, candidates, num_steps
         self.eta, self.guidance, self.beta, self.clip = eta, guidance, beta, clip
         self.threshold, self.threshold_rule = tuple(threshold), threshold_rule
+        self.window = self.noisy(window)
         self.policy.freeze_reference()
+
+    def noisy(self, window: tuple[int, int] | None) -> slice:
+        """The steps of a window that draw noise: the last step of a flow may draw none. UserError where none does."""
+        first, last = window or (0, self.num_steps)
+        if not 0 <= first < last <= self.num_steps:
+            raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {self.num_steps}")
+        *_, std = steps(self.policy.adapter.process, self.num_steps, self.eta)
+        silent = (std[first:last] <= 0).tolist()
+        count = silent.index(True) if True in silent else last - first
+        if count == 0:
+            raise UserError(f"method.eta={self.eta}: no step draws noise; what works: method.eta above 0")
+        return slice(first, first + count)
 
     def updates(self) -> float:
         return self.steps * -(-self.prompts * self.points * VALID // self.batch)
@@ -103,7 +120,7 @@ class LPO(Online):
     @property
     def points(self) -> int:
         """Points of a trajectory that can give pairs."""
-        return self.num_steps
+        return self.window.stop - self.window.start
 
     def assumed(self) -> list[str]:
         return [f"{VALID:.0%} of a trajectory's steps give a pair"]
@@ -174,6 +191,11 @@ class LPO(Online):
 
     def explore(self, text: Tensor, positions: range) -> tuple[Tensor, Tensor, Tensor]:
         """Samples one trajectory per prompt: t (T,), x_t (T, B, C, h, w) and candidates (T, K, B, C, h, w)."""
+        trajectory, times = self.trajectory(text, positions), self.policy.adapter.process.times(self.num_steps)
+        return times, torch.stack([s.x for s in trajectory]), torch.stack([s.candidates for s in trajectory])
+
+    def trajectory(self, text: Tensor, positions: range) -> list[Step]:
+        """The steps of one trajectory per prompt, with K candidates each."""
         keys, shape = list(positions), (self.candidates, *self.policy.adapter.latent_shape)
 
         def draw(index: int) -> Tensor:
@@ -184,7 +206,7 @@ class LPO(Online):
             drawn = noise.integers(keys, self.candidates, seed=self.seed, stream=f"choice/{index}")
             return upload(drawn, self.device)
 
-        steps = list(
+        return list(
             rollout(
                 lambda x, t: self.predict(x, t, text),
                 self.policy.adapter.process,
@@ -195,8 +217,6 @@ class LPO(Online):
                 choice=choose,
             )
         )
-        times = self.policy.adapter.process.times(self.num_steps)
-        return times, torch.stack([s.x for s in steps]), torch.stack([s.candidates for s in steps])
 
     def score(self, captions: list[str], t: Tensor, candidates: Tensor) -> Tensor:
         """The rewards of all candidates, (T, K, B). Each prompt is encoded once."""
@@ -209,9 +229,12 @@ class LPO(Online):
         return self.reward(candidates.flatten(0, 2), t.flatten(), text, prompt.flatten()).view(shape)
 
     def thresholds(self, t: Tensor) -> Tensor:
-        process = self.policy.adapter.process
+        """Of every step; no pair passes that of a step outside the window."""
+        process, kept = self.policy.adapter.process, self.window
         sigma = process.sigma(t, process.previous(t, self.num_steps, eta=self.eta), self.eta).flatten()
-        return thresholds(self.threshold_rule, *self.threshold, t, sigma)
+        found = torch.full_like(sigma, torch.inf)
+        found[kept] = thresholds(self.threshold_rule, *self.threshold, t[kept], sigma[kept])
+        return found
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         policy = self.gaussian(batch)

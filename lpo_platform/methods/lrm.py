@@ -13,20 +13,21 @@ from lpo_platform.models.latent_reward import LatentReward
 
 
 class LRM(Method):
-    """The loss is losses.pair_preference of the scores of a row's pictures, which are noised to the same timestep.
+    """The loss is one of the scores of a row's pictures, which are noised to the same timestep.
 
     Rows count with their weights, normalised over the whole batch of a step.
 
     Args:
         num_steps: the timestep is one of the sampler's so many, drawn at random. Published: 20 of DDIM, 1 to 951.
-        noise: `independent` for each picture, as LRM was trained, or `shared` within a row, as SPO's step-aware model.
+        noise: `independent` for each picture, as LRM was trained, or `shared` within a row, as SPO's step-aware model
+            and DiNa-LRM.
+        form: `pair`, losses.pair_preference, as published; `fidelity` or `nll`, losses.thurstone, as DiNa-LRM.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("reward",)
     reads: ClassVar[str] = "pairs"
     rewards: ClassVar[tuple[str, ...]] = ("none",)
-    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # a latent reward model is half a UNet
-    needs: ClassVar[tuple[str, ...]] = ("moments", "tokens", "labels")
+    needs: ClassVar[tuple[str, ...]] = ("moments", "text", "labels")
     logs: ClassVar[dict[str, dict[str, str]]] = {
         "lrm/accuracy": {"what": "share of pairs ordered as labelled"},
         "lrm/scale": {"what": "the temperature's inverse"},
@@ -34,10 +35,15 @@ class LRM(Method):
     }
 
     def __init__(
-        self, *, num_steps: int = 20, noise: Literal["independent", "shared"] = "independent", **shared: Any
+        self,
+        *,
+        num_steps: int = 20,
+        noise: Literal["independent", "shared"] = "independent",
+        form: Literal["pair", "fidelity", "nll"] = "pair",
+        **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        self.num_steps, self.noise = num_steps, noise
+        self.num_steps, self.noise, self.form = num_steps, noise, form
 
     @property
     def model(self) -> LatentReward:
@@ -51,11 +57,18 @@ class LRM(Method):
         z = self.policy.adapter.sample_latents(moments.flatten(0, 1), self._draw(batch, "vae", count))
         e = self._draw(batch, "reward", 1 if self.noise == "shared" else count)
         e = e.repeat_interleave(num * count // len(e), 0)
-        text = {name: part.repeat_interleave(count, 0) for name, part in self.model.encode(batch["tokens"]).items()}
+        told = self.model.read(batch["tokens" if self.model.trains_text else "text"])
+        text = {name: part.repeat_interleave(count, 0) for name, part in told.items()}
         scores = self.model(process.add_noise(z, e, t), t, text, self.model.empty()).view(num, count)
-        rows = losses.pair_preference(scores, batch["labels"])
+        rows = self.of_rows(scores, batch["labels"], process.noise_share(t[::count]))
         self.note("loss", rows, t[::count])
         return (batch["weight"] * rows).sum(), self._report(scores.detach(), batch["labels"])
+
+    def of_rows(self, scores: Tensor, labels: Tensor, share: Tensor) -> Tensor:
+        """The loss of every row, (B,); share (B,): of noise in its latents."""
+        if self.form == "pair":
+            return losses.pair_preference(scores, labels)
+        return losses.thurstone(scores, labels, share, form=self.form)
 
     def _draw(self, batch: Batch, stream: str, count: int) -> Tensor:
         """Standard normal noise for `count` pictures of every row: (B count, C, h, w)."""

@@ -55,7 +55,7 @@ class SPO(LPO):
         reward: of pictures, or of predicted pictures (`spm`).
         candidates: K, the branches of a fork. Published: 4; SDXL: 2.
         num_steps: steps of the sampler. Published: 20.
-        skip_steps: steps before the first fork. Published: 4.
+        skip_steps: steps before the first fork. Published: 4. Stable Diffusion 3 has as little noise after 9 of its 20.
         inner_steps: further steps that each branch takes before it is graded; they become pairs, too. Published: 0;
             SDXL: 3.
         threshold: p_w - p_l must exceed it. Published: 0.3; SDXL: 0.4.
@@ -81,7 +81,7 @@ class SPO(LPO):
         constant = (threshold, threshold)
         super().__init__(
             reward=reward, candidates=candidates, num_steps=num_steps, beta=beta, threshold=constant,
-            threshold_rule="constant", refresh_reward=None, refresh=None, **shared,
+            threshold_rule="constant", window=None, refresh_reward=None, refresh=None, **shared,
         )  # fmt: skip
         if not 0 <= skip_steps < num_steps:
             raise UserError(f"method.skip_steps={skip_steps}: what works: 0 to num_steps - 1 = {num_steps - 1}")
@@ -119,7 +119,8 @@ class SPO(LPO):
         for fork, best, worst, counts in zip(forks, winner, loser, valid, strict=True):
             prompt = counts.nonzero().flatten()
             best, worst = best[prompt], worst[prompt]
-            parts += [self.pairs(move, prompt, best, worst) for move in fork.moves]
+            moves = (move for move in fork.moves if move.index < self.window.stop)  # the others drew no noise
+            parts += [self.pairs(move, prompt, best, worst) for move in moves]
         rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         prompt = rows["prompt"]
         return rows | {
@@ -186,6 +187,7 @@ class SPO(LPO):
     def score(self, captions: list[str], t: Tensor, clean: Tensor) -> Tensor:
         """The rewards of the pictures of clean latents (F, K, B, C, h, w) that were predicted at t (F,): (F, K, B)."""
         shape, found = clean.shape[:3], []
+        t = self.policy.adapter.process.as_ddim(t)  # the times that step-aware models have learned
         latents, t = clean.flatten(0, 2), t[:, None, None].expand(shape).flatten()
         prompts = captions * (shape[0] * shape[1])
         for start in range(0, len(latents), self.decode_batch):

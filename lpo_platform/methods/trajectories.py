@@ -1,7 +1,8 @@
 """Samples for policy gradients: pictures, the trajectories that led to them, and their rewards."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,38 +12,47 @@ from lpo_platform.data.prepared.conditions import packed, unpacked
 from lpo_platform.data.source import Sample
 from lpo_platform.data.truth import asked_in_training
 from lpo_platform.diffusion import noise
-from lpo_platform.diffusion.rollout import rollout
+from lpo_platform.diffusion.rollout import Step, rollout
 from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
-from lpo_platform.hardware.distributed import Rows
-from lpo_platform.methods.expectations import Samples, SamplingWork
+from lpo_platform.hardware.distributed import Rows, share
+from lpo_platform.methods.expectations import ConstantRewards, Samples, SamplingWork
 from lpo_platform.methods.method import Batch
 from lpo_platform.methods.online import Online
 from lpo_platform.methods.overlap import Overlap
 from lpo_platform.rewards.reward import Asked, Reward, StepReward, checked, name_of, parts, score_latents
 from lpo_platform.tasks.task import Task
 
+log = logging.getLogger(__name__)
 
-class Trajectories(Online):
-    """Base of methods that learn from whole trajectories. With a task, every prompt comes with its picture's condition.
+
+class Graded(Online):
+    """Base of methods that learn from finished pictures. With a task, every prompt comes with its picture's condition.
 
     Args:
         reward: grades the finished pictures, or the finished latents.
         task: None for prompts alone. With a task, the condition that a picture of the data shows steers the sampling.
         group: pictures drawn for each prompt and condition.
         num_steps: steps of the sampler. Published: 50 (DDPO), 10 (Flow-GRPO).
-        eta: noise of the sampler; 1 is ancestral sampling. For flow models it is the a of Flow-GRPO, 0.7 there.
+        eta: noise of the sampler; 0 is deterministic.
         guidance: classifier-free guidance of sampling and of the update; 1 is none. Published: 5.0.
-        window: [first, last + 1] of the steps that are trained; null for all.
-        slide: rounds after which the window moves on by one step; it returns to the first place after the last. Null
-            keeps it in place.
-        noisy: whether `all` steps draw noise or those of the `window` only, as in MixGRPO (arXiv:2507.21802).
-        weighting: of the trained steps in the update; diffusion/weighting.py defines the choices.
         overlap: on a GPU, computes the rewards of `sample_batch` prompts while the next prompts are sampled. false
             needs less memory.
 
     Attributes:
-        t, weights: (K,), timesteps and weights of the K steps that this round trains.
+        samples: of the round: the gathered columns of collect(), those of a picture with a first axis of all pictures.
     """
+
+    trains: ClassVar[tuple[str, ...]] = ("denoiser", "control")
+    rewards: ClassVar[tuple[str, ...]] = ("pictures", "latents", "condition")
+    logs: ClassVar[dict[str, dict[str, str]]] = {
+        "reward/score": {
+            "what": "of all pictures of a round", "panel": "Reward", "axis": "round", "summary": "max",
+        },
+        "reward/std": {"what": "over the pictures of a round", "panel": "Reward", "axis": "round"},
+        "reward/*": {"what": "a named part of the reward", "panel": "Reward", "axis": "round"},
+    }  # fmt: skip
+    noisy: Literal["all", "window"] = "all"
+    window: slice = slice(None)
 
     def __init__(
         self,
@@ -53,66 +63,64 @@ class Trajectories(Online):
         num_steps: int = 50,
         eta: float = 1.0,
         guidance: float = 5.0,
-        window: tuple[int, int] | None = None,
-        slide: int | None = None,
-        noisy: Literal["all", "window"] = "all",
-        weighting: Weighting = "none",
         overlap: bool = True,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         self.reward, self.task, self.pictures = reward, task, task is not None
         self.group, self.num_steps, self.eta, self.guidance = group, num_steps, eta, guidance
-        self.weighting = weighting
         # a reward of latents shares the model's tokenizer, which serves one thread at a time
         self.overlapped = Overlap(("cuda",) if overlap and not isinstance(reward, StepReward) else ())
-        first, last = window or (0, num_steps)
-        if not 0 <= first < last <= num_steps:
-            raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {num_steps}")
-        if slide is not None and slide < 1:
-            raise UserError(f"method.slide={slide}: what works: a number of rounds, or null for a window that stays")
-        self.first, self.slide, self.noisy = range(first, last), slide, noisy
-        self.place(0)
-        t, _, std = steps(self.policy.adapter.process, num_steps, eta)
-        reached = slice(None) if slide else self.window
-        silent = t[reached][std[reached] <= 0].tolist()
-        if silent:
-            raise UserError(
-                f"method.eta={eta}: the step from t={silent[0]} draws no noise, so its outcome has no probability; "
-                "what works: method.eta above 0, and a method.window that leaves out a step from t=0"
-            )
+        self.samples: Rows = {}
 
-    @classmethod
-    def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
-        own, group = super().small(settings, processes), min(4, settings["group"])
-        first, last = settings.get("window") or (0, settings["num_steps"])
-        kept = int((last - first) * settings.get("fraction", 1.0))
-        return own | {"group": group, "batch": own["prompts"] * group * kept}
+    def constant_rewards(self) -> ConstantRewards | None:
+        rewards = {name: of for name, of in self.samples.items() if name.startswith("reward/")}
+        same = [name for name, of in rewards.items() if of.numel() > 1 and (of == of[0, 0]).all()]
+        if not same:
+            return None
+        count = next(iter(rewards.values())).numel()
+        what = f"{', '.join(same)} is the same for all {count} pictures of the first round"
+        return ConstantRewards(what, hopeless=False)
+
+    def report_rewards(self, number: int, rows: Rows) -> None:
+        """Adds the rewards of round `number` to its report, and warns where one tells no pictures apart."""
+        score, rewards = rows["reward/score"], {name: of for name, of in rows.items() if name.startswith("reward/")}
+        own = share(range(score.numel()))
+        self.note("reward", score.flatten()[own.start : own.stop])
+        for name, column in rewards.items():
+            if (column == column[0, 0]).all():
+                said = (number, name_of(self.reward), name.removeprefix("reward/"), column[0, 0], column.numel())
+                log.warning("round %d: reward %s: %s is %g for all %d pictures", *said)
+        self.round |= {name: column.mean() for name, column in rewards.items()} | {
+            "reward/std": score.std(correction=0),
+            "reward/spread": score.std(1, correction=0).mean(),
+            "rollout/samples": torch.tensor(float(score.numel())),
+        }
+
+    def of_samples(self, batch: Batch) -> Batch:
+        """Adds `condition` (U,), the prompts of a micro-batch, and `row` (B,), the place of each row among them.
+
+        Both are computed on the CPU, so that nothing waits for the GPU.
+        """
+        if not self.pictures or "sample" not in batch:
+            return batch
+        condition, row = (batch["sample"] // self.group).unique(return_inverse=True)
+        return batch | {"condition": condition, "row": row}
+
+    def conditions(self, batch: Batch) -> Tensor | None:
+        """The features (B, ...) of a micro-batch's conditions; None without a task."""
+        return self.features(self.samples["control"][batch["condition"]], batch["row"]) if self.pictures else None
 
     def sampling_work(self, samples: Samples) -> SamplingWork:
         latents = torch.empty(1, *self.policy.adapter.latent_shape, device=self.device)
         scored = (self.group, lambda: self.score(latents, [""], None))
         return SamplingWork(self.group * self.num_steps, (scored,))
 
-    def place(self, number: int) -> None:
-        """Moves the window to its place in round `number`."""
-        process, kept = self.policy.adapter.process, self.first
-        if self.slide is not None:
-            start = (kept.start + number // self.slide) % (self.num_steps - len(kept) + 1)
-            kept = range(start, start + len(kept))
-        self.window = slice(kept.start, kept.stop)
-        self.t, slope, std = (of[self.window] for of in steps(process, self.num_steps, self.eta))
-        self.weights = step_weights(self.weighting, slope, std)
-
-    def sample_round(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
-        self.place(number)
-        return super().sample_round(number, items, micro_batch)
-
     def collect(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Rows:
         """Draws G pictures for each of P prompts.
 
-        The rows hold text (P, L, D) or tokens, control images and `key`, of prompt and condition; latents
-        (P, G, K + 1, C, h, w) and log_prob (P, G, K) in float32; and reward/score and reward/<part>, (P, G) each.
+        The rows hold text (P, L, D) or tokens, control images and `key`, of prompt and condition; what kept() keeps,
+        (P, G, ...) each; and reward/score and reward/<part>, (P, G) each.
         """
         return self.begin(items, positions)()
 
@@ -146,12 +154,9 @@ class Trajectories(Online):
                 noisy=range(self.window.start, self.window.stop) if self.noisy == "window" else None,
             )
         )
-        kept, finished = trajectory[self.window], trajectory[-1].following
+        finished = trajectory[-1].following
         rewarded = self.overlapped(lambda: self.score(finished, captions, asked), finished.device)
-        pictures = {
-            "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
-            "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
-        }
+        pictures = self.kept(trajectory)
         self.round = {}
 
         def end() -> Rows:
@@ -159,6 +164,10 @@ class Trajectories(Online):
             return rows | {name: column.unflatten(0, (-1, self.group)) for name, column in columns.items()}
 
         return end
+
+    def kept(self, trajectory: list[Step]) -> Rows:
+        """What an update reads of the trajectories of N pictures: columns with N rows."""
+        return {"latents": trajectory[-1].following}
 
     def embedded(self, text: Tensor) -> Tensor:
         """Embeds rows of a round's text if they are tokens, which they are while the text encoder learns."""
@@ -175,3 +184,76 @@ class Trajectories(Online):
             return {"score": checked(name_of(self.reward), score_latents(self.reward, latents, captions), len(latents))}
         images = torch.cat([self.policy.adapter.decode(part) for part in latents.split(self.group)])
         return parts(self.reward, images.mul(255).round().div(255), captions, asked)  # 8 bits, as a file has them
+
+
+class Trajectories(Graded):
+    """Base of methods that learn from whole trajectories. Settings that are not listed are those of Graded.
+
+    Args:
+        eta: noise of the sampler; 1 is ancestral sampling. For flow models it is the a of Flow-GRPO, 0.7 there.
+        window: [first, last + 1] of the steps that are trained; null for all.
+        slide: rounds after which the window moves on by one step; it returns to the first place after the last. Null
+            keeps it in place.
+        noisy: whether `all` steps draw noise or those of the `window` only, as in MixGRPO (arXiv:2507.21802).
+        weighting: of the trained steps in the update; diffusion/weighting.py defines the choices.
+
+    Attributes:
+        t, weights: (K,), timesteps and weights of the K steps that this round trains.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: tuple[int, int] | None = None,
+        slide: int | None = None,
+        noisy: Literal["all", "window"] = "all",
+        weighting: Weighting = "none",
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        num_steps = self.num_steps
+        self.weighting = weighting
+        first, last = window or (0, num_steps)
+        if not 0 <= first < last <= num_steps:
+            raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {num_steps}")
+        if slide is not None and slide < 1:
+            raise UserError(f"method.slide={slide}: what works: a number of rounds, or null for a window that stays")
+        self.first, self.slide, self.noisy = range(first, last), slide, noisy
+        self.place(0)
+        t, _, std = steps(self.policy.adapter.process, num_steps, self.eta)
+        reached = slice(None) if slide else self.window
+        silent = t[reached][std[reached] <= 0].tolist()
+        if silent:
+            raise UserError(
+                f"method.eta={self.eta}: the step from t={silent[0]} draws no noise, so it has no probability; "
+                "what works: method.eta above 0, and a method.window that leaves out a step from t=0"
+            )
+
+    @classmethod
+    def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
+        own, group = super().small(settings, processes), min(4, settings["group"])
+        first, last = settings.get("window") or (0, settings["num_steps"])
+        kept = int((last - first) * settings.get("fraction", 1.0))
+        return own | {"group": group, "batch": own["prompts"] * group * kept}
+
+    def place(self, number: int) -> None:
+        """Moves the window to its place in round `number`."""
+        process, kept = self.policy.adapter.process, self.first
+        if self.slide is not None:
+            start = (kept.start + number // self.slide) % (self.num_steps - len(kept) + 1)
+            kept = range(start, start + len(kept))
+        self.window = slice(kept.start, kept.stop)
+        self.t, slope, std = (of[self.window] for of in steps(process, self.num_steps, self.eta))
+        self.weights = step_weights(self.weighting, slope, std)
+
+    def sample_round(self, number: int, items: Sequence[str] | Sequence[Sample], micro_batch: int) -> list[Batch]:
+        self.place(number)
+        return super().sample_round(number, items, micro_batch)
+
+    def kept(self, trajectory: list[Step]) -> Rows:
+        """latents (N, K + 1, C, h, w) and log_prob (N, K) in float32."""
+        kept = trajectory[self.window]
+        return {
+            "latents": torch.stack([*(step.x for step in kept), kept[-1].following], 1),
+            "log_prob": torch.stack([step.gaussian.log_prob(step.following) for step in kept], 1),
+        }

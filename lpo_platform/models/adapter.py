@@ -26,12 +26,14 @@ class Adapter(Protocol):
     """A model of one architecture. It owns the frozen parts, so that state_dict, DDP and EMA never see them."""
 
     denoiser: ClassVar[str]  # unet or transformer, for what works with one of them only
+    lora_targets: ClassVar[tuple[str, ...]]  # ends of the names of the layers that a LoRA adapts
     name: str
     toy: bool  # whether it draws toy scenes
     resolution: int
     guidance: float
     num_inference_steps: int
     latent_shape: tuple[int, int, int]
+    latent_space: tuple[float, ...]  # equal where latents mean the same pictures
     fingerprint: str
     process: Process
     unet: nn.Module
@@ -39,6 +41,7 @@ class Adapter(Protocol):
 
     text_encoders: tuple[nn.Module, ...]  # text_encoder and, in SDXL and FLUX, a second one
     unread_text: tuple[nn.Module, ...]  # parts of text_encoder that embed() does not read, so that they cannot learn
+    # where a control branch has such parts, too: unread_control(control), a list of them
     controls: dict[str, str]
     folders: dict[str, str]  # what unet and text_encoder are called in the pipeline's folder
     reward: str | None

@@ -1,7 +1,7 @@
 """The control branches that a policy can start from."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel
@@ -9,7 +9,7 @@ from transformers import AutoModel, Dinov2Model
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.controlnet_dino import SIZES, ControlNetDinoModel, size_of
+from lpo_platform.models.controlnet_dino import KINDS, SIZES, WithDino, size_of
 from lpo_platform.models.weights import digest, whole
 
 
@@ -29,7 +29,7 @@ class ControlNet:
     def load(self, adapter: Adapter, task: str, *, nearest: bool = False) -> ControlNetModel:
         """The branch for a task. nearest: whether its conditions hold nothing that may be blended."""
         control = adapter.load_control(task, self.weights, self.subfolder)
-        if isinstance(control, ControlNetDinoModel):
+        if isinstance(control, WithDino):
             raise UserError(f"control.weights={self.weights}: a ControlNet with DINO; use control=controlnet_dino")
         return control
 
@@ -54,19 +54,15 @@ class ControlNetDino(ControlNet):
             canny and segmentation are resized by nearest and the others bicubically.
     """
 
-    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # DINO is added to a UNet's ControlNet
-
     dino: str = "auto"
     pretrained: bool = True
     dino_nearest: bool = False
 
-    def load(self, adapter: Adapter, task: str, *, nearest: bool = False) -> ControlNetDinoModel:
+    def load(self, adapter: Adapter, task: str, *, nearest: bool = False) -> WithDino:
         control = adapter.load_control(task, self.weights, self.subfolder)
-        if not isinstance(control, ControlNetModel):
-            raise UserError(f"control=controlnet_dino: not for model={adapter.name}; use control=controlnet")
-        if not isinstance(control, ControlNetDinoModel):
+        if not isinstance(control, WithDino):
             size, own, dino = self._dino(adapter)
-            control = ControlNetDinoModel.from_controlnet(control, dino, adapter_size=size, dino_config=own)
+            control = KINDS[type(control)].from_controlnet(control, dino, adapter_size=size, dino_config=own)
         own = "nearest" if nearest else "bicubic"
         control.register_to_config(resize="nearest" if self.dino_nearest else control.config.resize or own)
         return control.to(memory_format=torch.channels_last)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, FluxControlNetModel, ModelMixin, SD3ControlNetModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -96,11 +96,8 @@ class Dino(nn.Module):
         return features + self.conv_out(tokens).mT.unflatten(2, features.shape[-2:])
 
 
-class ControlNetDinoModel(ControlNetModel):
-    """diffusers' ControlNetModel with a DINO branch.
-
-    The stock forward adds the output of controlnet_cond_embedding after conv_in. The output of DINO is added inside
-    that embedding, so that stock pipelines, and code that computes the features of a condition once, work unchanged.
+class WithDino:
+    """What ControlNets with a DINO branch share; it stands before the class of diffusers among their bases.
 
     Args:
         adapter_size: one of SIZES, or `own`, whose architecture dino_config says.
@@ -108,6 +105,8 @@ class ControlNetDinoModel(ControlNetModel):
             then nearest, as in their code.
         dino_config: the fields of a DINOv2 without a name among SIZES.
     """
+
+    stock: ClassVar[type[ModelMixin]]
 
     def __init__(
         self,
@@ -118,21 +117,25 @@ class ControlNetDinoModel(ControlNetModel):
     ) -> None:
         super().__init__(**plain)
         self.register_to_config(adapter_size=adapter_size, resize=resize, dino_config=dino_config)
-        self.dino = Dino(config_of(adapter_size, dino_config), self.config.block_out_channels[0])
+        self.dino = Dino(config_of(adapter_size, dino_config), self.condition_width)
         self.requires_grad_(True)
-        self.controlnet_cond_embedding.register_forward_hook(self._add_dino)
+
+    @property
+    def condition_width(self) -> int:
+        """Channels of the features of a condition: those of a transformer's tokens."""
+        return self.inner_dim
 
     @classmethod
     def from_controlnet(
         cls,
-        control: ControlNetModel,
+        control: ModelMixin,
         dino: Dinov2Model | None = None,
         *,
         adapter_size: str,
         dino_config: dict[str, Any] | None = None,
-    ) -> "ControlNetDinoModel":
+    ) -> "WithDino":
         """Starts as the plain ControlNet, bit for bit. Without `dino` the DINOv2 is random, and the same each time."""
-        plain = {key: control.config[key] for key in signature(ControlNetModel.__init__).parameters if key != "self"}
+        plain = {key: control.config[key] for key in signature(cls.stock.__init__).parameters if key in control.config}
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             new = cls(adapter_size=adapter_size, dino_config=dino_config, **plain)
@@ -141,7 +144,11 @@ class ControlNetDinoModel(ControlNetModel):
             new.dino.model.load_state_dict(dino.state_dict())
         return new
 
-    def requires_grad_(self, requires_grad: bool = True) -> "ControlNetDinoModel":
+    def with_dino(self, images: Tensor, features: Tensor) -> Tensor:
+        """Adds what DINO sees in images (B, 3, H, W) in [0, 1] to their features (B, C, h, w)."""
+        return self.dino(images, features, self.config.resize or "nearest")
+
+    def requires_grad_(self, requires_grad: bool = True) -> "WithDino":
         """Leaves out the token of masked patches, which are not used: DDP would wait for its gradient."""
         super().requires_grad_(requires_grad)
         self.dino.model.embeddings.mask_token.requires_grad_(False)
@@ -152,9 +159,6 @@ class ControlNetDinoModel(ControlNetModel):
         file = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         save_file(as_published(load_file(file)), file, {"format": "pt"})
 
-    def _add_dino(self, embedding: nn.Module, inputs: tuple[Tensor], features: Tensor) -> Tensor:
-        return self.dino(inputs[0], features, self.config.resize or "nearest")
-
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
         """Diffusers' place for names that have changed."""
         super()._fix_state_dict_keys_on_load(state_dict)
@@ -162,10 +166,47 @@ class ControlNetDinoModel(ControlNetModel):
         state_dict.clear()
         state_dict.update(renamed)
 
-    @staticmethod
-    def _get_init_keys(input_class: type) -> set[str]:
+    @classmethod
+    def _get_init_keys(cls, input_class: type) -> set[str]:
         """What diffusers reads of a config.json; it would see `plain` alone."""
-        return {"adapter_size", "resize", "dino_config", *signature(ControlNetModel.__init__).parameters}
+        return {"adapter_size", "resize", "dino_config", *signature(cls.stock.__init__).parameters}
+
+
+class ControlNetDinoModel(WithDino, ControlNetModel):
+    """diffusers' ControlNetModel with a DINO branch.
+
+    The stock forward adds the output of controlnet_cond_embedding after conv_in. The output of DINO is added inside
+    that embedding, so that stock pipelines, and code that computes the features of a condition once, work unchanged.
+    """
+
+    stock: ClassVar[type[ModelMixin]] = ControlNetModel
+
+    def __init__(self, *own: Any, **plain: Any) -> None:
+        super().__init__(*own, **plain)
+        self.controlnet_cond_embedding.register_forward_hook(self._add_dino)
+
+    @property
+    def condition_width(self) -> int:
+        return self.config.block_out_channels[0]
+
+    def _add_dino(self, embedding: nn.Module, inputs: tuple[Tensor], features: Tensor) -> Tensor:
+        return self.with_dino(inputs[0], features)
+
+
+class FluxControlNetDinoModel(WithDino, FluxControlNetModel):
+    """FLUX's ControlNet with a DINO branch, one patch for every token (flux_transformer.py). It is ours."""
+
+    stock: ClassVar[type[ModelMixin]] = FluxControlNetModel
+
+
+class SD3ControlNetDinoModel(WithDino, SD3ControlNetModel):
+    """The ControlNet of Stable Diffusion 3 with a DINO branch, one patch for every token (sd3_transformer.py)."""
+
+    stock: ClassVar[type[ModelMixin]] = SD3ControlNetModel
+
+
+KINDS = {kind.stock: kind for kind in (ControlNetDinoModel, FluxControlNetDinoModel, SD3ControlNetDinoModel)}
+"""By the class of a plain ControlNet, the class with DINO."""
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

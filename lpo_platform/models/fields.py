@@ -1,13 +1,13 @@
 """What every field in the configuration files of a model folder means here: honoured, without effect, or refused.
 
 A field is honoured where the class that owns it computes with it, and where a line of the table says who else does. A
-field is refused where our halves of a denoiser (models/shared_encoder.py, models/flux_transformer.py) or our processes
+field is refused where our halves of a denoiser (models/shared_encoder.py, models/*_transformer.py) or our processes
 do without it, unless it has a value that changes nothing.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lpo_platform.config.errors import UserError
@@ -135,11 +135,13 @@ CONTROLNET = Fields(
     },
     names=("ControlNetModel",),
 )
-CONTROLNET_DINO = Fields(
-    honoured=CONTROLNET.honoured | {"adapter_size", "resize", "dino_config"},
-    irrelevant=CONTROLNET.irrelevant,
-    only=CONTROLNET.only,
-)
+
+
+def with_dino(plain: Fields) -> Fields:
+    """The fields of a ControlNet with a DINO branch."""
+    return replace(plain, honoured=plain.honoured | {"adapter_size", "resize", "dino_config"}, names=())
+
+
 
 VAE = Fields(
     honoured=frozenset(
@@ -178,6 +180,20 @@ FLUX_CONTROLNET = Fields(
     names=("FluxControlNetModel",),
 )
 
+_SD3 = frozenset(
+    {
+        "patch_size", "in_channels", "num_layers", "attention_head_dim", "num_attention_heads", "joint_attention_dim",
+        "caption_projection_dim", "pooled_projection_dim", "pos_embed_max_size", "dual_attention_layers", "qk_norm",
+    }
+)  # fmt: skip
+SD3 = Fields(honoured=_SD3 | {"out_channels", "sample_size"}, irrelevant=AVERAGED, names=("SD3Transformer2DModel",))
+SD3_CONTROLNET = Fields(
+    honoured=_SD3 | {"sample_size", "pos_embed_type", "use_pos_embed", "force_zeros_for_pooled_projection"},
+    irrelevant=AVERAGED | {"out_channels": "its residuals are as wide as its blocks"},
+    only={"extra_conditioning_channels": Only((0,), "an inpainting ControlNet reads a mask, too")},
+    names=("SD3ControlNetModel",),
+)
+
 _TEXT = {
     "use_attention_mask": Only((False, None), "the encoder reads the padding, too"),
     "return_dict": Only((True,), "outputs are read by name"),
@@ -191,7 +207,7 @@ T5 = Fields(only=_TEXT, names=("t5",), complete=False)
 TOKENIZER = Fields(only={"padding_side": Only(("right",), "a text is padded behind its end")}, complete=False)
 
 STEPS = "it belongs to the file's own sampler; steps are those of DDIM"
-FLOW = "the noise of a flow model; model=flux has it"
+FLOW = "the noise of a flow model; model=flux and model=sd3 have it"
 DDIM = Fields(
     honoured=frozenset(
         {
@@ -249,7 +265,9 @@ FLOW_MATCH = Fields(
 _PARTS = "the part is loaded by its own folder"
 _UNUSED = "pictures are not filtered, marked or taken as prompts"
 _INDEX = dict.fromkeys(
-    ("scheduler", "text_encoder_2", "tokenizer", "tokenizer_2", "text_encoder", "vae", "unet", "transformer"), _PARTS
+    ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "text_encoder", "text_encoder_2", "text_encoder_3", "vae",
+     "unet", "transformer"),
+    _PARTS,
 ) | dict.fromkeys(
     ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker", "add_watermarker",
      "controlnet", "watermark"),
@@ -270,12 +288,14 @@ INDEX_XL = Fields(
     irrelevant=_INDEX, only=_AESTHETICS, names=_pipelines("StableDiffusionXL"),
 )  # fmt: skip
 INDEX_FLUX = Fields(irrelevant=_INDEX, names=_pipelines("Flux"))
+INDEX_SD3 = Fields(irrelevant=_INDEX, names=_pipelines("StableDiffusion3"))
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModelWithProjection", "T5EncoderModel"),
-    "transformer": ("FluxTransformer2DModel",),
+    "text_encoder_3": ("T5EncoderModel",),
+    "transformer": ("FluxTransformer2DModel", "SD3Transformer2DModel"),
 }
 """What a part may be called in model_index.json."""
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.diffusion.flow import Flow
+from lpo_platform.diffusion.flow import Flow, Noise
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import (
     fields,
     flux_transformer,
 )
 from lpo_platform.models.policy import guides
-from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.models.stable_diffusion import StableDiffusion, without_spread
 from lpo_platform.models.stable_diffusion_xl import pack
 
 
@@ -30,11 +30,13 @@ class Flux(StableDiffusion):
     The attribute text_encoder is T5, the pipeline's text_encoder_2, because it can learn; `clip` gives the pooled text.
 
     Args:
-        name, weights, resolution, num_inference_steps, controls, lora, variant, revision, toy: see StableDiffusion.
+        name, weights, resolution, num_inference_steps, controls, lora, reward, variant, revision, toy: see
+            StableDiffusion.
         guidance: classifier-free guidance; 1 is none.
         distilled_guidance: the guidance that the model reads as an input, in training and in sampling. Published: 3.5.
         max_tokens: length of T5's text. Published: 512.
         control_layers: double and single blocks of a new ControlNet.
+        noise: of a step of the sampler with eta above 0 (diffusion/flow.py).
         transformer, vae, text_encoder (CLIP), tokenizer: the part from elsewhere, as <folder or hub id>[::<subfolder>].
     """
 
@@ -57,21 +59,24 @@ class Flux(StableDiffusion):
         distilled_guidance: float = 3.5,
         max_tokens: int = 512,
         control_layers: tuple[int, int] = (4, 4),
+        noise: Noise = "sde",
         controls: dict[str, str] | None = None,
         transformer: str | None = None,
         vae: str | None = None,
         text_encoder: str | None = None,
         tokenizer: str | None = None,
         lora: str | None = None,
+        reward: str | None = None,
         variant: str | None = None,
         revision: str | None = None,
         toy: bool = False,
     ) -> None:
         self.distilled_guidance, self.max_tokens, self.control_layers = distilled_guidance, max_tokens, control_layers
+        self.noise = noise
         self.elsewhere = {"transformer": transformer, "text_encoder": text_encoder, "tokenizer": tokenizer}
         super().__init__(
             name=name, weights=weights, resolution=resolution, guidance=guidance,
-            num_inference_steps=num_inference_steps, controls=controls, vae=vae, lora=lora,
+            num_inference_steps=num_inference_steps, controls=controls, vae=vae, lora=lora, reward=reward,
             variant=variant, revision=revision, toy=toy,
         )  # fmt: skip
 
@@ -88,13 +93,8 @@ class Flux(StableDiffusion):
             given |= {"true_cfg_scale": self.guidance, "negative_prompt": [""] * len(latents)}
         return given | {"latents": flux_transformer.patches(latents)}
 
-    @torch.no_grad()
     def stock_control(self, pipeline: Any, images: Tensor) -> dict[str, Any]:
-        """That pipeline encodes a condition with noise of its own; here both sides take the posterior's mean."""
-        vae = pipeline.vae
-        last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
-        half = len(last.weight) // 2
-        last.weight[half:], last.bias[half:] = 0.0, -30.0
+        without_spread(pipeline.vae)
         return {"control_image": 2 * images - 1}  # a tensor is taken as it is
 
     def _load_denoiser(self) -> None:
@@ -127,7 +127,7 @@ class Flux(StableDiffusion):
             raise UserError(f"model.resolution={self.resolution}: FLUX needs a multiple of {needed:g}")
         config = self._scheduler_config(FlowMatchEulerDiscreteScheduler, fields.FLOW_MATCH)
         with self._named("scheduler"):
-            self.process = Flow.from_config(config, tokens=height * width // 4)
+            self.process = Flow.from_config(config, height * width // 4, noise=self.noise)
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]:

@@ -15,6 +15,7 @@ from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter
+from lpo_platform.models.controlnet_dino import FluxControlNetDinoModel, WithDino
 from lpo_platform.models.shared_encoder import decode, encode, features_of, precision, repeat_rows, residuals_of
 from lpo_platform.models.stable_diffusion_xl import unpack
 
@@ -101,11 +102,25 @@ def features_of_flux(control: FluxControlNetModel, images: Tensor, adapter: Adap
     return adapter.sample_latents(moments, torch.zeros_like(moments.chunk(2, 1)[0]))
 
 
+@features_of.register
+def features_of_flux_dino(control: FluxControlNetDinoModel, images: Tensor, adapter: Adapter) -> Tensor:
+    """The tokens of those latents with what DINO sees in their places, as a picture (B, D, h/2, w/2)."""
+    latents = features_of_flux(control, images, adapter).to(precision(control))
+    tokens, sides = control.controlnet_x_embedder(patches(latents)), [side // 2 for side in latents.shape[-2:]]
+    return control.with_dino(images.to(precision(control)), tokens.mT.unflatten(2, sides))
+
+
+def embed_condition(control: FluxControlNetModel, features: Tensor) -> Tensor:
+    """The tokens of a condition (B, N, D)."""
+    dino = isinstance(control, WithDino)
+    return features.flatten(2).mT if dino else control.controlnet_x_embedder(patches(features))
+
+
 @residuals_of.register
 def residuals_of_flux(control: FluxControlNetModel, encoded: EncodedFlux, features: Tensor) -> Residuals:
     """What the ControlNet adds after double and after single blocks; features are the condition's latents."""
-    x, features = (patches(part.to(precision(control))) for part in (encoded.x, features))
-    hidden = control.x_embedder(x) + control.controlnet_x_embedder(features)
+    dtype = precision(control)
+    hidden = control.x_embedder(patches(encoded.x.to(dtype))) + embed_condition(control, features.to(dtype))
     time, context = embed(control, encoded.t, encoded.text, encoded.guidance)
     places, found = rotary(control, encoded.x, context), ([], [])
     for blocks, kept in zip((control.transformer_blocks, control.single_transformer_blocks), found, strict=True):

@@ -7,7 +7,7 @@ exp(logit_scale) times the cosine between both. Up blocks are not built, because
 
 import copy
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,25 +57,37 @@ class LatentReward(nn.Module):
         multi_scale_guidance: whether the enhancement applies to every scale. Published: false.
     """
 
+    trains_text: ClassVar[bool] = True
+    """Whether its text encoders are its own and learn."""
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
         text_encoders: list[nn.Module],
         empty_tokens: Tensor,
         text_projection: Tensor | None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoders = unet, nn.ModuleList(text_encoders)
+        self.register_buffer("empty_tokens", empty_tokens, persistent=False)
+        last, channels = text_encoders[-1].config, unet.config.block_out_channels
+        width = last.hidden_size if text_projection is not None else last.projection_dim
+        self._build_head([*channels, channels[-1]], width, text_projection, **settings)
+
+    def _build_head(
+        self,
+        widths: list[int],
+        width: int,
+        text_projection: Tensor | None,
         *,
         guidance: float = 7.5,
         multi_scale: bool = True,
         multi_scale_guidance: bool = False,
     ) -> None:
-        super().__init__()
-        self.unet, self.text_encoders = unet, nn.ModuleList(text_encoders)
+        """widths: of the scales and, last, of the middle; width: of the text feature."""
         self.guidance, self.multi_scale, self.multi_scale_guidance = guidance, multi_scale, multi_scale_guidance
-        self.register_buffer("empty_tokens", empty_tokens, persistent=False)
-        last = text_encoders[-1].config
-        width = last.hidden_size if text_projection is not None else last.projection_dim
-        channels = [*unet.config.block_out_channels] if multi_scale else []
-        self.visual_projection = nn.Linear(sum(channels) + unet.config.block_out_channels[-1], width, bias=False)
+        self.visual_projection = nn.Linear(sum(widths) if multi_scale else widths[-1], width, bias=False)
         nn.init.normal_(self.visual_projection.weight, std=0.02)
         self.text_projection = None
         if text_projection is not None:
@@ -119,6 +131,10 @@ class LatentReward(nn.Module):
         states = self.text_encoders[0](_padded_with_end(tokens, place)).last_hidden_state
         return {"context": states, "target": at_place(states, place)}
 
+    def read(self, tokens: Tensor) -> Text:
+        """What a training sample holds of its prompt: tokens, since the text encoders learn."""
+        return self.encode(tokens)
+
     def empty(self) -> Tensor:
         """The context of the empty prompt, (1, L, D)."""
         return self.encode(self.empty_tokens)["context"]
@@ -146,9 +162,14 @@ class LatentReward(nn.Module):
         _, blocks, hidden = descend(unet, unet.conv_in(latents.to(precision(unet))), time, sequence)
         layers = (len(block.resnets) for block in unet.down_blocks)
         scales = [outputs[count - 1] for count, outputs in zip(layers, blocks, strict=True)]  # before the down-sampler
-        pooled = [scale.float().mean((2, 3)) for scale in scales] if self.multi_scale else []
-        pooled = [self._enhance(p, num) if self.multi_scale_guidance else p[:num] for p in pooled]
-        return torch.cat([*pooled, self._enhance(hidden.float().mean((2, 3)), num)], 1)
+        pooled = [scale.float().mean((2, 3)) for scale in scales]
+        return self.combine(pooled, hidden.float().mean((2, 3)), num)
+
+    def combine(self, scales: list[Tensor], middle: Tensor, num: int) -> Tensor:
+        """The pooled scales, where they are used, and the enhanced middle: of (2 N, c) each -> (N, sum of c)."""
+        used = scales if self.multi_scale else []
+        used = [self._enhance(p, num) if self.multi_scale_guidance else p[:num] for p in used]
+        return torch.cat([*used, self._enhance(middle, num)], 1)
 
     def _enhance(self, pooled: Tensor, num: int) -> Tensor:
         """(2N, c), with the prompt and without, -> (N, c); where both are the same rows nothing is left to enhance."""

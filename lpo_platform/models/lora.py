@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SD3Transformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
@@ -33,6 +33,8 @@ OTHER = ("dora_scale", "lora_mid.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 FILES = ("pytorch_lora_weights.safetensors", "unet_lora.pt")
 SETTINGS = "lora_adapter_metadata"  # diffusers' key in the header of a safetensors file
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers of a UNet that LPO, SPO and DDPO adapt."""
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module of the UNet: down (r, in), up (out, r) with alpha / r inside
 
 
@@ -149,6 +151,8 @@ def from_kohya(
         raise UserError(
             f"{setting}: {other} belongs to DoRA, LoHa, LoKr or a LoRA of three factors; merge it elsewhere"
         )
+    if isinstance(model, SD3Transformer2DModel):
+        raise UserError(f"{setting}: diffusers cannot read this layout for Stable Diffusion 3; convert it elsewhere")
     options = {"unet_config": model.config} if part == "unet" else {"return_alphas": True}
     loader = StableDiffusionXLLoraLoaderMixin if part == "unet" else FluxLoraLoaderMixin
     try:

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from diffusers import ControlNetModel, FluxControlNetModel
+from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from lpo_platform.models.adapter import Adapter, Condition
+from lpo_platform.models.controlnet_dino import WithDino
 from lpo_platform.models.shared_encoder import Encoded, decode, encode, features_of, residuals_of
-from lpo_platform.models.tuning import Lora, Tune, adapters_off
+from lpo_platform.models.tuning import Lora, Tune, adapters_off, swapped
+
+START = "start"
+"""The reference that a policy starts from and that stays as it is."""
 
 
 def guides(guidance: float) -> bool:
@@ -25,7 +29,8 @@ class Policy(nn.Module):
         self._adapter, self.tune = [adapter], tune  # in a list: a frozen part must not become a submodule
         self.learning = nn.ModuleDict(tune.learns(adapter, control))
         self._active: dict[str, nn.Module | None] = {"unet": adapter.unet, "control": control}
-        self.reference_copy: dict[str, nn.Module] | None = None
+        self.references: dict[str, dict[str, nn.Module]] = {}
+        self._kept: dict[str, dict[str, Tensor]] = {}  # adapters of trailing references, which share the denoiser
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ValueError(f"tune={type(tune).__name__} trains no weight")
 
@@ -42,6 +47,12 @@ class Policy(nn.Module):
         return "text_encoder" in self.learning
 
     @property
+    def reads_tokens(self) -> bool:
+        """Whether prompts have to be encoded anew in every step: a text encoder learns, or those of a reward model."""
+        rewards = [part for name, part in self.learning.items() if name == "reward"]
+        return self.trains_text or any(reward.trains_text for reward in rewards)
+
+    @property
     def control(self) -> ControlNetModel | None:
         return self._active["control"]
 
@@ -54,27 +65,41 @@ class Policy(nn.Module):
             for weight in self.tune.halved(dict(self.learning.items())):
                 weight.data = weight.data.to(frozen_dtype)
         self.adapter.to(device, frozen_dtype)
-        for module in (self.reference_copy or {}).values():
+        for module in self.frozen:
             module.to(device)
+        for weights in self._kept.values():
+            weights.update({name: weight.to(device) for name, weight in weights.items()})
         return self.to(device)
 
-    def freeze_reference(self) -> None:
-        """Keeps the present weights as the reference. With LoRA nothing is copied."""
-        self.reference_copy = self.tune.freeze(dict(self.learning.items()))
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The copies of what learns that references consist of."""
+        return [module for modules in self.references.values() for module in modules.values()]
+
+    def freeze_reference(self, name: str = START) -> None:
+        """Keeps the present weights as the reference of that name. Of LoRA only the adapters are copied, and of the
+        start, which has none yet, nothing."""
+        if isinstance(self.tune, Lora) and name != START:
+            self._kept[name] = {key: weight.detach().clone() for key, weight in self.trainable().items()}
+        else:
+            self.references[name] = self.tune.freeze(dict(self.learning.items()))
+
+    def has_reference(self, name: str = START) -> bool:
+        return name in self.references or name in self._kept
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self, name: str = START) -> Iterator[None]:
         """Inside, predictions are the reference's, without a gradient. freeze_reference() must have been called."""
-        if self.reference_copy is None:
-            raise RuntimeError("reference() before freeze_reference()")
-        active, self._active = self._active, {**self._active, **self.reference_copy}
+        if not self.has_reference(name):
+            raise RuntimeError(f"reference({name!r}) before freeze_reference({name!r})")
+        active, self._active = self._active, {**self._active, **self.references.get(name, {})}
+        if name in self._kept:
+            below = swapped(self.trainable(), self._kept[name])
+        else:
+            below = adapters_off(self.adapter.unet) if isinstance(self.tune, Lora) else nullcontext()
         try:
-            with torch.no_grad():
-                if isinstance(self.tune, Lora):
-                    with adapters_off(self.adapter.unet):
-                        yield
-                else:
-                    yield
+            with torch.no_grad(), below:
+                yield
         finally:
             self._active = active
 
@@ -84,10 +109,25 @@ class Policy(nn.Module):
         training = self.training
         self.eval()
         try:
-            with nullcontext() if self.reference_copy is None else self.reference():
+            with self.reference() if self.has_reference() else nullcontext():
                 yield
         finally:
             self.train(training)
+
+    def reference_weights(self, name: str) -> dict[str, Tensor]:
+        """The weights of a reference that trails what learns, by the names of trainable()."""
+        if name in self._kept:
+            return self._kept[name]
+        modules = nn.ModuleDict(self.references[name])
+        found = {f"learning.{key}": weight for key, weight in modules.named_parameters()}
+        return {key: found[key] for key in self.trainable()}
+
+    @torch.no_grad()
+    def blend(self, name: str, keep: float) -> None:
+        """Moves a reference towards what learns: keep times its own weights and 1 - keep times the present ones."""
+        present = self.trainable()
+        for key, weight in self.reference_weights(name).items():
+            weight.lerp_(present[key].detach(), 1 - keep)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -108,8 +148,8 @@ class Policy(nn.Module):
 
     @property
     def learns_features(self) -> bool:
-        """Whether features() depends on what learns. FLUX's are computed by the frozen autoencoder."""
-        return not isinstance(self.control, FluxControlNetModel)
+        """Whether features() depends on what learns. Those of a transformer are the frozen autoencoder's."""
+        return isinstance(self.control, ControlNetModel | WithDino)
 
     def decode(self, encoded: Encoded, features: Tensor | None = None) -> Tensor:
         """The output (B, C, h, w) in float32 for an encoding and the features of its conditions."""

@@ -21,10 +21,10 @@ from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 from lpo_platform.models.weights import ASSETS
 
 Config = dict[str, Any]
-# layers of ControlNets, FLUX's too, that start at 0
+# layers of ControlNets, those of transformers too, that start at 0
 ZERO = (
     "controlnet_down_blocks", "controlnet_mid_block", "controlnet_blocks", "controlnet_single_blocks",
-    "controlnet_x_embedder",
+    "controlnet_x_embedder", "pos_embed_input",
 )  # fmt: skip
 
 

@@ -1,8 +1,11 @@
-"""Latent reward models on disk, in the layout of the original: unet/, text_encoder/ (text_encoder_2/), state_dict.pt.
+"""Latent reward models: where they start, and on disk.
+
+Of a UNet they lie in the layout of the original: unet/, text_encoder/ (text_encoder_2/), state_dict.pt.
 
 The original stores its projections in a pickle; it is read with weights_only=True, and ours writes reward.safetensors
 beside it, which is read first. Up blocks are skipped on loading; on saving they are the base model's, so that the
-original's code and diffusers can open the folder.
+original's code and diffusers can open the folder. Of a transformer there is the trunk alone, transformer/, and the same
+head; the text encoders are the base model's.
 """
 
 import json
@@ -14,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lpo_platform.config.errors import UserError
@@ -22,6 +25,7 @@ from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.fields import CLIP_TEXT, UNET, check
 from lpo_platform.models.hub import OutOfReach, hub_folder
 from lpo_platform.models.latent_reward import UP, LatentReward, empty_half
+from lpo_platform.models.transformer_reward import TransformerReward, empty_trunk
 from lpo_platform.models.weights import check_finite, load_model, locate, whole
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -29,8 +33,19 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 SETTINGS = ("guidance", "multi_scale", "multi_scale_guidance")
 
 
-def save_reward(model: LatentReward, folder: Path, base: UNet2DConditionModel | None = None) -> None:
-    """Writes the folder; with `base`, its up blocks complete the UNet."""
+def start_reward(adapter: Adapter, *, blocks: int | None = None, **settings: Any) -> LatentReward:
+    """An untrained model from the denoiser of an adapter. blocks: of a transformer that it reads; None is the usual."""
+    if adapter.denoiser == "transformer":
+        return TransformerReward.start(adapter, blocks=blocks, **settings)
+    if blocks is not None:
+        raise UserError(f"tune.blocks={blocks}: model={adapter.name} has no transformer, whose blocks these would be")
+    return LatentReward.start(adapter, **settings)
+
+
+def save_reward(model: LatentReward, folder: Path, base: nn.Module | None = None) -> None:
+    """Writes the folder; with `base`, its up blocks complete a UNet."""
+    if isinstance(model, TransformerReward):
+        return _save_transformer(model, folder)
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.unet.state_dict().items()}
     if base is not None:
@@ -40,12 +55,25 @@ def save_reward(model: LatentReward, folder: Path, base: UNet2DConditionModel | 
     model.unet.save_config(folder / "unet")
     for encoder, name in zip(model.text_encoders, ENCODERS, strict=False):
         encoder.save_pretrained(folder / name)
-    head = {name: value.detach().float().cpu().contiguous() for name, value in _head(model).items()}
-    save_file(head, folder / "reward.safetensors")
-    settings = {name: getattr(model, name) for name in SETTINGS}
-    (folder / "reward.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    head = _save_head(model, folder)
     nested: dict[str, Any] = {name.removesuffix(".weight"): {"weight": head[name]} for name in head if "." in name}
     torch.save(nested | {"logit_scale": head["logit_scale"].item()}, folder / "state_dict.pt")
+
+
+def _save_transformer(model: TransformerReward, folder: Path) -> None:
+    (folder / "transformer").mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.unet.state_dict().items()}
+    save_file(state, folder / "transformer" / UNET_FILE, metadata={"format": "pt"})
+    model.unet.save_config(folder / "transformer")
+    _save_head(model, folder, taps=model.taps, latent_space=model.text.adapter.latent_space)
+
+
+def _save_head(model: LatentReward, folder: Path, **more: Any) -> dict[str, Tensor]:
+    head = {name: value.detach().float().cpu().contiguous() for name, value in _head(model).items()}
+    save_file(head, folder / "reward.safetensors")
+    settings = {name: getattr(model, name) for name in SETTINGS} | more
+    (folder / "reward.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    return head
 
 
 def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward:
@@ -68,16 +96,10 @@ def load_reward(adapter: Adapter, weights: str, **settings: Any) -> LatentReward
 def _read(adapter: Adapter, folder: Path, settings: dict[str, Any], weights: str) -> LatentReward:
     known = folder / "reward.json"
     settings = (json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}) | settings
-    head = _read_head(folder)
-    config = UNet2DConditionModel.load_config(folder / "unet")
-    check(UNET, config, f"weights={weights}: unet/config.json")
-    half = empty_half(config)
-    half.load_state_dict(_read_half(folder / "unet"), assign=True)
-    check_finite(half.state_dict() | head, f"weights={weights}")
-    encoders = _read_encoders(folder)
-    if len(encoders) != len(adapter.text_encoders):
+    head, transformer = _read_head(folder), (folder / "transformer").is_dir()
+    if transformer != (adapter.denoiser == "transformer"):
         raise UserError(f"weights={weights}: made for another kind of model than model={adapter.name}")
-    model = LatentReward(half, encoders, adapter.tokenize([""]), head.get("text_projection.weight"), **settings)
+    model = (_read_transformer if transformer else _read_unet)(adapter, folder, settings, head, weights)
     if model.visual_projection.weight.shape != head["visual_projection.weight"].shape:
         raise UserError(
             f"weights={weights}: visual_projection is {tuple(head['visual_projection.weight'].shape)}, "
@@ -86,6 +108,45 @@ def _read(adapter: Adapter, folder: Path, settings: dict[str, Any], weights: str
     missing = model.load_state_dict(head, strict=False).missing_keys
     assert not set(missing) & set(_head(model)), missing
     return model
+
+
+def _read_transformer(
+    adapter: Adapter, folder: Path, settings: dict[str, Any], head: dict[str, Tensor], weights: str
+) -> TransformerReward:
+    """UserError where it scores latents of another autoencoder, or was trained from another transformer."""
+    taps, space = settings.pop("taps"), settings.pop("latent_space")
+    if list(space) != list(adapter.latent_space):
+        raise UserError(
+            f"weights={weights}: it scores other latents than those of model={adapter.name}"
+        )
+    kind = type(adapter.unet)
+    config = kind.load_config(folder / "transformer")
+    if config.get("_class_name") != kind.__name__:
+        made = config.get("_class_name")
+        raise UserError(f"weights={weights}: made from a {made}, and model={adapter.name} has a {kind.__name__}")
+    trunk, state = empty_trunk(kind, config, taps[-1]), _read_half(folder / "transformer")
+    trunk.load_state_dict(state, assign=True)
+    check_finite(state | head, f"weights={weights}")
+    for name in ("joint_attention_dim", "pooled_projection_dim"):
+        if trunk.config[name] != adapter.unet.config[name]:
+            raise UserError(f"weights={weights}: {name}={trunk.config[name]}: it reads the text of another model")
+    if hasattr(adapter.unet, "distilled_guidance"):
+        trunk.distilled_guidance = adapter.unet.distilled_guidance
+    return TransformerReward(trunk, adapter, taps, head.get("text_projection.weight"), **settings)
+
+
+def _read_unet(
+    adapter: Adapter, folder: Path, settings: dict[str, Any], head: dict[str, Tensor], weights: str
+) -> LatentReward:
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    check(UNET, config, f"weights={weights}: unet/config.json")
+    half = empty_half(config)
+    half.load_state_dict(_read_half(folder / "unet"), assign=True)
+    check_finite(half.state_dict() | head, f"weights={weights}")
+    encoders = _read_encoders(folder)
+    if len(encoders) != len(adapter.text_encoders):
+        raise UserError(f"weights={weights}: made for another kind of model than model={adapter.name}")
+    return LatentReward(half, encoders, adapter.tokenize([""]), head.get("text_projection.weight"), **settings)
 
 
 def read_text_projection(weights: str) -> Tensor:
@@ -109,10 +170,12 @@ def folder_of(adapter: Adapter, weights: str) -> Path:
         weights = adapter.reward
     place, _, subfolder = weights.partition("::")
     folder = Path(locate(place)) / subfolder
-    if (folder / "unet").is_dir():
+    if (folder / "unet").is_dir() or (folder / "transformer").is_dir():
         return folder
     if folder.is_dir() or place.startswith(("/", ".", "~")) or place.count("/") != 1:
-        raise UserError(f"weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/)")
+        raise UserError(
+            f"weights={weights}: no latent reward model there (a folder with unet/ and text_encoder/, or transformer/)"
+        )
     try:
         found = hub_folder(place, patterns=f"{subfolder}/*" if subfolder else None)
     except OutOfReach as error:

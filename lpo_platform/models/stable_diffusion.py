@@ -19,8 +19,8 @@ from lpo_platform.config.schema import CONF
 from lpo_platform.diffusion.ddim import DDIM
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import fields
-from lpo_platform.models.controlnet_dino import ControlNetDinoModel
-from lpo_platform.models.lora import merge, read_all
+from lpo_platform.models.controlnet_dino import KINDS
+from lpo_platform.models.lora import ATTENTION, merge, read_all
 from lpo_platform.models.single_file import SingleFile
 from lpo_platform.models.weights import digest, load, load_config, load_model, locate, split
 
@@ -59,6 +59,7 @@ class StableDiffusion:
     scheduler: ClassVar[str] = "DDIMScheduler"
     """Theirs."""
     branch: ClassVar[type[nn.Module]] = ControlNetModel
+    lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     toy: bool = False
     folders: ClassVar[dict[str, str]] = {"unet": "unet", "text_encoder": "text_encoder"}
     """What the parts that can learn are called in this pipeline's folder."""
@@ -294,6 +295,11 @@ class StableDiffusion:
         return self.vae.config.shift_factor or 0.0
 
     @property
+    def latent_space(self) -> tuple[float, ...]:
+        """What tells the latents of autoencoders apart: their channels, scale and shift."""
+        return self.vae.config.latent_channels, self.vae.config.scaling_factor, self._shift
+
+    @property
     def fingerprint(self) -> str:
         """Changes with every weight file, the resolution and the frozen precision: the model's part of a cache key."""
         changes = [f"{key}={digest(place)}" for key, place in self.changes.items()]
@@ -380,7 +386,9 @@ class StableDiffusion:
             weights, subfolder = split(self.controls[task])
         options = {"setting": "control.weights"} | ({"subfolder": subfolder} if subfolder else {})
         dino = "adapter_size" in load(self.branch.load_config, weights, **options)
-        kind, known = (ControlNetDinoModel, fields.CONTROLNET_DINO) if dino else (self.branch, self.branch_fields)
+        kind, known = self.branch, self.branch_fields
+        if dino:
+            kind, known = KINDS[kind], fields.with_dino(known)
         control = load_model(kind, weights, known, **options)
         self._check_control(control, f"control.weights={weights}")
         return control.to(memory_format=torch.channels_last)
@@ -423,3 +431,14 @@ class StableDiffusion:
         if depth < 4:
             nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=0.1)
         return control
+
+
+@torch.no_grad()
+def without_spread(vae: AutoencoderKL) -> None:
+    """Makes the posterior of an autoencoder as narrow as it can be.
+
+    The pipelines of flow transformers encode a condition with noise of their own; here it is the posterior's mean.
+    """
+    last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
+    half = len(last.weight) // 2
+    last.weight[half:], last.bias[half:] = 0.0, -30.0

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
+
+from lpo_platform.models.lora import ATTENTION
 
 if TYPE_CHECKING:
     from lpo_platform.models.adapter import Adapter
@@ -37,7 +39,10 @@ class Control(Tune):
     unsharded: ClassVar[dict[str, str]] = {}
 
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
-        return {"control": control.requires_grad_(True)}
+        control.requires_grad_(True)
+        for part in adapter.unread_control(control) if hasattr(adapter, "unread_control") else ():
+            part.requires_grad_(False)
+        return {"control": control}
 
     def freeze(self, modules: Modules) -> Modules:
         return _copies(modules)
@@ -69,14 +74,15 @@ class Full(Tune):
 
 
 class Lora(Tune):
-    """Low-rank adapters on the UNet's attention learn (arXiv:2106.09685). The reference is the UNet without them.
+    """Low-rank adapters on the denoiser's attention learn (arXiv:2106.09685). The reference is the one without them.
 
     A starts at N(0, (1 / rank)^2) and B at 0.
 
     Args:
         rank: of the adapters. Published: 4 (LPO, SPO, DDPO on SD-1.5), 64 (LPO and SPO on SDXL).
         alpha: the update is alpha / rank times B A. Published: equal to the rank.
-        targets: ends of the names of the adapted layers. Published: these.
+        targets: ends of the names of the adapted layers. Null takes those that are published for the model
+            (`lora_targets` of its class).
         merged: whether the whole UNet with the adapters added is exported, too: 3.4 GB for SD-1.5, 10.3 GB for SDXL,
             twice with EMA, and the UNet then stays in float32. `model.lora=<export>/lora` needs no such export.
     """
@@ -90,14 +96,16 @@ class Lora(Tune):
         self,
         rank: int = 4,
         alpha: float = 4.0,
-        targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
+        targets: tuple[str, ...] | None = None,
         merged: bool = False,
     ) -> None:
-        self.merged = merged
-        self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
+        self.rank, self.alpha, self.targets, self.merged = rank, alpha, targets, merged
 
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
-        adapter.unet.add_adapter(self.config)
+        targets = list(self.targets or getattr(adapter, "lora_targets", ATTENTION))
+        adapter.unet.add_adapter(
+            LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights="gaussian")
+        )
         return {"unet": adapter.unet}
 
     def freeze(self, modules: Modules) -> Modules:
@@ -107,13 +115,16 @@ class Lora(Tune):
         """The UNet below the adapters, unless it is exported with them inside: half precision would round them away."""
         return [] if self.merged else [weight for weight in modules["unet"].parameters() if not weight.requires_grad]
 
+
 class Reward(Tune):
-    """A latent reward model learns. It starts as a copy of the denoiser's encoder half and text encoders.
+    """A latent reward model learns. It starts as a copy of a part of the denoiser and, of a UNet, of the text encoders.
 
     Args:
         guidance, multi_scale, multi_scale_guidance: see models/latent_reward.py.
         text_projection: a CLIP model, whose text_projection is the first weight of the text tower's projection.
             Published: openai/clip-vit-large-patch14 for SD-1.5. Null starts at the identity.
+        blocks: how many blocks of a transformer it reads. Published: 18 (LPO on SD3), 12 (DiNa-LRM on SD3.5-medium).
+            Null is half of them, of FLUX all double blocks.
         weights: folder or hub id of a reward model to continue from.
     """
 
@@ -128,6 +139,7 @@ class Reward(Tune):
         multi_scale: bool = True,
         multi_scale_guidance: bool = False,
         text_projection: str | None = None,
+        blocks: int | None = None,
         weights: str | None = None,
     ) -> None:
         self.settings = {
@@ -135,16 +147,15 @@ class Reward(Tune):
             "multi_scale": multi_scale,
             "multi_scale_guidance": multi_scale_guidance,
         }
-        self.text_projection, self.weights = text_projection, weights
+        self.text_projection, self.blocks, self.weights = text_projection, blocks, weights
 
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
-        from lpo_platform.models.latent_reward import LatentReward
-        from lpo_platform.models.reward_folder import load_reward, read_text_projection
+        from lpo_platform.models.reward_folder import load_reward, read_text_projection, start_reward
 
         if self.weights is not None:
             return {"reward": load_reward(adapter, self.weights, **self.settings).requires_grad_(True)}
         start = None if self.text_projection is None else read_text_projection(self.text_projection)
-        return {"reward": LatentReward.start(adapter, text_projection=start, **self.settings)}
+        return {"reward": start_reward(adapter, text_projection=start, blocks=self.blocks, **self.settings)}
 
     def freeze(self, modules: Modules) -> Modules:
         return {}
@@ -161,6 +172,19 @@ def adapters_off(unet: nn.Module) -> Iterator[None]:
         yield
     finally:
         unet.enable_adapters()
+
+
+@contextmanager
+def swapped(weights: dict[str, nn.Parameter], others: dict[str, Tensor]) -> Iterator[None]:
+    """The values of `others` in the place of those of these weights. Nothing is copied."""
+    own = {name: weight.data for name, weight in weights.items()}
+    for name, weight in weights.items():
+        weight.data = others[name]
+    try:
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = own[name]
 
 
 def _copies(modules: Modules) -> Modules:

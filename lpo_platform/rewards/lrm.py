@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.latent_reward import LatentReward, Text
-from lpo_platform.models.reward_folder import folder_of, load_reward
+from lpo_platform.models.latent_reward import Text
+from lpo_platform.models.reward_folder import folder_of, load_reward, start_reward
 
 
 class LRM:
@@ -24,7 +24,6 @@ class LRM:
 
     name: ClassVar[str] = "lrm"
     input: ClassVar[str] = "latents"
-    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # its model is half a UNet
 
     def __init__(
         self,
@@ -43,7 +42,7 @@ class LRM:
         """One with a model that has not been trained: lpo-plan counts its work, and reads no weights."""
         made = cls.__new__(cls)
         made.adapter, made.weights, made.timestep, made.batch, made.empty = adapter, "auto", "current", 256, None
-        made.model = LatentReward.start(adapter).requires_grad_(False).eval()
+        made.model = start_reward(adapter).requires_grad_(False).eval()
         return made
 
     @property

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from torch import nn
+from toys.grid import line_of
 
 from lpo_platform.commands import build, job, main
 from lpo_platform.commands.doctor import first_step, input_checks, resource_checks, reward_checks, weight_checks
@@ -260,7 +261,7 @@ def test_an_adapter_that_is_skipped(adapted: Patient, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("method", shipped("method"))
 def test_all_methods_pass(method: str, tmp_path: Path) -> None:
-    found = list(examine(configuration(f"method={method}"), tmp_path))
+    found = list(examine(configuration(*line_of(method)), tmp_path))
     assert [str(finding) for finding in found if finding.state not in ("ok", "not applicable")] == []
     assert {"trainable", "gradient", "loss", "step", "save"} <= {f.check for f in found if f.state == "ok"}
 

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import flux as toy_flux
+from toys import sd3 as toy_sd3
 from toys import stable_diffusion as toy
 from toys.exported import PROMPTS, ROW, SECRET, run_of
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -306,14 +308,23 @@ def test_a_kohya_lora_has_the_names_that_trainers_write(lora: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_flux_in_the_forms_that_it_has(tmp_path: Path) -> None:
-    """A ControlNet in the whole pipeline, a LoRA by itself; ComfyUI reads FLUX as diffusers names it."""
-    weights = toy_flux.folder(tmp_path / "flux")
-    flux = ["model=flux", f"model.weights={weights}", f"model.max_tokens={toy_flux.TOKENS}", "task=lineart"]
-    flux += ["model.control_layers=[1,2]", "control.weights=unet"]
-    run = run_of(tmp_path / "control", "method=cpo", *flux)
+@pytest.mark.parametrize(
+    ("name", "made", "layers", "kind"),
+    [
+        ("flux", toy_flux, "[1,2]", "FluxControlNetPipeline"),
+        ("sd3", toy_sd3, "2", "StableDiffusion3ControlNetPipeline"),
+    ],
+)
+def test_a_flow_transformer_in_the_forms_that_it_has(
+    name: str, made: ModuleType, layers: str, kind: str, tmp_path: Path
+) -> None:
+    """A ControlNet in the whole pipeline; ComfyUI reads transformers as diffusers names them."""
+    weights = made.folder(tmp_path / name)
+    words = [f"model={name}", f"model.weights={weights}", f"model.max_tokens={made.TOKENS}", "task=lineart"]
+    words += [f"model.control_layers={layers}", "control.weights=unet", "model.resolution=64"]
+    run = run_of(tmp_path / "control", "method=cpo", *words)
     pipeline = DiffusionPipeline.from_pretrained(export({"run": str(run), "to": "merged"}))
-    assert type(pipeline).__name__ == "FluxControlNetPipeline"
+    assert type(pipeline).__name__ == kind
     with pytest.raises(UserError, match="diffusers' own key names; what works: to=safetensors"):
         export({"run": str(run), "to": "comfyui"})
 

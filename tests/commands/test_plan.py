@@ -204,3 +204,28 @@ def test_a_shape_that_is_not_known() -> None:
 @pytest.mark.parametrize(("number", "said"), [(12, "12 B"), (1.45e9, "1.45 GB"), (2.1e12, "2.1 TB"), (999, "999 B")])
 def test_size(number: float, said: str) -> None:
     assert size(number) == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layers", "gflop"), [(6, 103_022), (12, 128_807)])
+def test_cpo_on_stable_diffusion_3(layers: int, gflop: float) -> None:
+    """Per sample at 1024 px with cached latents and text, as the stock classes' forwards and backwards add up."""
+    words = ("experiment=cpo_canny_sd3", "data.path=x", "hardware.micro_batch=1", f"model.control_layers={layers}")
+    job = assemble(configuration(*words))
+    assert update(job) / job.method.batch == pytest.approx(1e9 * gflop, rel=0.02)
+
+
+@pytest.mark.slow
+def test_flow_methods_at_full_size_are_planned() -> None:
+    """Everything that such a run computes is counted, and its weights are those of the published classes."""
+    head = 3 * 1536 * 2048 + 2048**2 + 1
+    unread = 1536 * 1536 * 2 + 1536 * 2 + 64 + 2 * 4 * 1536**2 + 5 * 1536  # behind the last tap, of the text alone
+    expected = {
+        "lrm_sd35m": 1_232_739_840 - unread + head, "ddpo_sd35m": 18_776_064, "nft_sd35m": 18_776_064,
+        "lpo_sd3": 2 * 18_776_064, "step_grpo_sd15": None,
+    }  # fmt: skip
+    for name, trained in expected.items():
+        found = plan(configuration(f"experiment={name}", "data.path=x"), Settings(device="h100"))
+        assert found.flops > 0 and sum(found.memory.values()) > 1e9
+        if trained is not None:
+            assert counts(found.job).trained == trained, name

@@ -64,7 +64,7 @@ class Trial:
 
     def train(self, folder: Path, keep: str = "auto", stop: int | None = None) -> dict[str, Tensor]:
         self.job.policy.learning.load_state_dict(self.start)
-        self.job.policy.reference_copy = None
+        self.job.policy.references.clear()
         self.job.cfg.data.cache = keep
         settings, checkup = build.create(self.job.cfg.callbacks), Stop(folder, averaged=True)
         checkup.left = stop
@@ -144,5 +144,5 @@ def test_losers_are_drawn_by_the_starting_weights_however_late(here: Path) -> No
             weight += 0.1 * torch.randn_like(weight)
     job.policy.train()
     assert torch.equal(job.rows()[0]["loser"], before) and job.policy.training
-    job.policy.reference_copy = None
+    job.policy.references.clear()
     assert not torch.equal(job.rows()[0]["loser"], before)

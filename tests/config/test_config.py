@@ -182,7 +182,19 @@ FACTS = {
     "tune": ("control", "full", "lora", "reward"),
     "reward": ("none", "lrm", "random", "toy", "blend", "spm", "consistency", "keypoint_cosine", "oks"),
     "data": ("captioned", "folder", "toy", "prompts", "image_pairs", "toy_pairs"),
-    "method": ("cpo", "control", "control_reward", "dpo_control", "lrm", "lpo", "spo", "diffusion_dpo", "ddpo"),
+    "method": (
+        "cpo",
+        "control",
+        "control_reward",
+        "dpo_control",
+        "lrm",
+        "lpo",
+        "spo",
+        "diffusion_dpo",
+        "ddpo",
+        "nft",
+        "step_grpo",
+    ),
     "task": ("none", "canny"),
 }
 
@@ -197,6 +209,10 @@ def allowed(choice: dict[str, str]) -> bool:
     of_conditions = ("consistency", "keypoint_cosine", "oks", "skeleton_dino")
     branch = choice["control"] != "none" and choice["tune"] == "control" and choice["task"] != "none"
     pairs, by_prompt = choice["data"] in ("image_pairs", "toy_pairs"), choice["data"] in prompts
+    of_latents = unconditional and learned and choice["reward"] in ("lrm", "random") and by_prompt
+    of_pictures = not no_reward and (
+        (branch and choice["data"] in pictures) or (unconditional and learned and by_prompt)
+    )
     return {
         "cpo": branch and no_reward and choice["data"] in pictures,
         "control_reward": branch and no_reward and choice["data"] in pictures,
@@ -205,14 +221,15 @@ def allowed(choice: dict[str, str]) -> bool:
         and choice["data"] in pictures,
         "control": (branch or (unconditional and learned)) and no_reward and choice["data"] in pictures,
         "lrm": unconditional and choice["tune"] == "reward" and no_reward and pairs,
-        "lpo": unconditional and learned and choice["reward"] in ("lrm", "random") and choice["data"] in prompts,
+        "lpo": of_latents,
+        "step_grpo": of_latents,
         "spo": unconditional
         and learned
         and choice["reward"] not in ("none", "lrm", "random", *of_conditions)
         and by_prompt,
         "diffusion_dpo": unconditional and learned and pairs,
-        "ddpo": not no_reward
-        and ((branch and choice["data"] in pictures) or (unconditional and learned and by_prompt)),
+        "ddpo": of_pictures,
+        "nft": of_pictures,
     }[choice["method"]]
 
 
@@ -230,9 +247,6 @@ def by_classes(composed: compose.Composed) -> bool:
     return any(all(need.fits(part_of(composed, group)) for group, need in row.items()) for row in rows)
 
 
-UNET_ONLY = ("method=control_reward", "method=lpo", "method=lrm", "method=spo")
-
-
 def offers(group: str, name: str, value: object) -> str:
     """The options of a group whose class says that value, as an error lists them."""
     said = {option: target and attribute(target, name) for option, target in offered(group)}
@@ -240,20 +254,21 @@ def offers(group: str, name: str, value: object) -> str:
     return " or ".join(f"{group}={option}" for option in fit)
 
 
-@pytest.mark.parametrize("model", ["flux", "tiny_flux"])
-def test_what_needs_a_unet_is_refused_on_flux(model: str):
-    """In a line that says what works instead; what the recipes of FLUX need is not."""
-    for choice in UNET_ONLY:
-        lines = diagnose("train", [f"model={model}", choice, "data=toy"])
-        assert (
-            f"{choice} with model={model}: it works with a unet, and this model's denoiser is a transformer; "
-            f"what works: {offers('method', 'denoisers', 'transformer')}, or {offers('model', 'denoiser', 'unet')}"
-        ) in lines
-        assert not any("denoiser" in line for line in diagnose("train", [choice]))
-    for group, option, instead in (("control", "controlnet_dino", "controlnet"), ("reward", "lrm", "aesthetic")):
-        lines = diagnose("train", [f"model={model}", f"{group}={option}", "data=toy"])
-        (line,) = (line for line in lines if "denoiser" in line)
-        assert line.startswith(f"{group}={option} with model={model}: ") and f"what works: {group}={instead}" in line
+@pytest.mark.parametrize("model", ["tiny", "sdxl", "tiny_flux", "flux", "sd3", "sd35l"])
+def test_what_needs_another_denoiser_is_refused(model: str):
+    """By what each class says, in a line that says what works instead; everything else is not."""
+    denoiser = attribute(dict(offered("model"))[model], "denoiser")
+    for group in ("method", "reward", "control"):
+        for option, target in offered(group):
+            kinds = attribute(target or "", "denoisers", (denoiser,))
+            lines = [line for line in diagnose("train", [f"model={model}", f"{group}={option}"]) if "denoiser" in line]
+            assert bool(lines) == (denoiser not in kinds), (group, option, lines)
+            for line in lines:
+                assert line == (
+                    f"{group}={option} with model={model}: it works with a {' or '.join(kinds)}, and this model's "
+                    f"denoiser is a {denoiser}; what works: {offers(group, 'denoisers', denoiser)}, or "
+                    f"{offers('model', 'denoiser', kinds[0])}"
+                )
     for recipe in (["method=cpo", "task=lineart", "data=toy"], ["experiment=ddpo_toy", "data=toy_prompts"]):
         assert diagnose("train", [f"model={model}", *recipe]) == []
 
@@ -277,7 +292,7 @@ def needed(experiment: str, folder: Path) -> list[str]:
     if experiment.endswith("_toy"):
         return []
     kind = experiment.split("_")[0]
-    place = paths(folder)["prompts" if kind in ("lpo", "spo") else "folder"]
+    place = paths(folder)["prompts" if kind in ("lpo", "spo", "step", "ddpo", "nft") else "folder"]
     if experiment == "pose_ddpo_paper":
         return [*place, "task.weights=w"]
     more = {"lrm": f"data.scores={folder}/prompts.txt", "cpo": "control.weights=w", "controlnetpp": "control.weights=w"}
@@ -294,8 +309,8 @@ def test_every_combination_gets_the_verdict_of_the_classes():
 
 def test_the_check_reads_the_classes(tmp_path: Path):
     for method, control in itertools.product(shipped("method"), shipped("control")):
-        files = compose.source("train", [f"method={method}", f"control={control}"], CONF)
-        composed = compose.compose_from(files, [f"method={method}", f"control={control}"])
+        words = [f"method={method}", f"control={control}", "model=tiny_sd3"]  # which every method can train
+        composed = compose.compose_from(compose.source("train", words, CONF), words)
         problems = check(OmegaConf.create(composed.values), composed.choices, [])
         assert (problems == []) == by_classes(composed), (method, control, problems)
 
@@ -343,8 +358,9 @@ def test_every_option_of_every_group_composes_as_hydra_does_and_passes(group: st
         ("model", "sd15"): ["data=toy"],
         ("model", "sd21"): ["data=toy"],
         ("model", "sdxl"): ["data=toy"],
-        ("model", "flux"): ["data=toy"],
+        **{("model", name): ["data=toy"] for name in ("flux", "sd3", "sd35m", "sd35l")},
         **{("experiment", name): needed(name, tmp_path) for name in shipped("experiment")},
+        ("method", "nft"): ["model=tiny_sd3"],
         ("control", "none"): ["method=control", "task=none", "tune=full"],
         ("task", "none"): ["method=control", "control=none", "tune=full"],
         ("tune", "full"): ["method=control", "control=none", "task=none"],

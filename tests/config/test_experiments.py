@@ -65,6 +65,12 @@ TABLE = {
         "hardware.gradient_checkpointing": True,
     },
 }  # fmt: skip
+TABLE["lrm_sd35m"] = {
+    "model.max_tokens": 128, "tune.blocks": 12, "method.noise": "shared", "method.form": "fidelity",
+    "method.batch": 8 * 4, "optim.lr": 5e-5, "optim.weight_decay": 0.01, "optim.clip": 1.0,
+    "optim.schedule": "constant",
+}  # fmt: skip
+TABLE["lpo_sd3"] = TABLE["lpo_sdxl"] | {"model.noise": "posterior", "method.window": [0, 19]}
 TABLE["lpo_sd21"] = TABLE["lpo_sd15"] | {"model.reward": "casiatao/LRM::lrm_sd15"}
 
 
@@ -125,6 +131,44 @@ def test_a_recipe_asks_for_what_no_hub_has_alone() -> None:
              for line in diagnose("train", [f"experiment={name}"])}  # fmt: skip
     exports = {line for line in asked if line.startswith("control.weights=<export of ")}
     assert asked - exports == NO_HUB.keys() - exports
+
+
+# yifan123/flow_grpo and NVlabs/DiffusionNFT, with PickScore; the two rows of LPO's paper that have no code.
+FLOW = {
+    "ddpo_sd35m": {
+        "method.group": 24, "method.prompts": 48, "method.num_steps": 10, "method.eta": 0.7, "method.guidance": 4.5,
+        "method.window": [0, 9], "method.spread": "batch", "method.clip": 1e-4, "method.advantage_clip": 5.0,
+        "method.batch": 48 * 24 * 9 // 2, "tune.rank": 32, "tune.alpha": 64, "optim.lr": 3e-4,
+        "optim.weight_decay": 1e-4, "callbacks.ema_decay": 0.9, "model.resolution": 512, "model.max_tokens": 128,
+        "model.noise": "sde", "method.weighting": "none", "method.baseline": "group",
+    },
+    "nft_sd35m": {
+        "method.group": 24, "method.prompts": 48, "method.num_steps": 10, "method.guidance": 1.0,
+        "method.strength": 1.0, "method.adaptive": True, "method.scale": 5.0, "method.advantage_clip": 5.0,
+        "method.fraction": 0.99, "method.kl": 1e-4, "method.trail_rise": 0.001, "method.trail_most": 0.5,
+        "method.batch": 48 * 24 * 9, "tune.rank": 32, "tune.alpha": 64, "optim.lr": 3e-4, "optim.weight_decay": 1e-4,
+        "optim.clip": 1.0, "callbacks.ema_decay": 0.9, "model.resolution": 512, "metrics.num_steps": 40,
+    },
+    "step_grpo_sd15": {
+        "method.candidates": 4, "method.clip": 0.1, "method.kl": 0.1, "method.num_steps": 20, "method.guidance": 5.0,
+        "tune.rank": 4, "optim.lr": 6e-5, "method.rounds": 1000, "method.prompts": 20,
+    },
+    "cpo_canny_sd3": {
+        "method.form": "soft", "method.beta": 5000.0, "method.margin": 0.005, "method.pretrain_weight": 0.05,
+        "method.batch": 256, "optim.lr": 1e-8, "model.controls.canny": "InstantX/SD3-Controlnet-Canny",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(FLOW))
+def test_an_experiment_has_the_numbers_of_its_source(name: str, tmp_path: Path) -> None:
+    place = tmp_path / "prompts.json"
+    place.touch()
+    overrides = [f"experiment={name}", f"data.path={tmp_path if name.startswith('cpo') else place}"]
+    assert diagnose("train", overrides) == []
+    cfg = OmegaConf.create(compose.compose("train", overrides, [], CONF).values)
+    assert {key: OmegaConf.select(cfg, key) for key in FLOW[name]} == FLOW[name]
+    assert cfg.model.name == name.split("_")[-1] and cfg.method.batch % cfg.hardware.micro_batch == 0
 
 
 # The scripts of ZonglinL/CPO and of ControlNet++. A batch is 4 (ControlNet++: 8) GPUs x 8 pictures x accumulation; the
@@ -250,7 +294,8 @@ def test_an_experiment_of_control_has_the_published_numbers(name: str, tmp_path:
 
 
 def test_every_experiment_of_control_is_in_the_table() -> None:
-    named = {name for name in shipped("experiment") if name.startswith(("cpo", "control")) and "flux" not in name}
+    others = [name for name in shipped("experiment") if "flux" in name or name in FLOW]
+    named = {name for name in shipped("experiment") if name.startswith(("cpo", "control"))} - {*others}
     assert named == set(CONTROL)
 
 

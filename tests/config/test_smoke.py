@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from toys.grid import line_of
 
 from lpo_platform.config import compose, smoke
 from lpo_platform.config.batch_size import batch_problem
@@ -30,8 +31,8 @@ def small(values: dict) -> None:
 
 @pytest.mark.parametrize("method", shipped("method"))
 def test_every_method_is_small_and_right(method: str) -> None:
-    small(composed(f"method={method}"))
-    assert diagnose("train", [f"method={method}", "debug=smoke"]) == []
+    small(composed(*line_of(method)))
+    assert diagnose("train", [*line_of(method), "debug=smoke"]) == []
 
 
 def test_every_recipe_is_small() -> None:

@@ -289,7 +289,7 @@ def test_all_learns_but_the_token_of_masked_patches() -> None:
     silent = {name for name, weight in made.named_parameters() if weight.grad is None or not weight.grad.any()}
     assert silent == {"learning.control.dino.model.embeddings.mask_token"}
     assert set(made.trainable()) == {name for name, _ in made.named_parameters()} - silent
-    assert not any(weight.requires_grad for weight in made.reference_copy["control"].parameters())
+    assert not any(weight.requires_grad for weight in made.frozen[0].parameters())
 
 
 @pytest.mark.parametrize("share_timestep", [False, True])
@@ -297,7 +297,7 @@ def test_cpo_step_equals_the_plain_schedule(share_timestep: bool) -> None:
     """Five forwards, each looking at its condition anew, after the policy has left the reference."""
     made, data = policy(), toy_policy.batch()
     step = toy_policy.method(made, form="hard", beta=5000.0, margin=0.01, share_timestep=share_timestep)
-    reference = made.reference_copy["control"]
+    reference = made.frozen[0]
     with torch.no_grad():
         for weight in made.trainable().values():
             weight += 0.03 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -382,7 +382,7 @@ def test_prepared_features_of_the_reference_are_those_it_would_find(started: tup
         for weight in made.control.dino.parameters():
             weight += 0.01
     assert CPO.columns({"cache_features": True}) == (*CPO.needs, "features")
-    seen = looks(made.control, made.reference_copy["control"])
+    seen = looks(made.control, made.frozen[0])
     found, _ = step.loss(batch)
     assert seen == [4]
     expected, _ = step.loss({name: value for name, value in batch.items() if name != "features"})

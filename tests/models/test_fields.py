@@ -19,6 +19,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxControlNetModel,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
+    SD3Transformer2DModel,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -44,6 +46,8 @@ CLASSES = {
     AutoencoderKL: fields.VAE,
     FluxTransformer2DModel: fields.FLUX,
     FluxControlNetModel: fields.FLUX_CONTROLNET,
+    SD3Transformer2DModel: fields.SD3,
+    SD3ControlNetModel: fields.SD3_CONTROLNET,
     FlowMatchEulerDiscreteScheduler: fields.FLOW_MATCH,
     DDIMScheduler: fields.DDIM,
 }
@@ -269,6 +273,7 @@ REFUSED = {
     "latents_std": [1.0, 1.0, 1.0, 1.1],
     "patch_size": 2,
     "num_mode": 10,
+    "extra_conditioning_channels": 1,
     "conditioning_embedding_channels": 16,
     "num_train_timesteps": 500,
     "shift_terminal": 0.1,

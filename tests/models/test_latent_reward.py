@@ -396,6 +396,9 @@ class Pairs(Readable):
         return {"moments": self.moments[row], "tokens": self.tokens[row], "labels": self.labels[row]}
 
 
+COLUMNS = ("moments", "tokens", "labels")  # the text encoders of a UNet's reward model learn
+
+
 def trainer(adapter: StableDiffusion, **options: object) -> LRM:
     torch.manual_seed(0)
     made = LRM(policy=Policy(adapter, Reward()), optim=AdamW(), seed=0, steps=1, batch=6, **options)
@@ -408,12 +411,12 @@ def test_micro_batches_have_the_gradient_of_the_weighted_batch(adapters: dict[st
     rows, step = Pairs(adapter), trainer(adapter)
     gradients = {}
     for micro_batch in (6, 2):
-        parts = batches(rows, LRM.needs, batch=6, micro_batch=micro_batch)
+        parts = batches(rows, COLUMNS, batch=6, micro_batch=micro_batch)
         for part in parts:
             (step.loss(part)[0] / len(parts)).backward()
         gradients[micro_batch] = [p.grad.clone() for p in step.policy.trainable().values() if p.grad is not None]
         step.zero_grad()
-    (whole,) = batches(rows, LRM.needs, batch=6, micro_batch=6)
+    (whole,) = batches(rows, COLUMNS, batch=6, micro_batch=6)
     process, total = adapter.process, torch.zeros(())
     for i, position in enumerate(whole["position"].tolist()):
         t = process.times(20)[noise.integers([position], 20, seed=0, stream="reward/t")].expand(2)
@@ -449,7 +452,7 @@ def test_pictures_of_a_pair_share_t_and_perhaps_noise(
 ) -> None:
     """Where both pictures have the same latent, shared noise makes a tie of them."""
     step = trainer(adapters["tiny"], noise=kind)
-    (batch,) = batches(Pairs(adapters["tiny"]), LRM.needs, batch=6, micro_batch=6)
+    (batch,) = batches(Pairs(adapters["tiny"]), COLUMNS, batch=6, micro_batch=6)
     batch["moments"] = torch.cat(
         [torch.zeros_like(batch["moments"][:, :, :4]), torch.full_like(batch["moments"][:, :, 4:], -60)], 2
     )

@@ -73,7 +73,7 @@ def test_cpo_step_equals_the_plain_schedule(form: str) -> None:
     """In loss and in every gradient, after the policy has moved away from the reference."""
     policy, data = control_policy(), batch()
     step = method(policy, form=form, beta=5000.0, margin=0.01, pretrain_weight=0.3)
-    reference = policy.reference_copy["control"]
+    reference = policy.frozen[0]
     with torch.no_grad():
         for weight in policy.trainable().values():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))

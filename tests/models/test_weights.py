@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from toys import sd3 as toy_sd3
 from toys import stable_diffusion as toy
 from transformers import Dinov2Model
 
@@ -30,7 +31,8 @@ ELSEWHERE = {"vae": "tiny::vae", "text_encoder": "tiny::text_encoder", "tokenize
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("folders")
-    return {"tiny": ASSETS / "tiny", "flux": ASSETS / "tiny_flux", "xl": toy.stable_diffusion_xl(root / "xl")}
+    made = {"xl": toy.stable_diffusion_xl(root / "xl"), "sd3": toy_sd3.folder(root / "sd3")}
+    return {"tiny": ASSETS / "tiny", "flux": ASSETS / "tiny_flux"} | made
 
 
 def stable_diffusion(folder: Path) -> object:
@@ -62,6 +64,9 @@ PARTS: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     "reward's text": ("tiny", "lrm/text_encoder", reward, "encoder.layers.1.mlp.fc1.weight"),
     "sdxl's second text encoder": ("xl", "text_encoder_2", xl, "text_projection.weight"),
     "transformer": ("flux", "transformer", flux, "x_embedder.weight"),
+    "sd3's transformer": ("sd3", "transformer", toy_sd3.load, "pos_embed.proj.weight"),
+    "sd3's text encoder": ("sd3", "text_encoder", toy_sd3.load, "text_projection.weight"),
+    "sd3's T5": ("sd3", "text_encoder_3", toy_sd3.load, "encoder.block.0.layer.1.DenseReluDense.wo.weight"),
     "T5": ("flux", "text_encoder_2", flux, "encoder.block.0.layer.1.DenseReluDense.wo.weight"),
 }
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from toys import stable_diffusion
 
-from lpo_platform.config.options import shipped
+from lpo_platform.config.options import offered, shipped
+from lpo_platform.config.signature import attribute
 from lpo_platform.models.latent_reward import LatentReward
 from lpo_platform.models.reward_folder import save_reward
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
@@ -29,6 +30,15 @@ VARIANTS = {
     "tiny_flux": [
         ("method=ddpo", *TEXT_TO_IMAGE, "tune=lora", CHECKPOINTING),
         ("method=control", "control=none", "task=none", "tune=full"),
+    ],
+    "tiny_sd3": [
+        ("method=ddpo", *TEXT_TO_IMAGE, "tune=lora", CHECKPOINTING),
+        ("method=nft", "tune=lora"),
+        ("method=nft", "control=controlnet", "task=canny", "tune=control", "reward=consistency", "data=toy"),
+        ("method=lpo", "tune=lora", CHECKPOINTING, "model.noise=posterior"),
+        ("method=lrm", "method.form=fidelity", "method.noise=shared", CHECKPOINTING),
+        ("method=cpo", "control=controlnet_dino"),
+        ("method=control", "control=none", "task=none", "tune=full", "tune.text_encoder=true"),
     ],
     "sdxl": [
         ("method=diffusion_dpo", "tune.text_encoder=true"),
@@ -59,6 +69,19 @@ def cells() -> Iterator[Cell]:
         lines += [(f"method={method}", CHECKPOINTING) for method in shipped("method")] if name == "tiny" else []
         for words in [*lines, *variants]:
             yield from (Cell(name, words, precision) for precision in PRECISIONS)
+
+
+def line_of(method: str) -> list[str]:
+    """The words for a method, with an embedded model that it can train where the default one is of another kind."""
+    kinds = attribute(dict(offered("method"))[method], "denoisers")
+    return [f"method={method}", *([] if "unet" in kinds else ["model=tiny_sd3"])]
+
+
+def refused(cell: Cell) -> bool:
+    """Whether the class of a cell's method says that it trains no such model."""
+    method, model = (dict(offered(group)) for group in ("method", "model"))
+    name = next(word.split("=")[1] for word in cell.words if word.startswith("method="))
+    return attribute(model[cell.model], "denoiser") not in attribute(method[name], "denoisers")
 
 
 def model(name: str, folder: Path) -> list[str]:

@@ -148,9 +148,9 @@ def train(job: Job, hardware: Hardware) -> dict[str, Any]:
     """As build.fit trains, without a command line: start, gradients, weights and their average as flat vectors."""
     step, seen, ema = method(job), Seen(), EMA()
     if job.double:
-        for module in (step.policy, step.policy.adapter.unet, *(step.policy.reference_copy or {}).values()):
+        for module in (step.policy, step.policy.adapter.unet, *step.policy.frozen):
             module.double()
-    for module in (step.policy, *(step.policy.reference_copy or {}).values()):
+    for module in (step.policy, *step.policy.frozen):
         module.to(memory_format=torch.channels_last)  # as the adapters load what learns
     hardware.prepare(step.policy.networks)
     step.train()

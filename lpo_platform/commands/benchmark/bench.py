@@ -15,9 +15,16 @@ from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.method import Method
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.random_flux import FluxShape, RandomFlux
-from lpo_platform.models.random_weights import RandomStableDiffusion, Shape, random_model
+from lpo_platform.models.random_sd3 import RandomStableDiffusion3, SD3Shape
+from lpo_platform.models.random_weights import Shape, random_model
+from lpo_platform.models.stable_diffusion import StableDiffusion
 
-Plain, PlainFlux = released("cpo").Parts, released("flux").FluxParts
+Plain = released("cpo").Parts
+TRANSFORMERS = {
+    FluxShape: (RandomFlux, released("flux").FluxParts),
+    SD3Shape: (RandomStableDiffusion3, released("sd3").SD3Parts),
+}
+"""Of a transformer's shape: the model with random weights, and the modules of a plain step."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +38,17 @@ class Setting:
     hardware: Hardware | None
     seed: int
 
-    def model(self) -> RandomStableDiffusion | RandomFlux:
-        make = RandomFlux if isinstance(self.shape, FluxShape) else random_model
+    def model(self) -> StableDiffusion:
+        make, _ = TRANSFORMERS.get(type(self.shape), (random_model, Plain))
         return make(self.shape, resolution=self.resolution, device=self.device)
 
     def parts(self, policy: Policy, reference: nn.Module) -> Plain:
         """The modules of a plain step of a ControlNet."""
         model = policy.adapter
-        kind = PlainFlux if isinstance(self.shape, FluxShape) else Plain
+        _, kind = TRANSFORMERS.get(type(self.shape), (random_model, Plain))
         return kind(model.unet, model.vae, model.text_encoder, policy.control, reference)
 
-    def columns(self, model: RandomStableDiffusion | RandomFlux, count: int, *pictures: str) -> dict[str, Tensor]:
+    def columns(self, model: StableDiffusion, count: int, *pictures: str) -> dict[str, Tensor]:
         """A batch of `count` samples whose pictures are noise."""
         size = (count, 3, model.resolution, model.resolution)
         columns = {name: torch.rand(size, device=model.device) for name in pictures}
@@ -71,7 +78,7 @@ class Bench(ABC):
         published: what the stock classes of diffusers and transformers need, in GFLOP per unit, by model and by part,
             at the model's own resolution. The README of this folder says how these figures were counted.
         without_sdxl: the method's name, where its authors do not train SDXL.
-        without_flux: the reason why FLUX has no such step.
+        without_transformer: the reason why flow transformers have no such step.
     """
 
     variants: ClassVar[tuple[str, ...]]
@@ -79,7 +86,7 @@ class Bench(ABC):
     options: ClassVar[dict[str, Any]] = {}
     published: ClassVar[dict[str, dict[str, float]]]
     without_sdxl: ClassVar[str | None] = None
-    without_flux: ClassVar[str | None] = None
+    without_transformer: ClassVar[str | None] = None
 
     units: int
     autocast: Callable[[], AbstractContextManager]
@@ -99,11 +106,11 @@ class Bench(ABC):
     ) -> Self:
         """device may be "meta", where a step is counted, not computed; hardware says device and precision.
 
-        Raises UserError for SDXL where the original has none, and for FLUX where it makes no sense.
+        Raises UserError for SDXL where the original has none, and for a transformer where there is no plain form.
         """
-        if isinstance(shape, FluxShape):
-            if cls.without_flux:
-                raise UserError(f"--model {shape.name}: {cls.without_flux}")
+        if type(shape) in TRANSFORMERS:
+            if cls.without_transformer:
+                raise UserError(f"--model {shape.name}: {cls.without_transformer}")
         elif cls.without_sdxl and shape.text_encoder_2 is not None:
             raise UserError(f"--model {shape.name}: the original of {cls.without_sdxl} has no SDXL; use --model sd15")
         torch.manual_seed(seed)

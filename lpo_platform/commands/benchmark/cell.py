@@ -19,6 +19,7 @@ from lpo_platform.commands.benchmark.waits import host_waits
 from lpo_platform.commands.plan.count import flops, peak
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_flux import FLUX
+from lpo_platform.models.random_sd3 import SD3, SD35L, SD35M
 from lpo_platform.models.random_weights import SD15, SD21, SDXL, tiny
 
 STEPS: dict[str, type[Bench]] = {
@@ -34,7 +35,8 @@ STEPS: dict[str, type[Bench]] = {
     "ddpo-round": ddpo.Round,
     "generate": Generation,
 }
-MODELS = {"tiny": tiny, "sd15": lambda: SD15, "sd21": lambda: SD21, "sdxl": lambda: SDXL, "flux": lambda: FLUX}
+PUBLISHED = (SD15, SD21, SDXL, SD3, SD35M, SD35L, FLUX)
+MODELS = {"tiny": tiny} | {shape.name: lambda shape=shape: shape for shape in PUBLISHED}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from lpo_platform.commands.terminal import VERSION
 
 WHAT = ("cpo", "cpo-dino", "control", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration")
 WHAT += ("ddpo-update", "ddpo-round", "generate", "pipeline")
-MODELS = ("tiny", "sd15", "sd21", "sdxl", "flux")
+MODELS = ("tiny", "sd15", "sd21", "sdxl", "sd3", "sd35m", "sd35l", "flux")
 OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
 

@@ -33,7 +33,7 @@ class ControlRewardStep(ControlStep):
     """A step has five pictures for each one of `batch`, so that one fifth of them is rewarded."""
 
     without_sdxl: ClassVar[str] = "ControlNet++"
-    without_flux: ClassVar[str] = "its share of rewarded timesteps is DDIM's; use method=control or method=cpo"
+    without_transformer: ClassVar[str] = "ControlNet++ was released for UNets; use --model sd15"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,

@@ -37,7 +37,7 @@ class CPODinoStep(CPOStep):
 
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact", "cached", "shared", "online")
     options: ClassVar[dict[str, Any]] = {"form": "hard", "steps": 20}
-    without_flux: ClassVar[str] = "DINO is added to a UNet's ControlNet; use control=controlnet"
+    without_transformer: ClassVar[str] = "CPO with DINO was released for UNets; use --model sd15"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {
             "UNet": 803.3,

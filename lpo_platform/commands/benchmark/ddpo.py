@@ -45,7 +45,7 @@ class DDPOBench(Bench):
     variants: ClassVar[tuple[str, ...]] = ("plain", "plain-ckpt", "plain-unfrozen", "exact", "exact-ckpt")
     unit: ClassVar[str] = "transition"
     options: ClassVar[dict[str, Any]] = {"steps": 10, "micro": 16, "train_batch": 1}
-    without_flux: ClassVar[str] = "its authors' form is DDIM's; use --model sdxl"
+    without_transformer: ClassVar[str] = "its authors' form is DDIM's; use --model sdxl"
 
     method: DDPO
     plain: plain.Parts

@@ -36,7 +36,7 @@ class Generation(Bench):
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact")
     unit: ClassVar[str] = "picture"
     options: ClassVar[dict[str, Any]] = {"steps": 20}
-    without_flux: ClassVar[str] = "without guidance plain and ours do the same work; use --model sdxl"
+    without_transformer: ClassVar[str] = "without guidance plain and ours do the same work; use --model sdxl"
     # the loser of a ControlNet with DINO, 65.4 TFLOP, without what DINO takes of it
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {"UNet": 803.3, "ControlNet": 283.3, "VAE decoder": 2514.5, "text encoder": 13.3, "plain": 46000.0}

@@ -40,7 +40,7 @@ class LPOBench(Bench):
         valid: share of a rollout's (prompt, step) that give a pair. It is an assumption: no publication states it.
     """
 
-    without_flux: ClassVar[str] = "its reward model is half a UNet; use method=ddpo with a reward of pictures"
+    without_transformer: ClassVar[str] = "LPO was released for UNets; use --model sdxl"
     # K = 4 candidates; with and without prompt
     published_parts: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {"UNet": 803.0, "LRM tower, 8 halves": 2091.0, "LRM text encoders, 8 sequences": 105.0},

@@ -29,7 +29,7 @@ PROMPT = "a photograph of an astronaut who rides a horse on the moon in bright s
 class LRMStep(Bench):
     variants: ClassVar[tuple[str, ...]] = ("plain", "exact")
     unit: ClassVar[str] = "pair"
-    without_flux: ClassVar[str] = "a latent reward model is half a UNet; use a model of Stable Diffusion's"
+    without_transformer: ClassVar[str] = "LRM was released for UNets; use --model sdxl"
     published: ClassVar[dict[str, dict[str, float]]] = {
         "sd15": {"encoder half": 261.0, "VAE encoder": 1117.0, "text encoders": 105 / 8},
         "sdxl": {"encoder half": 2933.0, "VAE encoder": 4879.0, "text encoders": 880 / 8},

@@ -15,7 +15,7 @@ ROUNDED = 1e-4  # a LoRA's factors are multiplied on writing and divided on read
 
 
 def has_reference(policy: Policy) -> bool:
-    return policy.reference_copy is not None
+    return policy.has_reference()
 
 
 def reference(look: Look, before: Tensor) -> Finding:

@@ -27,10 +27,12 @@ from lpo_platform.tracking.report.report import title
 
 LICENCES = {  # of the weights that conf/model names
     "tiny": "apache-2.0", "tiny_flux": "apache-2.0", "sd15": "creativeml-openrail-m", "sd21": "openrail++",
-    "sdxl": "openrail++", "flux": "other",
+    "sdxl": "openrail++", "flux": "other", "tiny_sd3": "apache-2.0", "sd3": "other", "sd35m": "other",
+    "sd35l": "other",
 }  # fmt: skip
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~\w*)?/(?:[^\s,'\"\]}=/]+/)*([^\s,'\"\]}=/]*)")
-CHANGES = ("unet", "transformer", "vae", "text_encoder", "lora")  # keys of a model that put something in a part's place
+# keys of a model that put something in a part's place
+CHANGES = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "lora")
 BASE, HERE, CONDITION = "<the base model>", "<this folder>", "<condition image>"
 NODES = {
     "control": "Load ControlNet Model (`models/controlnet`)",
@@ -195,14 +197,14 @@ def _call(trained: Trained) -> Iterator[str]:
     steps = metrics.get("num_steps") or model["num_inference_steps"]
     guidance = model["guidance"] if metrics.get("guidance") is None else metrics["guidance"]
     side = model["resolution"]
-    if not trained.flux:
+    if not trained.transformer:
         yield "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)"
     yield 'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")'
     given = ""
     if trained.kind == "control":
         task = trained.run.option("task")
         yield f'condition = load_image("{CONDITION}")  # of {task}, as in samples/condition of the run'
-        given = f"    {'control_image' if trained.flux else 'image'}=condition,\n"
+        given = f"    {'control_image' if trained.transformer else 'image'}=condition,\n"
     yield f"""picture = pipeline(
     {json.dumps(_prompt(trained))},
 {given}    num_inference_steps={steps},

@@ -14,7 +14,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion import noise
 from lpo_platform.evaluation.evaluation import Evaluation
 from lpo_platform.models.adapter import Condition
-from lpo_platform.models.controlnet_dino import ControlNetDinoModel
+from lpo_platform.models.controlnet_dino import KINDS
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.sampling import Sampling, sample_latents
 from lpo_platform.models.stable_diffusion import StableDiffusion
@@ -81,10 +81,11 @@ def pipeline_of(adapter: StableDiffusion, trained: dict[str, nn.Module]) -> Diff
 
 
 def stock(folder: Path) -> nn.Module:
-    """The module of a folder, by the class that its config.json names; one class is ours."""
+    """The module of a folder, by the class that its config.json names; those with DINO are ours."""
     config = read_json(folder / "config.json")
-    if config.get("_class_name") == ControlNetDinoModel.__name__:
-        kind: type[Any] = ControlNetDinoModel
+    ours = {kind.__name__: kind for kind in KINDS.values()}
+    if config.get("_class_name") in ours:
+        kind: type[Any] = ours[config["_class_name"]]
     else:
         names = (
             (diffusers, config["_class_name"]) if "_class_name" in config else (transformers, *config["architectures"])

@@ -20,7 +20,7 @@ from lpo_platform.data.picture_files import save_png
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.controlnet_dino import ControlNetDinoModel
+from lpo_platform.models.controlnet_dino import WithDino
 from lpo_platform.models.export import restore
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.reward_folder import load_reward
@@ -60,7 +60,7 @@ def publish(trained: Trained, to: str, folder: Path, metadata: dict[str, str]) -
     ours = draw(policy, scene)
     form: Form = FORMS[to](trained, create(cfg.model))
     form.write(folder, metadata)
-    if isinstance(form.modules.get("controlnet"), ControlNetDinoModel):
+    if isinstance(form.modules.get("controlnet"), WithDino):
         reader, theirs = "the platform", _draw_own(policy, form, folder, scene)
     else:
         del policy

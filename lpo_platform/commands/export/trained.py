@@ -38,7 +38,7 @@ class Trained:
         return next((kind for name, kind in named.items() if name in self.parts), "full")
 
     @property
-    def flux(self) -> bool:
+    def transformer(self) -> bool:
         return attribute(self.run.config["model"]["_target_"], "denoiser") == "transformer"
 
     def config(self, part: str) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def _reason(trained: Trained, to: str) -> str | None:
         return "a ControlNet with DINO is a class of this platform, not a stock one"
     if to != "comfyui":
         return None
-    if trained.flux:
-        return "ComfyUI reads FLUX in diffusers' own key names"
+    if trained.transformer:
+        return "ComfyUI reads transformers in diffusers' own key names"
     if (levels := len(control.get("conditioning_embedding_out_channels", range(4)))) != 4:
         return f"this ControlNet scales its condition down {levels - 1} times, the original layout knows 3 only"
     return None

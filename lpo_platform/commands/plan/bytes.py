@@ -47,7 +47,7 @@ def counts(job: PlannedJob) -> Counts:
     policy = job.policy
     trained = learning(policy)
     parts = {id(part): part for part in (*policy.adapter.parts, *policy.learning.values())}
-    reference = sum(count(part) for part in (policy.reference_copy or {}).values())
+    reference = sum(count(part) for part in policy.frozen)
     reward = getattr(getattr(job.method, "reward", None), "model", None)
     return Counts(trained, sum(map(count, parts.values())) - trained, reference, count(reward) if reward else 0)
 
@@ -107,16 +107,18 @@ def checkpoint(policy: Policy, optim: Optim, *, averaged: bool) -> int:
 
 
 def exported(policy: Policy) -> int:
-    """Bytes of what learns as models/export.py writes it: a reward model's UNet is whole again, and its head stands in
-    two files."""
+    """Bytes of what learns as models/export.py writes it: the UNet of a reward model is whole again, and its head
+    stands in two files."""
     total = 0
     for module in policy.learning.values():
         adapter = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
         if hasattr(module, "peft_config"):
             total += adapter + (count(module) - adapter if policy.tune.merged else 0)
         elif isinstance(module, LatentReward):
-            towers = count(module.unet) + count(module.text_encoders)
-            total += count(module) + count(policy.adapter.unet) - count(module.unet) + count(module) - towers
+            total += count(module)
+            if module.trains_text:
+                towers = count(module.unet) + count(module.text_encoders)
+                total += count(policy.adapter.unet) - count(module.unet) + count(module) - towers
         else:
             total += count(module)
     return FULL * total

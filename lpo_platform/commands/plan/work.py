@@ -50,7 +50,7 @@ class PlannedJob:
     @property
     def needs(self) -> tuple[str, ...]:
         asked = get_class(self.cfg.method._target_).columns(self.cfg.method)
-        text = "tokens" if self.policy.trains_text else "text"
+        text = "tokens" if self.policy.reads_tokens else "text"
         return tuple(text if name == "text" else name for name in asked if name != "control" or self.cfg.get("task"))
 
     @property

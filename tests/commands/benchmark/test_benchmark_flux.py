@@ -1,9 +1,10 @@
-"""The benchmark of FLUX compares like with like: stock diffusers' steps and ours give one loss and one gradient."""
+"""The benchmark of flow transformers compares like with like: stock steps and ours give one loss and one gradient."""
 
 import pytest
 import torch
 from parity.cpo import Draws, plain_losses
 from toys import flux as toy_flux
+from toys import sd3 as toy_sd3
 from toys import stable_diffusion as toy_stable_diffusion
 from toys.benchmark import step_flops
 from toys.shapes import TOY
@@ -14,6 +15,7 @@ from lpo_platform.commands.benchmark.cpo import SETTINGS, CPOStep
 from lpo_platform.commands.plan.count import flops
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.random_flux import FLUX, FluxShape, RandomFlux
+from lpo_platform.models.random_sd3 import SD3Shape
 from lpo_platform.models.random_weights import Shape
 from lpo_platform.models.shared_encoder import encode
 
@@ -31,7 +33,16 @@ def gradient(bench: CPOStep | ControlStep) -> torch.Tensor:
     return torch.cat([weight.grad.flatten() for weight in bench.plain.control.parameters() if weight.grad is not None])
 
 
-@pytest.mark.parametrize("shape", [TOY, toy()], ids=["sd", "flux"])
+def sd3() -> SD3Shape:
+    words, clips = toy_stable_diffusion.tokenizer(), ((24, 10), (32, 12))
+    texts = (toy_stable_diffusion.text_config(words, width, projection_dim=size).to_dict() for width, size in clips)
+    made = toy_sd3.transformer(), toy_sd3.vae()
+    configs = ({name: value for name, value in part.config.items() if name[0] != "_"} for part in made)
+    t5 = toy_sd3.encoder().config.to_dict()
+    return SD3Shape("toy", 32, *configs, *texts, t5, max_tokens=toy_sd3.TOKENS, control_layers=2)
+
+
+@pytest.mark.parametrize("shape", [TOY, toy(), sd3()], ids=["sd", "flux", "sd3"])
 def test_the_plain_supervised_step_and_ours_are_one(shape: Shape) -> None:
     bench, losses, gradients = ControlStep.build(shape, batch=3), [], []
     for variant in ControlStep.variants:
@@ -44,8 +55,9 @@ def test_the_plain_supervised_step_and_ours_are_one(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("share_timestep", [False, True])
-def test_the_plain_cpo_step_and_ours_are_one(share_timestep: bool) -> None:
-    bench = CPOStep.build(toy(), batch=3, form="soft")
+@pytest.mark.parametrize("shape", [toy(), sd3()], ids=["flux", "sd3"])
+def test_the_plain_cpo_step_and_ours_are_one(share_timestep: bool, shape: Shape) -> None:
+    bench = CPOStep.build(shape, batch=3, form="soft")
     method, batch, control = bench.method, bench.batch, bench.plain.control
     torch.manual_seed(1)
     with torch.no_grad():
@@ -95,5 +107,6 @@ def test_flux_has_the_published_size() -> None:
 
 @pytest.mark.parametrize("what", sorted(set(cell.STEPS) - {"cpo", "control"}))
 def test_what_flux_has_no_plain_form_of_says_why(what: str) -> None:
-    with pytest.raises(UserError, match=r"--model flux: .*; use "):
-        cell.Cell(what, "flux").build(device="meta")
+    for model in ("flux", "sd3"):
+        with pytest.raises(UserError, match=rf"--model {model}: .*; use "):
+            cell.Cell(what, model).build(device="meta")
