@@ -38,12 +38,12 @@ def examine(cfg: DictConfig, folder: Path) -> Iterator[Finding]:
     """The findings one by one; folder: for caches, a checkpoint and an export, all small."""
     hardware: Hardware = build.create(cfg.hardware)
     short = small(cfg, hardware.processes)
-    made: list[job.Job] = []
-    yield from checked("set-up", lambda: made.append(assemble(short, folder)) or ())
+    assembled: list[job.Job] = []
+    yield from checked("set-up", lambda: assembled.append(assemble(short, folder)) or ())
     yield from checked("memory", lambda: resource_checks.room(cfg, Path.cwd()))
-    if not made:
+    if not assembled:
         return
-    (ready,) = made
+    (ready,) = assembled
     yield from checked("data", lambda: resource_checks.readable(ready))
     rows: list[Rows | None] = []
     yield from checked("columns", lambda: rows.append(ready.rows()) or [resource_checks.columns(ready, made(rows[0]))])
