@@ -4,7 +4,7 @@ import importlib.util
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,12 +48,12 @@ class Row:
                 yield from ((name, file) for file in files if file.endswith((".json", ".txt")))
 
 
-def rehearse(recipe: Recipe, line: list[str], folder: Path, cache: Path) -> Row:
+def rehearse(recipe: Recipe, line: Callable[[], list[str]], folder: Path, cache: Path) -> Row:
     """Leaves the run in `folder`; whatever goes wrong stands in the row."""
     row, started = Row(recipe.title), time.monotonic()
     read.forget(cache)
     try:
-        _fill(row, line, folder)
+        _fill(row, line(), folder)
     except Exception as error:  # one recipe's fault is a row of the table
         row.fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if not isinstance(error, UserError):

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from toys.published import hub, networks
@@ -26,7 +27,7 @@ def rehearse_all(folder: Path, cache: Path, names: Sequence[str] = ()) -> list[R
         if lacking := [name for name in recipe.needs if name not in exports]:
             row = Row(recipe.title, fault=f"it starts from {lacking[0]}, which failed")
         else:
-            row = rehearse(recipe, recipe.line(local, exports), place, cache)
+            row = rehearse(recipe, partial(recipe.line, local, exports), place, cache)
         if not row.fault:
             exports[recipe.name] = exported(place)
         rows.append(row)
