@@ -12,9 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # make test starts one for each core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # as a shell leaves it for what it starts in the background; a process that a test interrupts would never end
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    # as a shell and nohup leave them for what they start in the background; a process that a test interrupts would
+    # never end
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -108,6 +108,8 @@ class LPO(Online):
         if not 0 <= first < last <= self.num_steps:
             raise UserError(f"method.window=[{first}, {last}]: what works: 0 <= first < last <= {self.num_steps}")
         *_, std = steps(self.policy.adapter.process, self.num_steps, self.eta)
+        if std.is_meta:  # a plan counts without values
+            return slice(first, last)
         silent = (std[first:last] <= 0).tolist()
         count = silent.index(True) if True in silent else last - first
         if count == 0:

@@ -52,5 +52,4 @@ def test_a_mistake(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--what", "nothing"], 2)])
 def test_the_benchmark(arguments: list[str], code: int, tmp_path: Path) -> None:
-    program = f"runpy.run_path({str(REPO / 'launchers' / 'benchmark.py')!r}, run_name='__main__')"
-    assert cold(program, *arguments, cwd=tmp_path)[0] == code
+    assert cold(script("lpo-benchmark"), *arguments, cwd=tmp_path)[0] == code

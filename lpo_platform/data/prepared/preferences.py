@@ -53,7 +53,7 @@ def _encode(items: list[object], source: Preferences, adapter: Adapter, text: bo
     rows: list[Preference] = source.draw(items) if hasattr(source, "draw") else items
     tokens = adapter.tokenize([row.caption for row in rows])
     columns = {
-        "moments": torch.stack([adapter.encode_moments(row.images.to(adapter.device)).half() for row in rows]),
+        "moments": torch.stack([adapter.encode_moments(row.images.to(adapter.device)) for row in rows]).half(),
         "tokens": tokens,
         "labels": torch.stack([row.labels for row in rows]),
         "gaps": torch.tensor([row.gaps or (torch.nan,) * 3 for row in rows]),

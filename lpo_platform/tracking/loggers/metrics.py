@@ -58,8 +58,8 @@ COMMON = (
     Metric("eval/*", "the trained model on all held-out items", "Evaluation"),
     Metric("sentinel/alarms", "alarms so far", "Guard rails", "evaluation", "max"),
     Metric("sentinel/*", "trained reward, held-out rewards and what pictures look like", "Guard rails", "evaluation"),
-    Metric("throughput/waiting_for_data", "share of a round without the next rows", "Throughput", "round"),
-    Metric("throughput/*", "pictures in a second; counted FLOPs over what the devices can do", "Throughput", "round"),
+    Metric("throughput/*", "pictures in a second; counted FLOPs over what the devices can do; waiting for data",
+           "Throughput", "round"),
     Metric("perf/*", "seconds of each part of the job", "Time"),
 )
 
