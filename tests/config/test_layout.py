@@ -94,5 +94,5 @@ def test_no_method_and_no_task_is_known_by_name() -> None:
 
 def test_no_two_files_of_tests_have_one_name() -> None:
     """Without packages among the tests pytest takes the second for the first, where both can be collected."""
-    names = [path.name for path in (REPO / "tests").rglob("test_*.py")]
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
     assert len(names) > 80 and sorted(set(names)) == sorted(names)
