@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toys import stable_diffusion
+from toys.whole_runs import configured
 
+from lpo_platform.commands.build import create
 from lpo_platform.config.options import offered, shipped
 from lpo_platform.config.signature import attribute
-from lpo_platform.models.latent_reward import LatentReward
-from lpo_platform.models.reward_folder import save_reward
+from lpo_platform.models.reward_folder import save_reward, start_reward
 from lpo_platform.models.stable_diffusion_xl import StableDiffusionXL
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -85,16 +86,23 @@ def refused(cell: Cell) -> bool:
 
 
 def model(name: str, folder: Path) -> list[str]:
-    """The words for a model; toy-size SDXL and a reward model of its latents are made in the folder."""
-    if name != "sdxl":
-        return [f"model={name}"]
-    place = folder / "toy-xl"
-    words = [
-        "model=sdxl", f"model.weights={place}", "model.vae=null", "model.resolution=64", "model.controls={}",
-        f"model.reward={place / 'reward'}",
-    ]  # fmt: skip
+    """The words for a model. Toy-size SDXL, and a reward model for each that has none of its own, lie in the folder."""
+    if name == "sdxl":
+        return _sdxl(folder / "toy-xl")
+    if name == "tiny":
+        return ["model=tiny"]
+    place = folder / f"reward-{name}"
+    if not place.exists():
+        save_reward(start_reward(create(configured(f"model={name}").model)), place)
+    return [f"model={name}", f"model.reward={place}"]
+
+
+def _sdxl(place: Path) -> list[str]:
     if not place.exists():
         stable_diffusion.stable_diffusion_xl(place)
         loaded = StableDiffusionXL(weights=str(place), **stable_diffusion.SETTINGS)
-        save_reward(LatentReward.start(loaded, guidance=1.0), place / "reward", loaded.unet)
-    return words
+        save_reward(start_reward(loaded, guidance=1.0), place / "reward", loaded.unet)
+    return [
+        "model=sdxl", f"model.weights={place}", "model.vae=null", "model.resolution=64", "model.controls={}",
+        f"model.reward={place / 'reward'}",
+    ]  # fmt: skip
