@@ -15,10 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion.flow import Flow, Noise
 from lpo_platform.hardware.transfer import upload
-from lpo_platform.models import (
-    fields,
-    flux_transformer,
-)
+from lpo_platform.models import fields, flux_transformer
 from lpo_platform.models.policy import guides
 from lpo_platform.models.stable_diffusion import StableDiffusion, without_spread
 from lpo_platform.models.stable_diffusion_xl import pack

@@ -21,8 +21,6 @@ from lpo_platform.models import fields, sd3_transformer
 from lpo_platform.models.stable_diffusion import StableDiffusion, without_spread
 from lpo_platform.models.stable_diffusion_xl import pack
 
-__all__ = ["StableDiffusion3", "sd3_transformer"]
-
 
 class StableDiffusion3(StableDiffusion):
     """Loads a StableDiffusion3Pipeline folder or hub id and owns its parts, as StableDiffusion does.

@@ -166,15 +166,11 @@ class Rows(Dataset):
             padded = items + items[:1] * (self.group - len(items))
             columns = {n: column[: len(items)].contiguous() for n, column in self.what.encode(padded).items()}
             made = {n: {name: column[i] for name, column in columns.items()} for i, n in enumerate(numbers)}
-            places = [i for i, number in enumerate(numbers) if number in keep]
-            if len(places) < len(numbers):
-                chosen = lambda column: torch.stack([column[i] for i in places]) if places else column[:0]  # noqa: E731
-                columns = {name: chosen(column) for name, column in columns.items()}
-            numbers = [numbers[i] for i in places]
-        else:
-            numbers, columns = [], {}
-        if (numbers or problems) and self._room():
-            self.store.write(numbers, columns, problems)
+        kept = {number: row for number, row in made.items() if number in keep}
+        if (kept or problems) and self._room():
+            names = next(iter(kept.values()), ())
+            stacked = {name: torch.stack([row[name] for row in kept.values()]) for name in names}
+            self.store.write(list(kept), stacked, problems)
         for number, problem in problems.items():
             self._leave_out(number, problem)
         return {number: row for number, row in made.items() if self._accepted(number, row)}
