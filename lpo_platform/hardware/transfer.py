@@ -1,6 +1,6 @@
-"""Copies to and from the device that the host does not wait for."""
+"""Copies to and from the device that the host does not wait for, and tensors put together as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,3 +23,9 @@ def download(columns: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[]
     arrived = torch.cuda.Event()
     arrived.record()
     return here, arrived.synchronize
+
+
+def stack(values: Sequence[Tensor]) -> Tensor:
+    """torch.stack of data that must stay as it is. Autocast would widen it, and on a CPU it refuses the other half."""
+    with torch.autocast(values[0].device.type, enabled=False):
+        return torch.stack(list(values))

@@ -14,7 +14,7 @@ from torch import Tensor
 from lpo_platform.data.prepared.order import Order
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import world
-from lpo_platform.hardware.transfer import upload
+from lpo_platform.hardware.transfer import stack, upload
 
 Row = dict[str, Tensor]
 
@@ -126,5 +126,5 @@ def collate(samples: list[Row]) -> Row:
 
 def _stacked(values: list[Tensor]) -> Tensor:
     device = next((value.device for value in values if value.device.type != "cpu"), None)
-    stacked = torch.stack(values if device is None else [upload(value, device) for value in values])
+    stacked = stack(values if device is None else [upload(value, device) for value in values])
     return stacked.pin_memory() if device is None and torch.cuda.is_available() else stacked

@@ -20,6 +20,7 @@ from lpo_platform.data.prepared.store import Columns, Problem, Store
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.tables.decode import Unusable
 from lpo_platform.hardware.distributed import deal, everywhere, lead, wait
+from lpo_platform.hardware.transfer import stack
 
 Keep = Literal["auto", "all", "none"]
 
@@ -169,8 +170,8 @@ class Rows(Dataset):
         kept = {number: row for number, row in made.items() if number in keep}
         if (kept or problems) and self._room():
             names = next(iter(kept.values()), ())
-            stacked = {name: torch.stack([row[name] for row in kept.values()]) for name in names}
-            self.store.write(list(kept), stacked, problems)
+            columns = {name: stack([row[name] for row in kept.values()]) for name in names}
+            self.store.write(list(kept), columns, problems)
         for number, problem in problems.items():
             self._leave_out(number, problem)
         return {number: row for number, row in made.items() if self._accepted(number, row)}
