@@ -1,8 +1,8 @@
 """lpo-score: the score file by which Multi-Preference Consistent Filtering chooses its pairs (arXiv:2502.01051).
 
 For every row of a preference dataset, in its order: whether one picture won, and the winner's aesthetic, CLIP and VQA
-score less the loser's. Each score has a cache of its own, so a killed run goes on at its last shard, and another model
-for one score leaves the other two as they are.
+score less the loser's. Each score has a store of its own, so a killed run goes on where it was, and another model for
+one score leaves the other two as they are.
 """
 
 import os
@@ -21,7 +21,7 @@ from lpo_platform.commands.build import create, located, plain
 from lpo_platform.commands.job import CACHE
 from lpo_platform.commands.job_log import quiet, say
 from lpo_platform.config.errors import UserError
-from lpo_platform.data.prepared.cache import Cache
+from lpo_platform.data.prepared.store import Problem, Store
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.score_file import COLUMNS, Scores, write_scores
 from lpo_platform.data.source import Preference, Preferences
@@ -32,7 +32,7 @@ from lpo_platform.runs.files import fingerprint
 
 NAMES = ("aesthetic", "clip", "vqa")  # in the order of the gaps in COLUMNS
 VERSION = 1  # raise it when a score changes its meaning
-SHARD = 256  # pairs; what a killed run has to do again is less than that
+PART = 256  # pairs that are stored together; what a killed run has to do again is less than that
 CHUNK = 16  # pairs that are read ahead together
 
 Row = tuple[Preference | None, str]  # the row, or the reason why it cannot be read
@@ -58,67 +58,78 @@ def score(cfg: DictConfig, folder: Path) -> Path:
     hardware: Hardware = create(cfg.hardware)
     split = _split(cfg)
     nodes = {name: node for name, node in plain(cfg.scores).items() if node is not None}
-    caches = {name: cache_of(split, name, node, CACHE / "scores") for name, node in nodes.items()}
+    stores = {name: store_of(split, name, node, CACHE / "scores") for name, node in nodes.items()}
     rewards = {}
-    for name, cache in caches.items():
-        if not cache.complete():
+    for name, store in stores.items():
+        if missing(store):
             with located(f"scores.{name}"):
                 rewards[name] = create(nodes[name])
                 if isinstance(rewards[name], torch.nn.Module):
                     rewards[name].to(hardware.device)
-    compute(split, caches, rewards, workers=hardware.num_workers)
-    scores, findings = collect(split, caches)
+    compute(split, stores, rewards, workers=hardware.num_workers)
+    scores, findings = collect(split, stores)
     path = folder / "scores.csv"
     write_scores(path, scores)
     _tell(path, scores, findings, [name for name in NAMES if name not in nodes])
     return path
 
 
-def cache_of(split: PairRows, name: str, node: dict, folder: Path) -> Cache:
-    """The cache of one score: its key is the data, the settings of the model and the contents of its files."""
+def store_of(split: PairRows, name: str, node: dict, folder: Path) -> Store:
+    """The store of one score: its key is the data, the settings of the model and the contents of its files."""
     settings = {key: _identity(value) for key, value in node.items() if key != "batch"}
-    return Cache(folder, fingerprint("score", VERSION, name, split.fingerprint, settings), len(split), SHARD)
+    return Store(folder, fingerprint("score", VERSION, name, split.fingerprint, settings), len(split))
+
+
+def missing(store: Store) -> list[range]:
+    """The parts of which pairs are neither scored nor known to be unreadable."""
+    parts = [range(i, min(i + PART, store.total)) for i in range(0, store.total, PART)]
+    return [part for part in parts if any(store.read(i) is None and i not in store.problems for i in part)]
 
 
 @torch.no_grad()
-def compute(split: PairRows, caches: dict[str, Cache], rewards: dict[str, Reward], *, workers: int = 0) -> None:
-    """Builds what is missing of the caches, with a progress bar; every picture is read once for all scores.
+def compute(split: PairRows, stores: dict[str, Store], rewards: dict[str, Reward], *, workers: int = 0) -> None:
+    """Adds to the stores what they lack, with a progress bar; every picture is read once for all scores.
 
-    A shard has `score` (n, 2) float32, NaN for a pair that cannot be read, and the text `problem` that says why.
-    Raises UserError with the name of a reward that returns something else than finite numbers.
+    A pair has `score` (2,) float32, or the reason why it cannot be read. Raises UserError with the name of a reward
+    that returns something else than finite numbers.
     """
-    missing = {name: set(cache.missing()) for name, cache in caches.items()}
-    shards = sorted(set().union(*missing.values()), key=lambda shard: shard.start)
-    chunks = [range(i, min(i + CHUNK, shard.stop)) for shard in shards for i in range(shard.start, shard.stop, CHUNK)]
-    done = len(split) - sum(map(len, shards))
-    with tqdm(total=len(split), initial=done, desc="scores", unit="pair") as bar:
-        rows = _read_ahead(split, chunks, workers)
-        for shard in shards:
-            wanted = [name for name in caches if shard in missing[name]]
-            scores: dict[str, list[Tensor]] = {name: [] for name in wanted}
-            problems: list[str] = []
-            while len(problems) < len(shard):
-                chunk = next(rows)
-                problems += [problem for _, problem in chunk]
+    lacking = {name: missing(store) for name, store in stores.items()}
+    parts = sorted(set().union(*lacking.values()), key=lambda part: part.start)
+    chunks = [range(i, min(i + CHUNK, part.stop)) for part in parts for i in range(part.start, part.stop, CHUNK)]
+    done = len(split) - sum(map(len, parts))
+    try:
+        with tqdm(total=len(split), initial=done, desc="scores", unit="pair") as bar:
+            rows = _read_ahead(split, chunks, workers)
+            for part in parts:
+                wanted = [name for name in stores if part in lacking[name]]
+                scores: dict[str, list[Tensor]] = {name: [] for name in wanted}
+                problems: dict[int, Problem] = {}
+                there: list[int] = []
+                for start in range(part.start, part.stop, CHUNK):
+                    chunk = list(enumerate(next(rows), start))
+                    pairs = [pair for _, (pair, _) in chunk if pair is not None]
+                    there += [i for i, (pair, _) in chunk if pair is not None]
+                    problems |= {i: (why, f"row {split.positions[i]}") for i, (pair, why) in chunk if pair is None}
+                    for name in wanted:
+                        scores[name].append(score_pairs(name, rewards[name], pairs))
+                    bar.update(len(chunk))
                 for name in wanted:
-                    scores[name].append(score_pairs(name, rewards[name], [pair for pair, _ in chunk]))
-                bar.update(len(chunk))
-            for name in wanted:
-                caches[name].write(shard, {"score": torch.cat(scores[name])}, {"problem": problems})
+                    stores[name].write(there, {"score": torch.cat(scores[name])}, problems)
+    finally:
+        for store in stores.values():
+            store.close()
 
 
-def score_pairs(name: str, reward: Reward, pairs: Sequence[Preference | None]) -> Tensor:
-    """(n, 2) float32 on the CPU: the score of either picture, NaN where there is no pair."""
-    there = [i for i, pair in enumerate(pairs) if pair is not None]
-    scores = torch.full((len(pairs), 2), torch.nan)
-    if there:
-        images = torch.cat([pairs[i].images for i in there])
-        prompts = [pairs[i].caption for i in there for _ in range(2)]
-        scores[there] = checked(name, reward(images, prompts), len(images)).cpu().view(-1, 2)
-    return scores
+def score_pairs(name: str, reward: Reward, pairs: Sequence[Preference]) -> Tensor:
+    """(n, 2) float32 on the CPU: the score of either picture."""
+    if not pairs:
+        return torch.empty(0, 2)
+    images = torch.cat([pair.images for pair in pairs])
+    prompts = [pair.caption for pair in pairs for _ in range(2)]
+    return checked(name, reward(images, prompts), len(images)).cpu().float().view(-1, 2)
 
 
-def collect(split: PairRows, caches: dict[str, Cache]) -> tuple[Scores, Findings]:
+def collect(split: PairRows, stores: dict[str, Store]) -> tuple[Scores, Findings]:
     """The score file's rows, one for each row of the files, and what could not be read.
 
     The gap of a tie is stored as its absolute value, which is what filtering compares with a threshold.
@@ -127,15 +138,15 @@ def collect(split: PairRows, caches: dict[str, Cache]) -> tuple[Scores, Findings
     different, gaps = np.zeros(split.num_rows, bool), np.full((split.num_rows, len(NAMES)), np.nan)
     different[positions] = preferred != 0.5
     findings, problems = Findings(), {}
-    for name, cache in caches.items():
-        tensors, texts = cache.load()
-        if not tensors:
-            continue
-        first, second = tensors["score"].double().numpy().T
-        gaps[positions, NAMES.index(name)] = winner_less_loser(first, second, preferred)
-        problems |= {int(positions[i]): problem for i, problem in enumerate(texts["problem"]) if problem}
-    for row, problem in problems.items():
-        findings.skip(problem, f"row {row}")
+    for name, store in stores.items():
+        pairs = np.full((len(split), 2), np.nan)
+        for i in range(len(split)):
+            if (found := store.read(i)) is not None:
+                pairs[i] = found["score"]
+        gaps[positions, NAMES.index(name)] = winner_less_loser(*pairs.T, preferred)
+        problems |= store.problems
+    for _, problem in sorted(problems.items()):
+        findings.skip(*problem)
     return Scores(different, gaps), findings
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from toys import rewards as toy_rewards
 
 from lpo_platform.commands.main import run_command
-from lpo_platform.commands.score import SHARD, cache_of, collect, compute, score, winner_less_loser
+from lpo_platform.commands.score import PART, collect, compute, missing, score, store_of, winner_less_loser
 from lpo_platform.commands.terminal import Command
 from lpo_platform.config.compose import help_text
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.options import shipped
 from lpo_platform.data.image_pairs import ImagePairs
-from lpo_platform.data.prepared.cache import Cache
+from lpo_platform.data.prepared.store import Store
 from lpo_platform.data.score_file import COLUMNS, read_scores
 from lpo_platform.data.source import Preference
 from lpo_platform.rewards.aesthetic import Aesthetic
@@ -82,8 +82,8 @@ def contrast(images: Tensor, prompts: list[str], condition: Tensor | None = None
 REWARDS = {"aesthetic": brightness, "clip": length, "vqa": contrast}
 
 
-def caches_of(split: Split, folder: Path, **nodes: dict) -> dict[str, Cache]:
-    return {name: cache_of(split, name, {"_target_": name, **nodes.get(name, {})}, folder) for name in REWARDS}
+def stores_of(split: Split, folder: Path, **nodes: dict) -> dict[str, Store]:
+    return {name: store_of(split, name, {"_target_": name, **nodes.get(name, {})}, folder) for name in REWARDS}
 
 
 def test_the_gap_is_the_winners_score_less_the_losers_and_absolute_for_a_tie() -> None:
@@ -95,9 +95,9 @@ def test_the_gap_is_the_winners_score_less_the_losers_and_absolute_for_a_tie() -
 
 def test_every_row_of_the_files_has_its_place(tmp_path: Path) -> None:
     split = Split()
-    caches = caches_of(split, tmp_path)
-    compute(split, caches, REWARDS)
-    scores, findings = collect(split, caches)
+    stores = stores_of(split, tmp_path)
+    compute(split, stores, REWARDS)
+    scores, findings = collect(split, stores)
     assert len(scores) == 700
     unreadable = {int(split.positions[i]) for i in split.broken}
     for row in range(700):
@@ -112,8 +112,8 @@ def test_every_row_of_the_files_has_its_place(tmp_path: Path) -> None:
     assert findings.line() == "not used: 2 picture unreadable or truncated (row 4, row 51)"
 
 
-def test_a_killed_run_goes_on_at_its_last_shard(tmp_path: Path) -> None:
-    whole = caches_of(Split(), tmp_path / "whole")
+def test_a_killed_run_goes_on_at_its_last_part(tmp_path: Path) -> None:
+    whole = stores_of(Split(), tmp_path / "whole")
     compute(Split(), whole, REWARDS)
 
     def killed(images: Tensor, prompts: list[str]) -> Tensor:
@@ -123,27 +123,29 @@ def test_a_killed_run_goes_on_at_its_last_shard(tmp_path: Path) -> None:
 
     first, again = Split(), Split()
     with pytest.raises(KeyboardInterrupt):
-        compute(first, caches_of(first, tmp_path / "cut"), REWARDS | {"aesthetic": killed})
-    caches = caches_of(again, tmp_path / "cut")
-    compute(again, caches, REWARDS)
-    assert min(again.reads) == SHARD and sorted(again.reads) == list(range(SHARD, len(again)))
-    for name, cache in caches.items():
-        torch.testing.assert_close(cache.load()[0], whole[name].load()[0], rtol=0, atol=0, equal_nan=True)
-        assert cache.load()[1] == whole[name].load()[1]
+        compute(first, stores_of(first, tmp_path / "cut"), REWARDS | {"aesthetic": killed})
+    stores = stores_of(again, tmp_path / "cut")
+    compute(again, stores, REWARDS)
+    assert min(again.reads) == PART and sorted(again.reads) == list(range(PART, len(again)))
+    for name, store in stores.items():
+        for i in range(len(again)):
+            there, expected = store.read(i), whole[name].read(i)
+            assert (there is None) == (expected is None) and (there is None or there["score"].equal(expected["score"]))
+        assert store.problems == whole[name].problems and set(store.problems) == set(again.broken)
 
     third = Split()
-    compute(third, caches_of(third, tmp_path / "cut"), {})
+    compute(third, stores_of(third, tmp_path / "cut"), {})
     assert third.reads == []
 
 
 def test_another_model_for_one_score_leaves_the_other_two(tmp_path: Path) -> None:
     split = Split(num_rows=20, broken=())
-    compute(split, caches_of(split, tmp_path), REWARDS)
-    other = caches_of(split, tmp_path, vqa={"weights": "other"})
-    assert {name for name, cache in other.items() if not cache.complete()} == {"vqa"}
+    compute(split, stores_of(split, tmp_path), REWARDS)
+    other = stores_of(split, tmp_path, vqa={"weights": "other"})
+    assert {name for name, store in other.items() if missing(store)} == {"vqa"}
     compute(split, other, {"vqa": brightness})
     assert collect(split, other)[0].gaps[1, 2] == pytest.approx(-1 / 2000, abs=1e-6)
-    assert all(cache.complete() for cache in caches_of(split, tmp_path, vqa={"batch": 3}).values())
+    assert not any(missing(store) for store in stores_of(split, tmp_path, vqa={"batch": 3}).values())
 
 
 def test_a_model_of_the_same_name_with_other_contents_is_another_model(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_model_of_the_same_name_with_other_contents_is_another_model(tmp_path:
     keys = []
     for text in ("one", "two", "one"):
         file.write_text(text)
-        keys.append(cache_of(split, "vqa", {"weights": str(file), "question": "?" * 5000}, tmp_path).folder)
+        keys.append(store_of(split, "vqa", {"weights": str(file), "question": "?" * 5000}, tmp_path).folder)
     assert keys[0] == keys[2] != keys[1]
 
 
@@ -159,7 +161,7 @@ def test_a_reward_that_returns_nan_is_named(tmp_path: Path) -> None:
     split = Split(num_rows=20)
     broken = REWARDS | {"clip": lambda images, prompts: brightness(images, prompts) / 0 * 0}
     with pytest.raises(UserError, match="reward clip: returned NaN or infinity for"):
-        compute(split, caches_of(split, tmp_path), broken)
+        compute(split, stores_of(split, tmp_path), broken)
 
 
 def test_rows_of_more_than_two_pictures_are_refused(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_rows_of_more_than_two_pictures_are_refused(tmp_path: Path) -> None:
 
     split = Three(num_rows=20)
     with pytest.raises(UserError, match=r"row \d+: 3 pictures; a score file is about pairs"):
-        compute(split, caches_of(split, tmp_path), REWARDS)
+        compute(split, stores_of(split, tmp_path), REWARDS)
 
 
 def png(seed: int, size: tuple[int, int] = (48, 40)) -> bytes:

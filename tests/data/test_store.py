@@ -165,3 +165,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     store.write([0], {"x": torch.zeros(1, 1)}, {})
     with pytest.raises(UserError, match=r"00000000-\w+\.safetensors: cannot write .*data.cache=none"):
         store.flush()
+
+
+def test_two_processes_add_at_once(tmp_path: Path) -> None:
+    code = """
+        import sys, torch
+        from lpo_platform.data.prepared.store import Store
+        store = Store(sys.argv[1], "a" * 64, 40)
+        for first in range(2 * int(sys.argv[2]), 40, 4):
+            store.write([first, first + 1], {"x": torch.arange(first, first + 2)}, {})
+        store.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
+    assert [writer.wait(180) for writer in writers] == [0, 0]
+    store = Store(tmp_path, KEY, 40)
+    assert [int(store.read(i)["x"]) for i in range(40)] == list(range(40))
+
+
+def test_tensors_that_share_storage_or_are_views_are_stored(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    store = Store(tmp_path, KEY, 3)
+    store.write([0, 1, 2], {"a": base, "b": base, "c": base[:, ::2], "d": base.t()[:3]}, {})
+    store.close()
+    found = Store(tmp_path, KEY, 3).read(1)
+    assert found["a"].equal(base[1]) and found["c"].equal(base[1, ::2]) and found["d"].equal(base[:, 1])

@@ -156,7 +156,8 @@ class Store:
             write_atomically(path, content)
         except OSError as error:
             what = f"cannot write {len(content) / 1e6:.1f} MB ({error.strerror})"
-            raise UserError(f"{path}: {what}; free space, or use data.cache=none") from error
+            advice = "free space and give the command again: it goes on from here (data.cache=none keeps none)"
+            raise UserError(f"{path}: {what}; {advice}") from error
         self._add(path, written=foreseen)
         for row in rows:
             self._unwritten.pop(row, None)
