@@ -13,7 +13,10 @@ from lpo_platform.config.signature import docstring
 
 
 def listing(group: str, folders: Sequence[Path] = ()) -> str:
-    """One line for each option: its name, and the first sentence of its class or, where it has none, of its file."""
+    """One line for each option: its name, and the first sentence of the comment that opens its file.
+
+    A comment that starts in lower case explains a setting. The first sentence of the class, if any, is taken then.
+    """
     places = (CONF, *folders)
     options = offered(group, folders)
     if not options:
@@ -24,10 +27,10 @@ def listing(group: str, folders: Sequence[Path] = ()) -> str:
 
 
 def _sentence(group: str, name: str, target: str | None, places: Sequence[Path]) -> str:
-    text = docstring(target) if target else ""
-    if not text:
-        file = next(file for place in reversed(places) if (file := place / group / f"{name}.yaml").is_file())
-        comments = re.match(r"(?:#.*\n)*", file.read_text(encoding="utf-8"))
-        lines = [line.lstrip("# ") for line in comments[0].splitlines()] if comments else []
-        text = " ".join(line for line in lines if not line.startswith(("@package", "lpo-")))
+    file = next(file for place in reversed(places) if (file := place / group / f"{name}.yaml").is_file())
+    comments = re.match(r"(?:#.*\n)*", file.read_text(encoding="utf-8"))
+    lines = [line.lstrip("# ") for line in comments[0].splitlines()] if comments else []
+    text = " ".join(line for line in lines if not line.startswith(("@package", "lpo-")))
+    if target and not text[:1].isupper():
+        text = docstring(target) or text
     return re.split(r"(?<=[.!?])\s", " ".join(text.split()), maxsplit=1)[0]

@@ -163,11 +163,23 @@ def test_a_list_has_a_sentence_for_every_option(group: str):
     assert all(text.strip() for name, text in lines.items() if name != "none"), lines
 
 
-def test_a_listed_sentence_is_the_class_s_first():
+def test_a_listed_sentence_is_the_first_of_the_file_or_else_of_the_class(tmp_path: Path):
+    (tmp_path / "method").mkdir()
+    target = "_target_: lpo_platform.methods.ddpo.DDPO\n"
+    (tmp_path / "method" / "own.yaml").write_text(
+        f"# @package _global_\n# Mine\n# alone. And more.\nmethod:\n  {target}"
+    )
+    (tmp_path / "method" / "bare.yaml").write_text(f"# eta: the noise\n{target}")
+    lines = dict(line.split(maxsplit=1) for line in listing("method", [tmp_path]).splitlines())
     whole = " ".join(docstring("lpo_platform.methods.ddpo.DDPO").split())
-    (line,) = (line for line in listing("method").splitlines() if line.startswith("ddpo "))
-    sentence = line.removeprefix("ddpo").strip()
-    assert whole.startswith(sentence) and sentence.endswith(".") and ". " not in sentence
+    assert lines["own"] == "Mine alone."
+    assert whole.startswith(lines["bare"]) and lines["bare"].endswith(".") and ". " not in lines["bare"]
+
+
+@pytest.mark.parametrize("group", sorted({path.parent.name for path in CONF.glob("*/*.yaml")} - {"local"}))
+def test_no_two_options_of_a_group_are_described_alike(group: str):
+    said = [line.split(maxsplit=1)[1] for line in listing(group).splitlines()]
+    assert len(set(said)) == len(said)
 
 
 @pytest.mark.parametrize("word", ["{run}", "run={run}"])
