@@ -141,22 +141,12 @@ def make_vae() -> Figures:
     return measure_vae()
 
 
-def make_base() -> Figures:
-    run = _train("base", BASE)
-    for part in ("unet", "text_encoder"):
-        _keep(run / "export" / f"{part}_ema", TINY / part)
-    return _result(run)
-
-
 def make_flux() -> Figures:
     """The tiny FLUX, on the latents and with the pooled text of the tiny Stable Diffusion."""
     from lpo_platform.models.tiny import flux
 
     flux.build()
-    run = _train("flux", FLUX)
-    for part in ("transformer", "text_encoder_2"):
-        _keep(run / "export" / f"{part}_ema", TINY_FLUX / part)
-    return _result(run)
+    return trained("flux", FLUX, {part: TINY_FLUX / part for part in ("transformer", "text_encoder_2")})
 
 
 def make_sd3() -> Figures:
@@ -164,41 +154,41 @@ def make_sd3() -> Figures:
     from lpo_platform.models.tiny import stable_diffusion_3
 
     stable_diffusion_3.build()
-    run = _train("sd3", SD3)
-    for part in ("transformer", "text_encoder_3"):
-        _keep(run / "export" / f"{part}_ema", TINY_SD3 / part)
-    return _result(run)
-
-
-def make_sd3_control() -> Figures:
-    run = _train("sd3_canny", SD3_CONTROL)
-    _keep(run / "export" / "controlnet_ema", TINY_SD3 / "controlnet_canny")
-    return _result(run)
-
-
-def make_sd3_lrm() -> Figures:
-    from lpo_platform.models.tiny.stable_diffusion import save_half_reward
-
-    run = _train("sd3_lrm", SD3_LRM, method="lrm")
-    save_half_reward(run / "export" / "reward_best", TINY_SD3 / "lrm")
-    return _result(run)
+    return trained("sd3", SD3, {part: TINY_SD3 / part for part in ("transformer", "text_encoder_3")})
 
 
 def make_control(task: str) -> Figures:
     """The ControlNet of a task, the others' started from canny's."""
     start = () if task == "canny" else FROM_CANNY
-    run = _train(task, (f"task={task}", *CONTROL, *start))
-    _keep(run / "export" / "controlnet_ema", TINY / f"controlnet_{task}")
-    return _result(run)
+    return trained(task, (f"task={task}", *CONTROL, *start), {"controlnet": TINY / f"controlnet_{task}"})
 
 
-def make_lrm() -> Figures:
-    """The latent reward model, on pictures that the base model draws."""
-    from lpo_platform.models.tiny.stable_diffusion import save_half_reward
+def trained(name: str, options: tuple[str, ...], places: dict[str, Path], *, method: str = "control") -> Figures:
+    """Runs the platform's command and stores parts of its export, in half precision, in `places`; returns its metrics.
 
-    run = _train("lrm", (), method="lrm")
-    save_half_reward(run / "export" / "reward_best", TINY / "lrm")
-    return _result(run)
+    Raises CalledProcessError if the command fails.
+    """
+    run = RUNS / name
+    shutil.rmtree(run, ignore_errors=True)
+    subprocess.run([*TRAIN, f"method={method}", *options, "logger=none", f"hydra.run.dir={run}"], check=True)
+    for part, place in places.items():
+        _keep(run / "export" / f"{part}_{'best' if method == 'lrm' else 'ema'}", place)
+    metrics = json.loads((run / "result.json").read_text(encoding="utf-8"))["metrics"]
+    return {name: values["after"] for name, values in metrics.items()}
+
+
+def _keep(exported: Path, place: Path) -> None:
+    """Stores an exported network, or the parts of a reward model, among the assets."""
+    import diffusers
+    import transformers
+
+    from lpo_platform.models.tiny.stable_diffusion import save_half, save_half_reward
+
+    if not (exported / "config.json").exists():
+        return save_half_reward(exported, place)
+    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    name = config.get("_class_name") or config["architectures"][0]
+    save_half(getattr(diffusers if "_class_name" in config else transformers, name).from_pretrained(exported), place)
 
 
 PARTS: dict[str, Callable[[], Figures]] = {
@@ -208,13 +198,14 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "detector": make_detector,
     "second_detector": make_second_detector,
     "vae": make_vae,
-    "base": make_base,
-    "lrm": make_lrm,
+    "base": partial(trained, "base", BASE, {part: TINY / part for part in ("unet", "text_encoder")}),
+    # on pictures that the base model draws
+    "lrm": partial(trained, "lrm", (), {"reward": TINY / "lrm"}, method="lrm"),
     **{task: partial(make_control, task) for task in TASKS},
     "flux": make_flux,
     "sd3": make_sd3,
-    "sd3_canny": make_sd3_control,
-    "sd3_lrm": make_sd3_lrm,
+    "sd3_canny": partial(trained, "sd3_canny", SD3_CONTROL, {"controlnet": TINY_SD3 / "controlnet_canny"}),
+    "sd3_lrm": partial(trained, "sd3_lrm", SD3_LRM, {"reward": TINY_SD3 / "lrm"}, method="lrm"),
 }
 
 
@@ -278,32 +269,6 @@ def _held_out(num: int) -> tuple:
 
     samples = [Toy(0, num).test[i] for i in range(num)]
     return torch.stack([sample.image for sample in samples]), [sample.caption for sample in samples]
-
-
-def _train(name: str, options: tuple[str, ...], *, method: str = "control") -> Path:
-    """Runs the platform's command in its own folder and returns that; raises CalledProcessError if it fails."""
-    run = RUNS / name
-    shutil.rmtree(run, ignore_errors=True)
-    subprocess.run([*TRAIN, f"method={method}", *options, "logger=none", f"hydra.run.dir={run}"], check=True)
-    return run
-
-
-def _keep(trained: Path, place: Path) -> None:
-    """Stores an exported network among the assets, in half precision."""
-    import diffusers
-    import transformers
-
-    from lpo_platform.models.tiny.stable_diffusion import save_half
-
-    config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-    name = config.get("_class_name") or config["architectures"][0]
-    save_half(getattr(diffusers if "_class_name" in config else transformers, name).from_pretrained(trained), place)
-
-
-def _result(run: Path) -> Figures:
-    """The metrics of a run after training."""
-    metrics = json.loads((run / "result.json").read_text(encoding="utf-8"))["metrics"]
-    return {name: values["after"] for name, values in metrics.items()}
 
 
 def remember(part: str, seconds: float, figures: Figures) -> None:

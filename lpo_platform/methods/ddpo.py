@@ -173,7 +173,7 @@ class DDPO(Trajectories):
         if self.kl:
             with self.policy.reference():
                 shared = self.encode(x, t, text) if self.policy.trains_unet else encoded
-                reference = self.gaussian(shared, self.conditions(batch))
+                reference = self.gaussian(shared, self.reference_conditions(batch, features))
             terms = terms + self.kl * losses.gaussian_kl(gaussian.mean, reference.mean, gaussian.std)
         drift = torch.where(first, log_prob - sampled, 0).detach()
         counts = batch["weight"] > 0

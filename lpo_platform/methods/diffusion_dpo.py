@@ -79,14 +79,15 @@ class DiffusionDPO(Method):
         rows (2B,) names the control image, among B, of each row of x, t and text. Each image is encoded once.
         """
 
-        def decode(encoded: Encoded) -> Tensor:
-            features = self.policy.features(control)
+        def decode(encoded: Encoded, features: Tensor | None) -> Tensor:
             return self.policy.decode(encoded, None if features is None else features[rows])
 
-        encoded = self.policy.encode(x, t, text)
-        output = decode(encoded)
+        encoded, features = self.policy.encode(x, t, text), self.policy.features(control)
+        output = decode(encoded, features)
         with self.policy.reference():
-            return output, decode(self.policy.encode(x, t, text) if self.policy.trains_unet else encoded)
+            encoded = self.policy.encode(x, t, text) if self.policy.trains_unet else encoded
+            features = self.policy.features(control) if self.policy.learns_features else features
+            return output, decode(encoded, features)
 
     def prompts(self, batch: Batch) -> Tensor:
         """The text embeddings, some replaced by the encoding of "". SDXL, too, uses the encoding here and not zeros."""

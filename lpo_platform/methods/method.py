@@ -19,6 +19,7 @@ from lpo_platform.methods.optim import Optim
 from lpo_platform.models.policy import Policy
 
 Batch = dict[str, Tensor]
+Logs = dict[str, dict[str, str] | None]
 
 
 class Method(L.LightningModule):
@@ -48,8 +49,9 @@ class Method(L.LightningModule):
     """Settings of it that hardware=fsdp cannot have, and why."""
     needs: ClassVar[tuple[str, ...]]
     """Columns of a training sample."""
-    logs: ClassVar[dict[str, dict[str, str]]] = {}
-    """What it logs by name, with the fields of tracking/loggers/metrics.py; bases are read, too."""
+    logs: ClassVar[Logs] = {}
+    """What it logs by name, with the fields of tracking/loggers/metrics.py; bases are read, too. None takes out what a
+    base logs and this class does not."""
     needs_winner: ClassVar[bool] = False
     """Whether rows of preferences that name no winner are left out."""
     online: ClassVar[bool] = False

@@ -20,7 +20,7 @@ from lpo_platform.hardware.sharding import kept, like
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods import advantages, losses
 from lpo_platform.methods.expectations import Samples
-from lpo_platform.methods.method import Batch
+from lpo_platform.methods.method import Batch, Logs
 from lpo_platform.methods.trajectories import Graded
 from lpo_platform.methods.transition_order import arrange
 
@@ -43,7 +43,8 @@ class NFT(Graded):
     """
 
     denoisers: ClassVar[tuple[str, ...]] = ("transformer",)  # its loss is that of velocities on straight paths
-    logs: ClassVar[dict[str, dict[str, str]]] = {
+    logs: ClassVar[Logs] = {
+        "distribution/log_ratio": None,
         "nft/from_old": {"what": "mean squared difference from the trailing policy's velocity"},
         "nft/from_start": {"what": "the same from the starting policy's, if method.kl is set"},
     }
@@ -143,16 +144,17 @@ class NFT(Graded):
         e = upload(noise.normal(self._keys(batch), shape, seed=self.seed, stream=stream), self.device)
         x, target = process.add_noise(clean, e, t), process.target(clean, e, t)
 
+        features = self.conditions(batch)
         with self.policy.reference(OLD):
-            old = self.predict(x, t, text, self.conditions(batch))
-        output = self.predict(x, t, text, self.conditions(batch))
+            old = self.predict(x, t, text, self.reference_conditions(batch, features))
+        output = self.predict(x, t, text, features)
         form = {"beta": self.strength, "adaptive": self.adaptive}
         good = self.samples["optimality"][sample]
         terms = self.scale * losses.nft(output, old, target, process.noise_share(t), good, **form)
         divergence = torch.zeros_like(terms)
         if self.kl:
             with self.policy.reference():
-                start = self.predict(x, t, text, self.conditions(batch))
+                start = self.predict(x, t, text, self.reference_conditions(batch, features))
             divergence = losses.denoising_error(output, start)
         terms = terms + self.kl * divergence
         self.note("loss", torch.where(batch["weight"] > 0, terms, torch.nan), t)

@@ -18,7 +18,7 @@ from lpo_platform.hardware.distributed import Rows
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods.expectations import Samples, SamplingWork
 from lpo_platform.methods.lpo import LPO
-from lpo_platform.methods.method import Batch
+from lpo_platform.methods.method import Batch, Logs
 from lpo_platform.methods.preferences import select
 from lpo_platform.rewards.reward import PredictionReward, Reward, predicted
 
@@ -64,6 +64,7 @@ class SPO(LPO):
     """
 
     rewards: ClassVar[tuple[str, ...]] = ("pictures",)
+    logs: ClassVar[Logs] = {"refresh/*": None}
 
     def __init__(
         self,

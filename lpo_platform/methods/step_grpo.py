@@ -16,7 +16,7 @@ from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
 from lpo_platform.hardware.distributed import Rows, world
 from lpo_platform.methods import advantages, losses
 from lpo_platform.methods.lpo import LPO
-from lpo_platform.methods.method import Batch
+from lpo_platform.methods.method import Batch, Logs
 from lpo_platform.rewards.reward import StepReward
 
 
@@ -32,7 +32,11 @@ class StepGRPO(LPO):
     """
 
     unsharded: ClassVar[dict[str, str]] = {}
-    logs: ClassVar[dict[str, dict[str, str]]] = {
+    logs: ClassVar[Logs] = {
+        "lpo/margin": None,
+        "lpo/accuracy": None,
+        "lpo/clipped": None,
+        "refresh/*": None,
         "step_grpo/change": {"what": "mean of |ratio - 1| over candidates"},
         "step_grpo/clipped": {"what": "share of candidates beyond the clip"},
         "step_grpo/kl": {"what": "divergence from the starting policy, if method.kl is set"},
@@ -127,6 +131,8 @@ class StepGRPO(LPO):
         terms = self.weights[batch["step"] - self.window.start] * (terms + self.kl * divergence)
         counts, t = batch["weight"] > 0, batch["t"]
         self.note("loss", torch.where(counts, terms, torch.nan), t)
+        counted = torch.where(counts[:, None], log_ratio, torch.nan)
+        self.note("log_ratio", counted, t[:, None].expand_as(counted).flatten())
         change = log_ratio.detach().expm1().abs()
         report = {
             "step_grpo/change": change.mean(),

@@ -111,6 +111,11 @@ class Graded(Online):
         """The features (B, ...) of a micro-batch's conditions; None without a task."""
         return self.features(self.samples["control"][batch["condition"]], batch["row"]) if self.pictures else None
 
+    def reference_conditions(self, batch: Batch, features: Tensor | None) -> Tensor | None:
+        """Inside policy.reference(): features of the policy, or the reference's own where features depend on what
+        learns."""
+        return features if features is None or not self.policy.learns_features else self.conditions(batch)
+
     def sampling_work(self, samples: Samples) -> SamplingWork:
         latents = torch.empty(1, *self.policy.adapter.latent_shape, device=self.device)
         scored = (self.group, lambda: self.score(latents, [""], None))

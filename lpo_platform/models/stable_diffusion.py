@@ -142,7 +142,7 @@ class StableDiffusion:
     def _load_model(self, kind: type[Any], part: str, known: fields.Fields) -> Any:
         """A part with weights, whole and in float32; UserError for a field of its configuration that is not `known`."""
         setting, weights, options = self._place(part)
-        if self.single is not None and part not in self.changes:
+        if self.single is not None and part not in self.changes and self.single.holds(part):
             return self.single.part(kind, part, load_config(kind, weights, known, setting=setting, **options))
         return load_model(kind, weights, known, setting=setting, variant=self.variant, **options)
 

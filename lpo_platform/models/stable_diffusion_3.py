@@ -28,8 +28,8 @@ class StableDiffusion3(StableDiffusion):
     `unet` is the transformer. The attribute text_encoder, which can learn, is T5, without it the first CLIP.
 
     Args:
-        name, weights, resolution, guidance, num_inference_steps, controls, lora, reward, variant, revision, toy: see
-            StableDiffusion.
+        name, weights, resolution, guidance, num_inference_steps, controls, lora, reward, variant, revision, config,
+            toy: see StableDiffusion.
         t5: whether T5 is read. Without it, and where the folder has none, its rows of the text are zeros.
         max_tokens: length of T5's text. Published: 256; Flow-GRPO, DiffusionNFT and DiNa-LRM train with 128.
         control_layers: blocks of a new ControlNet, fewer than the transformer has.
@@ -74,6 +74,7 @@ class StableDiffusion3(StableDiffusion):
         reward: str | None = None,
         variant: str | None = None,
         revision: str | None = None,
+        config: str | None = None,
         toy: bool = False,
     ) -> None:
         self.t5, self.max_tokens, self.control_layers, self.noise = t5, max_tokens, control_layers, noise
@@ -85,7 +86,7 @@ class StableDiffusion3(StableDiffusion):
         super().__init__(
             name=name, weights=weights, resolution=resolution, guidance=guidance,
             num_inference_steps=num_inference_steps, controls=controls, vae=vae, lora=lora, reward=reward,
-            variant=variant, revision=revision, toy=toy,
+            variant=variant, revision=revision, config=config, toy=toy,
         )  # fmt: skip
 
     @property

@@ -14,6 +14,7 @@ from lpo_platform.config.errors import UserError
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.sharding import shard, whole
+from lpo_platform.methods.ddpo import DDPO
 from lpo_platform.methods.nft import NFT
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.methods.rollouts import Items
@@ -136,6 +137,22 @@ def test_the_share_that_the_trailing_policy_keeps(folder: Path) -> None:
     assert [late.keep(u) for u in (75, 100, 208, 300)] == pytest.approx([0, 0.1875, 0.9975, 0.999])
     advantage = torch.tensor([-1.078662, -0.539331, 0, 1.617992, 9.0])
     assert usual.optimality(advantage).tolist() == pytest.approx([0.392134, 0.446067, 0.5, 0.661799, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [NFT, DDPO])
+def test_conditions_are_encoded_once_for_all_weights(kind: type, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frozen autoencoder encodes them; the loss is that of separate encodings, bit for bit."""
+    model = toy_sd3.load(folder)
+    policy = Policy(model, Control(), model.load_control("", "unet"))
+    step = kind(policy=policy, reward=Red(), task=Canny(), optim=AdamW(), seed=0, **SMALL)
+    batch = play(step)[0]
+    toy_lpo.move(policy, 0.05)
+    calls: list[int] = []
+    model.vae.encoder.register_forward_hook(lambda *_: calls.append(1))
+    shared = step.loss(batch)[0]
+    assert len(calls) == 1
+    monkeypatch.setattr(Policy, "learns_features", True)
+    assert torch.equal(step.loss(batch)[0], shared) and len(calls) == 1 + {NFT: 3, DDPO: 2}[kind]
 
 
 @pytest.mark.parametrize("tune", TUNES, ids=lambda tune: type(tune).__name__)

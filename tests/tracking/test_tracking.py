@@ -21,6 +21,7 @@ from PIL import Image
 
 from lpo_platform.commands import train
 from lpo_platform.config import compose
+from lpo_platform.config.options import shipped
 from lpo_platform.config.schema import CONF
 from lpo_platform.methods.histograms import Histogram, by_timestep, histogram, histograms, note
 from lpo_platform.runs.files import read_lines
@@ -416,16 +417,31 @@ def test_every_name_has_one_place() -> None:
 
 TINY = [
     "hardware=cpu", "callbacks.every=1", "callbacks.samples_every=1", "callbacks.samples=2",
-    "callbacks.sentinel.items=3", "data.num_train=6", "data.num_test=3", "metrics.num_samples=3",
-    "metrics.images_per_item=1", "model.num_inference_steps=2", "callbacks.log_every=1",
+    "callbacks.sentinel.items=3", "metrics.num_samples=3", "model.num_inference_steps=2", "callbacks.log_every=1",
 ]  # fmt: skip
-ONLINE = ["method.rounds=2", "method.prompts=2", "method.num_steps=2"]
+PICTURES = ["data.num_train=6", "data.num_test=3", "metrics.images_per_item=1"]
+PAIRS = ["data.prompts.num_train=8", "data.prompts.num_test=3", "data.num_validation=2", "data.num_images=2"]
+OFFLINE = ["method.steps=2", "method.batch=2"]
+ONLINE = [*PICTURES, "method.rounds=2", "method.prompts=2", "method.num_steps=2", "method.batch=4"]
+GROUPS = ["method.group=2", "hardware.micro_batch=4", *ONLINE]
 RUNS = {
-    "ddpo": ["experiment=ddpo_toy", "method.group=2", "method.batch=4", "hardware.micro_batch=4", *ONLINE],
-    "lpo": ["method=lpo", "method.candidates=2", "method.batch=4", "method.threshold=[0,0]", *ONLINE,
-            "method.refresh_reward=1", "method.refresh.steps=1", "method.refresh.num_images=2"],
-    "cpo": ["task=canny", "method.steps=2", "method.batch=2"],
+    "control": ["task=canny", *PICTURES, *OFFLINE],
+    "control_reward": ["task=canny", *PICTURES, *OFFLINE],
+    "cpo": ["task=canny", *PICTURES, *OFFLINE],
+    "ddpo": ["experiment=ddpo_toy", *GROUPS],
+    "diffusion_dpo": [*PAIRS, *OFFLINE],
+    "dpo_control": ["task=canny", *PICTURES, *OFFLINE, "method.group=2"],
+    "lpo": ["method.candidates=2", "method.threshold=[0,0]", *ONLINE, "method.refresh_reward=1",
+            "method.refresh.steps=1", "method.refresh.num_images=2"],
+    "lrm": [*PAIRS, *OFFLINE, "metrics.timesteps=[1,501]"],
+    "nft": ["model=tiny_sd3", *GROUPS],
+    "spo": ["method.candidates=2", "method.threshold=0", *ONLINE],
+    "step_grpo": ["method.candidates=2", *ONLINE],
 }  # fmt: skip
+
+
+def test_a_run_of_every_method_is_looked_at() -> None:
+    assert tuple(sorted(RUNS)) == shipped("method")
 
 
 @pytest.mark.parametrize(
@@ -435,7 +451,8 @@ def test_a_real_run_logs_every_metric_that_is_declared_and_no_other(
     method: str, tmp_path: Path, no_key: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    composed = compose.compose("train", [*RUNS[method], *TINY], [], CONF)
+    words = [] if method == "ddpo" else [f"method={method}"]
+    composed = compose.compose("train", [*words, *RUNS[method], *TINY], [], CONF)
     train.train(OmegaConf.create(composed.values), tmp_path / "run")
 
     records = read_back(next((tmp_path / "run" / "wandb").glob("offline-run-*")))
@@ -449,7 +466,7 @@ def test_a_real_run_logs_every_metric_that_is_declared_and_no_other(
     assert not [metric.name for metric in declared if not any(find(name, [metric]) for name in names)]
     artifacts = all_of(records, "artifact")
     assert {artifact["type"] for artifact in artifacts if artifact.get("use_after_commit")} == {
-        "dataset", *(["reward_model"] if method == "lpo" else [])
+        "dataset", *(["reward_model"] if method in ("lpo", "step_grpo") else [])
     }  # fmt: skip
     assert {"model", "evaluation"} <= {artifact["type"] for artifact in artifacts}
     manifests = [content.get("path", "") for artifact in artifacts for content in artifact["manifest"]["contents"]]

@@ -68,7 +68,7 @@ COMMON = (
 def logged_by(method: str) -> tuple[Metric, ...]:
     """What a run logs with a method, whose class is named as in _target_: what it and its bases say, and COMMON."""
     own = {name: fields for said in reversed(attributes(method, "logs")) for name, fields in said.items()}
-    return (*(Metric(name, **fields) for name, fields in own.items()), *COMMON)
+    return (*(Metric(name, **fields) for name, fields in own.items() if fields is not None), *COMMON)
 
 
 def every_metric() -> list[Metric]:
