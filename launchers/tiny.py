@@ -57,13 +57,13 @@ SD3 = (
 )  # fmt: skip
 
 SD3_CONTROL = (
-    "model=tiny_sd3", "task=canny", "control.weights=unet", "data.num_train=4096", "method.steps=700",
-    "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.99",
-    "callbacks.every=100", "callbacks.log_every=10",
+    "model=tiny_sd3", "task=canny", "control.weights=unet", "data.num_train=4096", "method.steps=600",
+    "method.batch=16", "optim.lr=2e-3", "optim.warmup_steps=20", "optim.schedule=cosine", "callbacks.ema_decay=0.98",
+    "callbacks.every=100", "callbacks.log_every=10", "callbacks.sentinel=null",
 )  # fmt: skip
 SD3_LRM = (
-    "model=tiny_sd3", "data.eta=0.7", "data.prompts.num_train=1100", "data.prompts.num_test=150", "tune.guidance=1",
-    "method.steps=300", "method.batch=16",
+    "model=tiny_sd3", "data.eta=0.7", "data.prompts.num_train=600", "data.prompts.num_test=100", "tune.guidance=1",
+    "data.num_validation=50", "method.steps=250", "method.batch=16", "callbacks.every=50",
 )  # fmt: skip
 
 

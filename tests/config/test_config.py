@@ -273,6 +273,14 @@ def test_what_needs_another_denoiser_is_refused(model: str):
         assert diagnose("train", [f"model={model}", *recipe]) == []
 
 
+def test_every_method_reward_and_branch_goes_with_both_kinds_of_denoisers_but_nft():
+    """Its loss is that of velocities on straight paths."""
+    for group in ("method", "reward", "control"):
+        for option, target in offered(group):
+            kinds = attribute(target or "", "denoisers", ("unet", "transformer"))
+            assert set(kinds) == ({"transformer"} if option == "nft" else {"unet", "transformer"}), (group, option)
+
+
 OF_A_FOLDER = ("captioned", "cpo_pairs", "cpo_pairs_multigen", "cpo_pairs_multigen_depth", "hf", "jsonl")
 
 

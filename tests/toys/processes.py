@@ -28,9 +28,10 @@ from lpo_platform.hardware.sharding import whole
 from lpo_platform.methods.control import Control as Supervised
 from lpo_platform.methods.control_reward import ControlReward
 from lpo_platform.methods.cpo import CPO
-from lpo_platform.methods.ddpo import DDPO
+from lpo_platform.methods.lpo import LPO
 from lpo_platform.methods.lrm import LRM
 from lpo_platform.methods.method import Method
+from lpo_platform.methods.nft import NFT
 from lpo_platform.methods.online import Online
 from lpo_platform.methods.optim import AdamW
 from lpo_platform.methods.rollouts import Rollouts
@@ -38,6 +39,7 @@ from lpo_platform.models.export import export
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.random_weights import RandomStableDiffusion
 from lpo_platform.models.stable_diffusion import StableDiffusion
+from lpo_platform.models.stable_diffusion_3 import StableDiffusion3
 from lpo_platform.models.tuning import Control, Full, Lora, Reward
 from lpo_platform.tasks.hed import Hed
 from lpo_platform.tracking.callbacks.checkpoint import Checkpoint, newest
@@ -53,7 +55,8 @@ class Job:
     """`steps` optimiser steps, or rounds, of a method; with a folder it checkpoints there and exports.
 
     It goes on from what it finds in the folder, and ends early after `stop` of the steps. double: with denoisers in
-    float64, which leaves nothing of what the order of sums makes of a gradient.
+    float64, which leaves nothing of what the order of sums makes of a gradient. model: an embedded one, in the place of
+    a random UNet.
     """
 
     method: str
@@ -65,6 +68,7 @@ class Job:
     stop: int | None = None
     double: bool = False
     checkpointing: bool = False
+    model: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -98,7 +102,7 @@ class Rows(Readable):
 def method(job: Job) -> Method:
     torch.manual_seed(0)
     shared: dict[str, Any] = {"optim": AdamW(lr=1e-4), "batch": BATCH}
-    if job.method in ("lpo", "ddpo"):
+    if job.method in ("lpo", "ddpo", "nft"):
         # one prompt at a time on any number of processes: torch rounds larger batches otherwise, and the difference of
         # two log-probabilities magnifies that
         shared |= {"prompts": 4, "sample_batch": 1, "num_steps": 3}
@@ -106,6 +110,11 @@ def method(job: Job) -> Method:
         adapter = StableDiffusion(weights="tiny", **toy_stable_diffusion.SETTINGS)
         return LRM(policy=Policy(adapter, Reward()), seed=0, steps=job.steps, **shared | job.options)
     tune = TUNES[job.tune]()
+    if job.model is not None:
+        policy = Policy(StableDiffusion3.from_pretrained(job.model), tune)
+        kind, reward = {"lpo": (LPO, toy_lpo.Brightness()), "nft": (NFT, toy_ddpo.Red())}[job.method]
+        shared |= {"guidance": 1.0, "rounds": job.steps, "reward": reward}
+        return kind(policy=policy, seed=0, **shared | job.options)
     if job.method == "lpo":
         shared |= {"threshold": (0.0, 0.0), "moved": 0.003, "beta": 20.0}
         return toy_lpo.method(tune, rounds=job.steps, **shared | job.options)
@@ -156,7 +165,7 @@ def train(job: Job, hardware: Hardware) -> dict[str, Any]:
     step.train()
     micro_batch, accumulation = hardware.split(step.batch)
     if isinstance(step, Online):
-        source = toy_ddpo.Pictures() if isinstance(step, DDPO) else Captions()
+        source = toy_ddpo.Pictures() if step.pictures else Captions()
         rounds: L.LightningDataModule = Rollouts(source, step, micro_batch=micro_batch, seed=0)
     else:
         rows = Rows(step.policy.adapter, weighted=job.method == "lrm")

@@ -26,6 +26,8 @@ JOBS = {
     "control": Job("control", "full"),
     "control, in micro-batches of 1": Job("control", "lora", micro_batch=1),
     "ddpo": Job("ddpo", "full", options={"guidance": 1.0, "fraction": 0.5}),
+    "lpo, flow": Job("lpo", "lora", model="tiny_sd3", options={"threshold": (0.0, 0.0), "beta": 20.0}),
+    "nft, flow": Job("nft", "full", model="tiny_sd3", options={"group": 2, "task": None}),
 }
 DOUBLE = {
     "lpo": Job("lpo", "lora", double=True),

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from toys.runs import LAUNCH, weights
 
+from lpo_platform.data.picture_files import to_pil
+from lpo_platform.data.toy import Toy
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 KILLS = 3  # of each method
@@ -31,7 +34,10 @@ JOBS: dict[str, list[str]] = {
             "method.refresh.steps=2", "method.refresh.num_images=2"],
     "spo": [*PICTURES, *ONLINE, "method.candidates=2", "method.threshold=0"],
     "ddpo": [*PICTURES, *ONLINE, "method.group=2", "method.baseline=history", "method.history_minimum=2"],
+    "step_grpo": [*PICTURES, *ONLINE, "method.candidates=2"],
+    "nft": [*PICTURES, *ONLINE, "method.group=2", "model=tiny_sd3"],
 }  # fmt: skip
+FLOW = ("control", "cpo", "control_reward", "lrm", "lpo", "spo", "ddpo", "step_grpo")
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
@@ -65,6 +71,26 @@ def test_a_run_on_rows_that_are_made_ahead_of_it_killed_at_ten_moments(tmp_path:
 @pytest.mark.parametrize("method", JOBS)
 def test_killed_at_random_moments_equals_straight(method: str, tmp_path: Path) -> None:
     killed_and_straight(method, JOBS[method], tmp_path, kills=KILLS)
+
+
+@pytest.mark.parametrize("method", FLOW)
+def test_on_a_flow_transformer_killed_at_a_random_moment_equals_straight(method: str, tmp_path: Path) -> None:
+    killed_and_straight(method, [*JOBS[method], "model=tiny_sd3"], tmp_path, kills=1)
+
+
+def test_a_run_on_streamed_rows_killed_at_random_moments_equals_straight(tmp_path: Path) -> None:
+    """An ImageFolder that `datasets` streams in windows of 8 rows, through two workers."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    scenes, rows = Toy(0, 40).test, ["file_name,text"]
+    for number in range(40):
+        to_pil(scenes[number].image).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{scenes.caption(number)}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    words = ["task=canny", "data=hf", f"data.path={folder}", "data.num_train=36", "data.num_test=4", "data.buffer=8"]
+    words += ["metrics.num_samples=4", *OFFLINE, "hardware.num_workers=2"]
+    killed_and_straight("control", words, tmp_path, kills=KILLS)
 
 
 def killed_and_straight(method: str, words: list[str], tmp_path: Path, *, kills: int) -> None:
