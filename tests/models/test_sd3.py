@@ -26,6 +26,7 @@ from lpo_platform.models.adapter import Condition
 from lpo_platform.models.control import ControlNet, ControlNetDino
 from lpo_platform.models.controlnet_dino import KINDS as DINO
 from lpo_platform.models.export import export, restore
+from lpo_platform.models.lora import from_kohya
 from lpo_platform.models.policy import Policy
 from lpo_platform.models.random_sd3 import SD3, SD35L, SD35M, RandomStableDiffusion3, SD3Shape
 from lpo_platform.models.random_weights import ZERO
@@ -276,6 +277,15 @@ def test_stock_diffusers_reads_the_exported_adapters(
         found = stock.transformer(**inputs(x, t, condition.text))[0]
         stock.unload_lora_weights()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_kohya_file_is_refused_since_diffusers_does_not_translate_it(stock: StableDiffusion3Pipeline) -> None:
+    name = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    state = {f"{name}.lora_down.weight": torch.ones(2, 32), f"{name}.lora_up.weight": torch.ones(96, 2)}
+    state |= {f"{name}.alpha": torch.tensor(2.0)}
+    assert stock.lora_state_dict(dict(state)).keys() == state.keys()
+    with pytest.raises(UserError, match=r"^model\.lora=x: diffusers cannot read this layout for Stable Diffusion 3"):
+        from_kohya(state, stock.transformer, setting="model.lora=x", part="transformer")
 
 
 def test_what_does_not_belong_together_is_refused(folder: Path, model: StableDiffusion3, tmp_path: Path) -> None:
