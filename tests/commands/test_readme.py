@@ -63,8 +63,10 @@ def test_a_command_passes_its_check(line: str, tmp_path: Path, monkeypatch: pyte
 
 def test_the_first_page_fits_five_minutes_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) <= 180
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
-    assert targets and [target for target in targets if not (REPO / target).exists()] == []
+    targets = [target.partition("#") for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets and [path for path, *_ in targets if not (REPO / path).exists()] == []
+    texts = [((REPO / path).read_text(encoding="utf-8"), place) for path, mark, place in targets if mark]
+    assert texts and all(f"\n## {place.replace('-', ' ')}\n" in text.lower() for text, place in texts)
 
 
 @pytest.mark.slow
