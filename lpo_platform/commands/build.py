@@ -1,4 +1,4 @@
-"""From a checked configuration to a finished job: the only caller of hydra's instantiate, every step written out."""
+"""Builds the objects of a run from a checked configuration. Nothing else calls hydra's instantiate."""
 
 import logging
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:
-    """The model with what learns in it, on its device, and what identifies the ControlNet that it starts from."""
+    """The model with its trained parts, on its device, and the digest of the ControlNet that it starts from."""
     adapter, control, control_digest = create(cfg.model), None, None
     if cfg.get("control"):
         branch, task = create(cfg.control), get_class(cfg.task._target_)
@@ -41,7 +41,8 @@ def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:
 
 
 def task_of(cfg: DictConfig, changed: DictConfig | None = None) -> Task | None:
-    """The task, told what it asks for: the model's resolution, and whether its pictures are toy scenes.
+    """The task, with the arguments that it takes from the run: the model's resolution, and whether pictures are toy
+    scenes.
 
     changed: settings that replace its own, as metrics.task has them.
 
@@ -61,7 +62,8 @@ def task_of(cfg: DictConfig, changed: DictConfig | None = None) -> Task | None:
 
 
 def data_of(node: DictConfig, resolution: int, task: Task | None) -> Data:
-    """The data, told what they ask for; what is kept of them is no argument of their class."""
+    """The data, with the arguments that they take from the run. data.cache and data.cache_gb are no arguments of their
+    class."""
     known, live = signature(node._target_), {"resolution": resolution, "task": task}
     node = OmegaConf.masked_copy(node, [name for name in node if name not in KEPT])
     return create(node, **{name: value for name, value in live.items() if not known or known[name]})
@@ -74,7 +76,7 @@ def reward_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Reward | 
 
 
 def evaluator_of(cfg: DictConfig, adapter: Adapter, task: Task | None) -> Evaluator | PairEvaluator:
-    """The evaluator with its measures, which get what rewards get."""
+    """The evaluator with its measures, which get the same arguments from the run as rewards."""
     return with_scorers(cfg.metrics, "metrics", "measures", {"adapter": adapter, "task": task})()
 
 
@@ -113,7 +115,7 @@ def located(path: str) -> Iterator[None]:
 
 
 def identity_of(policy: Policy, control_digest: str | None, cfg: DictConfig) -> str:
-    """What identifies the weights that a configuration starts from; new ones are drawn from its seed."""
+    """Identifies the weights that a configuration starts from. Those that are drawn at random follow from its seed."""
     return fingerprint(policy.adapter.fingerprint, control_digest, cfg.seed)
 
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to what Hydra is given: every problem is found before anything starts."""
+"""Checks a command line and turns it into the arguments of Hydra. Every problem is found before anything starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Line:
-    """What a command line asks of Hydra: flags as they are, and overrides."""
+    """A parsed command line: flags of Hydra, and overrides."""
 
     flags: list[str]
     overrides: list[str]
@@ -140,7 +140,7 @@ def checked_words(command: Command, arguments: list[str], line: Line, *, absent:
 
 
 def say_problems(command: Command, line: Line) -> None:
-    """What is wrong with the values of a configuration that has only been shown."""
+    """Prints the problems of a configuration that was shown (--cfg) and not run."""
     conf = CONF if line.config_path is None else Path(line.config_path).resolve()
     primary = line.config_name or command.primary
     problems = diagnose(primary, line.overrides, line.config_dirs, conf=conf, multirun=line.multirun)
@@ -149,7 +149,7 @@ def say_problems(command: Command, line: Line) -> None:
 
 
 def _settle(command: Command, line: Line, primary: str) -> None:
-    """What stands for a folder becomes that folder: `resume=auto`, and `run=` of an experiment's latest run."""
+    """Replaces what stands for a folder by that folder: `resume=auto`, and `run=` of an experiment's latest run."""
     from lpo_platform.runs import resume
 
     run = line.value("run")
@@ -207,7 +207,7 @@ def _settle_sweep(command: Command, line: Line, primary: str, conf: Path) -> Non
 
 
 def _continue(line: Line) -> list[str]:
-    """`resume=<folder>` takes over the command line of that run; what is given now wins."""
+    """`resume=<folder>` repeats the command line of that run. Arguments that are given now replace its own."""
     from lpo_platform.runs import resume
 
     value = line.value("resume")

@@ -31,7 +31,7 @@ class Comparison:
     Attributes:
         metrics: the value before and after, the difference, its interval and the direction, for each name.
         samples: the held-out items.
-        deviations: what was done otherwise than the protocol says, one sentence each.
+        deviations: departures from the protocol, one sentence each.
         alarms: what the sentinel finds in the whole evaluation, one sentence each.
     """
 

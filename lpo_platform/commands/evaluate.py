@@ -31,7 +31,8 @@ from lpo_platform.tasks.task import Task
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict:
-    """A model as it is; or two on the same items and noise: a run or `weights` against `against`, the start if unset.
+    """Evaluates one model, or two on the same items and noise: a run or `weights` against `against`, by default the
+    start.
 
     Or, with `what`, something else that is there.
     """
@@ -57,7 +58,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
 
 
 def of_run(cfg: DictConfig) -> DictConfig:
-    """The configuration of a run, on the hardware and by the protocol asked for now, if one is.
+    """The configuration of a run, with the hardware and the protocol of this command line, if it has one.
 
     The network that judges pictures stays that of the run where the protocol names none.
     """
@@ -102,13 +103,13 @@ def policy_at(side: Placed, hardware: Hardware, start: tuple[Policy, str] | None
 
 
 def initial(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str]:
-    """What a configuration starts from, and what identifies its weights."""
+    """The policy that a configuration starts from, and what identifies its weights."""
     policy, control = policy_of(cfg, hardware)
     return policy, identity_of(policy, control, cfg)
 
 
 def run_config(cfg: DictConfig, run: str | Path) -> DictConfig:
-    """The configuration of a run, on the hardware asked for now."""
+    """The configuration of a run, with the hardware of this command line."""
     own_modules.look_in(resume.config_dirs_of(Path(run)))
     known = stored.load(Path(run) / "resolved.yaml")
     known.hardware = cfg.hardware

@@ -1,4 +1,4 @@
-"""The evaluation of a policy as one side of a run folder, which is never made twice."""
+"""Evaluates a policy as one side of a run folder, "before" or "after", and never twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDES = {"before": "evaluate base", "after": "evaluate trained"}
 
 
 def evaluate_once(job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, side: str, identity: str) -> Evaluation:
-    """The policy as it is now, as a side of a run folder; what is there of it already is not done again.
+    """Evaluates the policy as it is now, as a side of a run folder. Items that were evaluated before are read.
 
     side: before or after. identity: what tells its weights from others. What an interrupted evaluation has measured
     lies below UNDER_WAY and is found by any run that measures the same.
@@ -48,7 +48,7 @@ def evaluate_once(job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, 
 
 
 def _key(job: Job, side: str, identity: str) -> str:
-    """What the numbers depend on, but not the batch nor the processes."""
+    """Identifies everything that the numbers depend on. Batch and processes are not among it."""
     cfg = plain(job.cfg)
     metrics = {name: value for name, value in cfg["metrics"].items() if name != "batch"}
     parts = [cfg.get("model"), cfg.get("control"), cfg.get("task"), cfg.get("reward"), metrics]

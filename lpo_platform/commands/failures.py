@@ -1,4 +1,4 @@
-"""How a command ends that did not succeed: its message, its exit code, and what stands in the run folder."""
+"""How a failed command ends: its message, its exit code, and the record in the run folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FolderInUse(UserError):
 
 
 def interrupted(command: Command, folder: Path, code: int) -> int:
-    """A signal has ended a job: how to go on, on the terminal, and on record that it was not the job's fault."""
+    """For a job that a signal has ended: prints how to continue it, and records it as interrupted."""
     again = f"{command.name} resume={quote(shown(folder))}"
     if command.primary != "train":
         again = shlex.join([command.name, *sys.argv[1:]])
@@ -37,7 +37,8 @@ def interrupted(command: Command, folder: Path, code: int) -> int:
 
 
 def failed(command: Command, folder: Path, name: str, error: Exception) -> int:
-    """2 for what the user can put right, 1 for everything else, whose traceback goes to the log."""
+    """Reports an error and returns the exit code: 2 for what the user can put right, else 1, with a traceback in the
+    log."""
     cause = users(error)
     debug = os.environ.get("LPO_DEBUG", "") not in ("", "0")
     whole = "".join(traceback.format_exception(error))

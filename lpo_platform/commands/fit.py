@@ -102,7 +102,7 @@ def callbacks_of(
     checkup: Checkup,
     rows: Rows | None,
 ) -> list[Callback]:
-    """What watches the training, in the order in which it is called."""
+    """The callbacks of the training, in the order in which they are called."""
     online = method.online
     every = settings.every if online else 1  # epochs between checkpoints: an offline epoch is `every` steps already
     throughput = throughput_of(job, method, rows)
@@ -121,7 +121,7 @@ def callbacks_of(
 
 
 def throughput_of(job: Job, method: Method, rows: Rows | None) -> Throughput:
-    """Counts pictures: those of the samples that are trained on, or those that a round makes."""
+    """The counter of pictures per second: pictures of the samples that are trained on, or those that a round draws."""
     made = method.prompts * getattr(method, "group", 1) if method.online else 0
     each = job.cfg.data.get("num_images", 2) if "labels" in job.needs() else 1
     waited = None if rows is None else lambda: rows.waited

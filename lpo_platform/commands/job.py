@@ -72,25 +72,26 @@ class Job:
         return Sampling(adapter.num_inference_steps, adapter.guidance)
 
     def needs(self) -> tuple[str, ...]:
-        """Columns of a training sample: what the method asks for, as far as this model and task have it."""
+        """The columns of a training sample: those that the method needs and that this model and task have."""
         asked = get_class(self.cfg.method._target_).columns(self.cfg.method)
         text = "tokens" if self.policy.reads_tokens else "text"
         return tuple(text if c == "text" else c for c in asked if c != "control" or self.task is not None)
 
     @property
     def draws(self) -> bool:
-        """Whether the policy, as it starts, draws something of the training samples."""
+        """Whether the starting policy draws a part of the training samples, such as the losers."""
         needs, source = self.needs(), getattr(self.data, "train", None)
         aligned = {"labels", "control"} <= {*needs}
         return getattr(self.data, "draws", False) or aligned or conditions.draws(source, needs)
 
     @property
     def before_training(self) -> bool:
-        """Whether all samples have to be made before the first step: what draws them is sharded then, or changes."""
+        """Whether all samples have to be computed before the first step, because the model that draws them is sharded
+        or changes later."""
         return self.draws and (self.hardware.strategy == "fsdp" or self.policy.trains_text)
 
     def rows(self, *, force: bool = False) -> Rows | None:
-        """The training samples, which are made as they are read; None for a method that makes its own."""
+        """The training samples, computed as they are read; None for a method that draws its own."""
         method = get_class(self.cfg.method._target_)
         if method.online:
             return None
@@ -119,7 +120,7 @@ class Job:
         )  # fmt: skip
 
     def _rows(self, what: Preparation, *, force: bool = False, whole: bool = False) -> Rows:
-        """The rows of a preparation, which computes as the policy started, in the precision of the run.
+        """The rows of a preparation, computed with the starting policy in the run's precision.
 
         whole: all of them are read, and kept.
         """
@@ -147,7 +148,7 @@ class Job:
         return rows.order(self.reads, self.cfg.seed).distinct()
 
     def preferences(self, split: str) -> Chosen:
-        """The rows of a split of preference data, validation or test, that can be used; they are made once."""
+        """The usable rows of a split of preference data, validation or test. They are computed once."""
         if split not in self._measured:
             rows = self._rows(self._preferences(split), whole=True)
             rows.fill()
@@ -157,12 +158,12 @@ class Job:
 
     @property
     def drawn(self) -> Data:
-        """The data that pictures are drawn for: of preferences their prompts."""
+        """The data whose pictures an evaluation draws. For preferences they are the prompts."""
         return getattr(self.data, "prompts", self.data)
 
     @property
     def identity(self) -> str:
-        """What identifies the weights that it starts from."""
+        """Identifies the weights that the run starts from."""
         return identity_of(self.policy, self.control_digest, self.cfg)
 
 
@@ -176,7 +177,7 @@ def forget(store: Store) -> None:
 
 
 def assemble(cfg: DictConfig) -> Job:
-    """Builds what a configuration names, on its device, and meets the other processes."""
+    """Builds the objects that a configuration names, on their device, and connects to the other processes."""
     quiet()
     L.seed_everything(cfg.seed, verbose=False)
     hardware: Hardware = create(cfg.hardware)
@@ -188,7 +189,7 @@ def assemble(cfg: DictConfig) -> Job:
 
 
 def sentinel_of(job: Job, folder: Path) -> Sentinel | None:
-    """What watches the training, with its gold rewards."""
+    """The guard rails of the training, with their held-out (gold) rewards."""
     if not (node := job.cfg.callbacks.get("sentinel")):
         return None
     build = with_scorers(node, "callbacks.sentinel", "gold", {"adapter": job.policy.adapter, "task": job.eval_task})
@@ -196,7 +197,7 @@ def sentinel_of(job: Job, folder: Path) -> Sentinel | None:
 
 
 def method_of(job: Job) -> Method:
-    """The method, given what it asks for."""
+    """The method, with those arguments that it takes from the run."""
     live = {"policy": job.policy, "optim": create(job.cfg.optim), "seed": job.cfg.seed}
     asked = signature(job.cfg.method._target_)
     live |= {"reward": job.reward} if job.reward else {}

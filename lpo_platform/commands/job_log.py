@@ -1,4 +1,4 @@
-"""What a job says to the person at the terminal, and what libraries are kept from saying."""
+"""What a job prints on the terminal, and how libraries are kept quiet."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from lpo_platform.hardware.distributed import lead
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, which also stands in the log; the first process speaks for all."""
+    """Prints a line on the terminal and into the log, from the first process only."""
     if not lead():
         return
     log.info(text.strip())
@@ -17,7 +17,7 @@ def say(text: str) -> None:
 
 
 def quiet() -> None:
-    """Libraries speak up when something is wrong, not to introduce themselves."""
+    """Silences what libraries print without a problem."""
     import diffusers
     import huggingface_hub
     import transformers

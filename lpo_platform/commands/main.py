@@ -129,6 +129,7 @@ def run_command(command: Command) -> None:
 
 
 def _answer(command: Command) -> None:
+    """Checks the command line, prints what was asked for, or hands over to Hydra."""
     set_threads()
     try:
         line = parse_line(sys.argv[1:])
@@ -149,6 +150,7 @@ def _answer(command: Command) -> None:
 
 
 def _hydra(command: Command) -> None:
+    """Lets Hydra compose the configuration and run the job, or the jobs of a sweep."""
     import hydra
 
     words = list(sys.argv)
@@ -202,7 +204,7 @@ def _raising() -> Iterator[None]:
 
 
 def _launcher_failed(command: Command, folder: Path, error: Exception) -> None:
-    """One job that could not even end in order; the others go on and are waited for."""
+    """One job of a sweep could not be started or ended in order. The others continue, and are waited for."""
     code = unexpected(command, error, f"\n  what the jobs wrote: {shown(folder / '.submitit')}")
     command.code = max(command.code, code)
     sweep.wait(folder)
@@ -247,6 +249,7 @@ def _run(command: Command, cfg: DictConfig) -> int:
 
 
 def _work(command: Command, cfg: DictConfig, folder: Path, settings: DictConfig, task: slurm.SlurmTask | None) -> int:
+    """Calls the function of the command (table.py), in this process or in as many as the hardware names."""
     single = settings.mode is None or settings.mode.name == "RUN"
     try:
         if smoke.shrink(cfg, settings.runtime.choices, settings.overrides.task) and not launch.rank():

@@ -1,4 +1,4 @@
-"""lpo-prepare: everything frozen of what a training will read into the cache, before it or while it runs."""
+"""lpo-prepare: computes the frozen parts of the samples that a training will read, before it or while it runs."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from lpo_platform.runs import record, signals
 
 
 def main(primary: str, folder: Path) -> None:
-    """One process of a job: what `run` starts."""
+    """Runs one process of a job, which hardware/launch.py starts."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # while there is nothing to end in order
     with signals.handled(lambda number, _: os._exit(128 + number)):  # the parent tells; the others wait for this one
         _work(primary, folder)
@@ -47,7 +47,7 @@ def _work(primary: str, folder: Path) -> None:
 
 
 def _note(path: Path, error: BaseException) -> int:
-    """Writes what happened for the parent; the exit code."""
+    """Writes for the parent what happened, and returns the exit code."""
     interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
     if interrupted and isinstance(error, KeyboardInterrupt | SystemExit):
         return 130

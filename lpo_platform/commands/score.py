@@ -1,8 +1,8 @@
 """lpo-score: the score file by which Multi-Preference Consistent Filtering chooses its pairs (arXiv:2502.01051).
 
 For every row of a preference dataset, in its order: whether one picture won, and the winner's aesthetic, CLIP and VQA
-score less the loser's. Each score has a store of its own, so a killed run goes on where it was, and another model for
-one score leaves the other two as they are.
+score minus the loser's. Each score has its own store, so a killed run continues where it was, and another model for one
+score leaves the other two as they are.
 """
 
 import os
@@ -91,7 +91,7 @@ def compute(split: PairRows, stores: dict[str, Store], rewards: dict[str, Reward
     """Adds to the stores what they lack, with a progress bar; every picture is read once for all scores.
 
     A pair has `score` (2,) float32, or the reason why it cannot be read. Raises UserError with the name of a reward
-    that returns something else than finite numbers.
+    that returns anything but finite numbers.
     """
     lacking = {name: missing(store) for name, store in stores.items()}
     parts = sorted(set().union(*lacking.values()), key=lambda part: part.start)

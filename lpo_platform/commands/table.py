@@ -1,4 +1,4 @@
-"""The commands that work on a run folder: where the function of each is, imported when it is called for."""
+"""Which function does the work of each command. It is imported when it is called, since that imports torch."""
 
 from __future__ import annotations
 

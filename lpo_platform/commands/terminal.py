@@ -1,4 +1,4 @@
-"""What all commands share: who is speaking, how a path is shown, how many threads torch may take."""
+"""What all commands share: the name before each message, the form of paths, the threads of torch."""
 
 from __future__ import annotations
 

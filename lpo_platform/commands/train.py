@@ -62,7 +62,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
 
 
 class Phases:
-    """Seconds of each part of a job, as the report shows them."""
+    """Measures the parts of a job in seconds, for the report: `with phases("train"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -75,7 +75,7 @@ class Phases:
 
 
 def log_phases(phases: Phases, folder: Path, logger: RunLogger, step: int) -> None:
-    """Puts the seconds of each part beside the curves, once for all processes."""
+    """Logs the seconds of each phase, from the first process only."""
     for place in [Files(folder), logger] if lead() else ():
         place.log_metrics(phases.seconds, step)
 
@@ -86,7 +86,7 @@ def load_trained(policy: Policy, run: Path, settings: Callbacks) -> None:
 
 
 def trained_identity(run: Path, settings: Callbacks) -> str:
-    """What identifies those weights."""
+    """Identifies the weights that load_trained() reads."""
     return fingerprint(digest(str((run / "export").resolve())), _suffix(settings))
 
 
@@ -95,7 +95,7 @@ def _suffix(settings: Callbacks) -> str:
 
 
 def about(cfg: DictConfig, folder: Path) -> About:
-    """What a service knows of a run; the runs of a sweep are a group."""
+    """What a logging service is told about a run. The runs of a sweep form a group."""
     sweep = (folder.parent / "sweep.json").exists()
     task = [get_class(cfg.task._target_).name] if cfg.get("task") else []
     return About(

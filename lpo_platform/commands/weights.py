@@ -1,4 +1,4 @@
-"""Weights from anywhere put into the configuration of a model: what `lpo-eval weights=` and `against=` name."""
+"""Puts the weights that `lpo-eval weights=` and `against=` name into the configuration of a model."""
 
 import json
 from pathlib import Path
@@ -64,9 +64,7 @@ def setting_of(place: str) -> str | None:
         return "model.weights"
     if (file := Path(place).expanduser()).is_file() and is_checkpoint(file):
         return "model.weights"
-    if file.is_file() or any(
-        _file(place, name) for name in ("pytorch_lora_weights.safetensors", "unet_lora.pt")
-    ):
+    if file.is_file() or any(_file(place, name) for name in ("pytorch_lora_weights.safetensors", "unet_lora.pt")):
         return "model.lora"
     config = _file(place, "config.json")
     try:

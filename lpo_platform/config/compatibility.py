@@ -1,13 +1,13 @@
-"""What goes with what, by what the classes of the chosen options say of themselves.
+"""Which options can be combined, by the class attributes of the chosen options.
 
-No method, reward, task, model or data set stands here by name. A class says in class attributes what it is and what it
-needs, and an option from a user's own folder is treated by the same rules. A class that says nothing goes with
-everything.
+No method, reward, task, model or data set is named here. A class declares in class attributes what it is and what it
+needs, and an option from a user's own folder is treated by the same rules. A class that declares nothing can be
+combined with everything.
 
 Method: `trains`: what of "control", "denoiser" and "reward" it can train. `reads`: what it learns from, "pictures",
     "prompts" or "pairs". `rewards`: the kinds of rewards that it takes, with "none" where it can do without.
     `differentiable`: True where the task's loss must have a gradient.
-Tune: `trains`: what learns.
+Tune: `trains`: what it trains.
 Data: `gives`: what a method can read there. `toy`: True where it draws toy scenes.
 Reward: `input`: "pictures", "latents" or "condition". `maps`: what the task must have `annotated`.
 Task: `annotated`: what its maps are, "classes" or "people". `differentiable`: True where its loss has a gradient.
@@ -110,7 +110,7 @@ def rows_of(method: Part) -> list[Row]:
 
 
 def _row(method: Part, kind: str) -> Row:
-    """A control branch needs a condition, which only pictures have; whatever else learns has neither."""
+    """A control branch needs a condition, which only pictures have. What is trained otherwise has neither."""
     branch, reads, rewards = kind == "control", method.says("reads"), method.says("rewards")
     task = Need(name="differentiable", values=(True,)) if method.says("differentiable") else ANY
     row = {"control": ANY if branch else NONE, "tune": Need(name="trains", values=(kind,)), "task": task}
@@ -170,7 +170,7 @@ def reward_problems(composed: Composed) -> list[str]:
 
 
 def toy_problems(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
-    """Toy scenes below a model that is none teach nothing, so they have to be asked for."""
+    """A model that is no toy learns nothing from toy scenes, so they must be asked for."""
     model, data = composed.values.get("model"), part_of(composed, "data")
     asked = overrides is None or any(key == "data" for key, _ in key_values(overrides))
     if asked or not isinstance(model, Mapping) or model.get("toy") or not draws_toys(composed.values.get("data")):
@@ -191,7 +191,7 @@ def draws_toys(data: object) -> bool:
 
 
 def denoiser_problems(composed: Composed) -> list[str]:
-    """What works with one kind of denoiser, and the model has another."""
+    """Options that work with one kind of denoiser only, where the model has another."""
     model = part_of(composed, "model")
     denoiser, problems = model.says("denoiser"), []
     for group in ("method", "reward", "control"):

@@ -17,7 +17,8 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """A run that cannot go on, through no mistake in its command line; one message says what, where and what helps."""
+    """A run that cannot continue although its command line is right. One message says what happened, where, and what
+    helps."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

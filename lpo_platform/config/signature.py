@@ -1,4 +1,4 @@
-"""What a class or function takes, and what it says of itself, read from its source without importing it.
+"""The arguments, class attributes and docstring of a class or function, read from its source without importing it.
 
 The signature is the schema of a configuration node: the arguments of the class that `_target_` names say which keys the
 node may have and of which type.
@@ -54,7 +54,7 @@ def signature(target: str) -> Signature | None:
 
 
 def attribute(target: str, name: str, default: object = None) -> Any:
-    """What a class says of itself: the literal that stands at `name` in its body or in that of a base.
+    """The class attribute `name`: the literal in the body of the class or of a base.
 
     The default where it says nothing, where the value is not written out, and where there is no class to read.
     """

@@ -1,4 +1,4 @@
-"""Configurations that a run has stored, read in today's words: classes have moved since, and settings have come."""
+"""Reads configurations that a run has stored, although classes have moved and settings were added since."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RENAMED = {
 
 
 def load(file: Path) -> DictConfig:
-    """A stored configuration as today's code takes it."""
+    """A stored configuration as the present code takes it."""
     config = OmegaConf.load(file)
     for path, value in changes(OmegaConf.to_container(config, resolve=False)):
         OmegaConf.update(config, path, value, force_add=True)

@@ -1,4 +1,4 @@
-"""What people mean who type the words of another library, or a name where a group wants an option."""
+"""What was meant by a key of another library, or by a name where a group takes an option."""
 
 from __future__ import annotations
 

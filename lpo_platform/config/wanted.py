@@ -1,4 +1,4 @@
-"""What a setting that has no value wants, in the words of the comments in the files that ask for it.
+"""Explains a setting that has no value, with the comments of the files that ask for it.
 
 A recipe shows it in the command at its top, `data.path=<pairs>`; the file of an option explains it in a comment that
 begins with the setting's name, `# path: the folder of ...`.

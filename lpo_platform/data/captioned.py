@@ -50,7 +50,7 @@ class RowReader(Protocol):
     def __len__(self) -> int: ...
 
     def identities(self) -> list[str]:
-        """Stands for the files in keys of caches."""
+        """Identifies the files in cache keys."""
         ...
 
     def column(self, name: str) -> pa.Array | pa.ChunkedArray:
@@ -189,7 +189,7 @@ class Captioned:
         labels: column of label maps, or of people of 17 keypoints, which hold more than their drawing.
         label_offset: added to a label, so that 0 is "no label" and k the task's class k - 1.
         test: the settings above that differ for the held-out split. Null holds out rows of `path`.
-        num_train: reads the first so many usable rows; null for all.
+        num_train: how many usable rows are read, from the first; null for all.
         num_test: captions whose rows are held out where `test` is null, chosen by a hash of seed and text, at most half
             of them.
         seed: of that choice.

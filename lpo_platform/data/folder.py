@@ -188,7 +188,7 @@ def split(pictures: list[Picture], test_fraction: float, seed: int) -> tuple[lis
 
 
 def _more(contents: int) -> str:
-    """How to hold out enough of so many different pictures."""
+    """How to hold out enough of this number of different pictures."""
     if contents < 2 * ENOUGH:
         return f"{2 * ENOUGH} different pictures and data.test_fraction=0.5"
     return f"data.test_fraction={math.ceil(100 * ENOUGH / contents) / 100:g}"

@@ -50,7 +50,7 @@ class Rows:
     Attributes:
         row: (N,), their numbers in the files.
         label: (N,), the probability that the first picture is preferred.
-        gaps: (N, 3), the scores of the first picture less those of the second; NaN where unknown.
+        gaps: (N, 3), the scores of the first picture minus those of the second; NaN where unknown.
     """
 
     row: np.ndarray
@@ -166,7 +166,7 @@ class ImagePairs:
             Published: 2 (arXiv:2502.01051).
         absolute_ties: compares absolute gaps of ties, as the paper writes. false is as the released code.
         train, validation, test: names of the splits. `validation` may be null.
-        num_train, num_test: reads the first so many usable rows; null for all.
+        num_train, num_test: how many usable rows are read, from the first; null for all.
         crop: `squash` resizes the whole picture to a square, as LRM does; `center` resizes the short side and takes the
             central square, as Diffusion-DPO does.
         flip: mirrors every second picture to train on, drawn by `seed`, row and picture, as Diffusion-DPO does.

@@ -61,8 +61,8 @@ class Prompts:
         path: a file, or one of a hub data set as <hub id>::<file>: .json (texts, objects as in LPO's
             4k_training_prompts.json, or an object of columns), .jsonl, .txt (one prompt per line), .csv or .parquet.
         test_path: a file of held-out prompts; null holds out prompts of `path`.
-        num_test: with test_path, its first so many prompts are used. Without it, so many different prompts are held
-            out, at most half of them, chosen by a hash of seed and text.
+        num_test: how many prompts are held out. With test_path they are the first of that file. Without it they are
+            different prompts of `path`, at most half of them, chosen by a hash of seed and text.
         column: of the text; null takes the first of caption, prompt, text.
         seed: of that choice.
         resolution: side of the pictures to draw. Nothing here depends on it.

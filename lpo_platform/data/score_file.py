@@ -31,7 +31,7 @@ def consistent(
     *,
     absolute_ties: bool = False,
 ) -> np.ndarray:
-    """Four columns (N,) -> mask (N,) of the rows to train on; gaps are the winner's score less the loser's.
+    """Four columns (N,) -> mask (N,) of the rows to train on; gaps are the winner's score minus the loser's.
 
     A pair with a winner (different_flag 1) stays where aesthetic_gap > 0, -0.5 or -1 (strategy 1, 2, 3; the paper
     trains with 2) and the other two gaps are above 0. A tie stays where the gaps are below 0.2, 0.03 and 0.07. The
@@ -56,7 +56,7 @@ class Scores:
     Attributes:
         different: (N,) bool, whether the pair has a winner.
         gaps: (N, 3) float64, NaN where unknown: aesthetic (LAION predictor), CLIP (cosine) and VQA (probability) score
-            of the winner less that of the loser. For a tie it is what the file has; its sign is not documented.
+            of the winner minus that of the loser. For a tie it is what the file has; its sign is not documented.
     """
 
     different: np.ndarray
@@ -73,8 +73,8 @@ class Scores:
 def read_scores(path: str | Path, rows: int | None = None) -> Scores:
     """A CSV file with a header and the four COLUMNS, others are ignored; an empty gap or `nan` is an unknown one.
 
-    Raises UserError where the file cannot be read, lacks a column, holds something else than numbers, or has not
-    exactly `rows` rows.
+    Raises UserError where the file cannot be read, lacks a column, holds anything but numbers, or has not exactly
+    `rows` rows.
     """
     where = f"data.scores={path}"
     try:

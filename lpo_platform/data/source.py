@@ -129,7 +129,7 @@ class Preference:
         caption: the prompt.
         images: (n, 3, H, W) float32 in [0, 1].
         labels: (n, n); labels[i, j] is the probability that i is preferred to j, 0.5 for a tie and on the diagonal.
-        gaps: aesthetic, CLIP and VQA score of the first picture less those of the second; None where unknown.
+        gaps: aesthetic, CLIP and VQA score of the first picture minus those of the second; None where unknown.
     """
 
     id: str

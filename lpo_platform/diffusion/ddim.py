@@ -146,7 +146,7 @@ class DDIM:
         return abar.sqrt() * noise.float() - (1 - abar).sqrt() * x0.float()
 
     def clean(self, output: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0_hat, e_hat) that an output at x_t stands for."""
+        """The estimates (x0_hat, e_hat) that follow from an output at x_t, (B, C, H, W) each."""
         abar, output, x = self._abar(t), output.float(), x.float()
         if self.prediction == "epsilon":
             return (x - (1 - abar).sqrt() * output) / abar.sqrt(), output

@@ -102,7 +102,7 @@ class Flow:
         return noise.float() - x0.float()
 
     def clean(self, output: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0_hat, e_hat) that an output at x_t stands for."""
+        """The estimates (x0_hat, e_hat) that follow from an output at x_t, (B, C, H, W) each."""
         s, output, x = self._share(t), output.float(), x.float()
         return x - s * output, x + (1 - s) * output
 
@@ -116,7 +116,8 @@ class Flow:
         return torch.bucketize(self.noise_share(t).contiguous(), (table[1:] + table[:-1]) / 2)
 
     def up_to(self, timestep: int) -> tuple[float, float]:
-        """The time with as much noise as a timestep of Stable Diffusion's DDIM, and how likely training draws less."""
+        """The time with the ratio of noise to signal of a timestep of Stable Diffusion's DDIM, and the share of
+        training times up to it."""
         share = _of_ddim()[timestep].item()
         return self.num_train_steps * share, torch.special.ndtr(torch.tensor(share).logit()).item()
 

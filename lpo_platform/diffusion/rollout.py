@@ -23,7 +23,7 @@ class Step:
         t: (B,).
         x: (B, C, H, W), x_t.
         gaussian: of the step.
-        following: (B, C, H, W), the point with which the trajectory goes on.
+        following: (B, C, H, W), the point from which the trajectory continues.
         candidates: (K, B, C, H, W), all points that were drawn, `following` among them; None if there is one only.
     """
 
@@ -55,7 +55,7 @@ def rollout(
         num_steps: of the sampler.
         eta: noise of the sampler; 0 is deterministic.
         noise: step number -> standard normal noise, (B, C, H, W), or with `choice` (K, B, C, H, W).
-        choice: step number -> (B,), with which of K candidates each trajectory goes on.
+        choice: step number -> (B,), the number of the candidate, of K, with which each trajectory continues.
         noisy: numbers of the steps that draw noise; None for all. The others are deterministic.
 
     Raises:

@@ -53,17 +53,30 @@ class Drawing:
 
 
 class Evaluator:
-    """The protocol: how many held-out items, how pictures are sampled, which seed. Null takes the model's setting.
+    """Draws pictures for held-out items and scores them. A setting that is null takes the model's own value.
 
-    rows: items computed at once, always exactly as many (the last ones are filled up with one of them), since what a
-    device rounds depends on the shape alone. batch: items dealt to a process and kept at once, which decides nothing.
-    images_per_item: pictures of each item, whose mean is the item's score; from two on their diversity is measured.
-    pool_items: of a metric that a task can pool (F1), an item's score is that of its pictures taken as one.
-    guards: also what else the data can say of a picture, to see at whose expense a score has risen.
-    guidance_base: that of the model compared with, where it is another. same_noise: every item starts from one noise.
-    sampler: ddim, or unipc, which has no eta; FLUX has its own. save: keeps all pictures, as PNG. measures: what else
-    is said of the pictures, by name. task: settings of the task that evaluation has otherwise than training, such as
-    its detector's weights, for whoever builds the task. protocol: whose settings these are, where they are somebody's.
+    Args:
+        num_samples: held-out items.
+        batch: items that a process holds at once. It changes no number.
+        rows: items computed at once, always exactly this many (the last group is padded), because rounding depends on
+            the shape.
+        seed: of the noise that pictures start from.
+        eta: noise of the sampler.
+        guidance: classifier-free guidance.
+        num_steps: steps of the sampler.
+        shown: items whose pictures are kept for the report.
+        images_per_item: pictures of each item, whose mean is the item's score. From two on their diversity is measured.
+        guards: also takes what else the data can measure in pictures, such as the area of objects, which shows side
+            effects of a training.
+        pool_items: where a task can pool a metric (F1), an item's score is that of all its pictures taken as one.
+        guidance_base: guidance of the base model, if it differs.
+        same_noise: all items start from the same noise.
+        sampler: `ddim`, or `unipc`, which has no eta. FLUX has its own.
+        save: keeps all pictures as PNG files.
+        task: settings of the task that differ from those of training, such as its detector's weights. The caller builds
+            that task.
+        protocol: the published protocol that these settings follow, if any.
+        measures: further measures of the pictures, by name.
     """
 
     of_rewards: ClassVar[bool] = False  # it measures what a model draws, not a reward model
@@ -117,11 +130,11 @@ class Evaluator:
         under_way: Path | None = None,
         pictures: Path | None = None,
     ) -> Evaluation:
-        """Draws the pictures of every held-out item and scores them; a reward's own score of them stands beside.
+        """Draws the pictures of every held-out item and scores them, also by the reward of the run.
 
         The batches are dealt to the processes, whose number changes nothing; each of them gets the whole result. What
-        is measured is kept in the folder `under_way`, from which an evaluation that was stopped goes on, with other
-        batches and processes if need be. pictures: the folder that gets them where they are saved.
+        is measured is kept in the folder `under_way`, from which an interrupted evaluation continues, also with other
+        batches and processes. pictures: the folder that gets them where they are saved.
         """
         policy.eval()
         samples = self.items(data)
@@ -154,7 +167,7 @@ class Evaluator:
         return joined([*done, *new], self.shown)
 
     def draw(self, policy: Policy, samples: list[Sample], task: Task | None, number: int = 0) -> Drawing:
-        """Picture `number` of every item, in 8 bits as a PNG has them; but for rounding, the same in any batch."""
+        """Picture `number` of every item, rounded to 8 bits as in a PNG. Up to rounding it is the same in any batch."""
         asking = self._ask(policy, samples, task, Texts(policy.adapter, []))
         return self._draw(policy, asking, task, number)
 
@@ -185,7 +198,7 @@ class Evaluator:
         task: Task | None,
         reward: Reward | StepReward | None,
     ) -> Evaluation:
-        """All that is said of K pictures of B items, on the CPU."""
+        """All scores and features of K pictures of B items, on the CPU."""
         samples, one = asking.samples, drawn[0]
         captions, ids = [s.caption for s in samples], [s.id for s in samples]
         real = None if samples[0].image is None else _stack(samples).to(one.images.device)
@@ -220,7 +233,7 @@ class Evaluator:
     def _scores(
         self, drawn: Drawing, pictures: Pictures, data: Data, task: Task | None, reward: Reward | StepReward | None
     ) -> dict[str, Tensor]:
-        """What is said of one picture of each item, (B,) each."""
+        """The scores of one picture of each item, (B,) each."""
         captions, images = pictures.captions, drawn.images.cpu()
         scores = {}
         if task is not None:

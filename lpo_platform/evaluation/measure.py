@@ -1,4 +1,4 @@
-"""What is said of drawn pictures beside the task's own scores: the seam of `metrics.measures`."""
+"""The interface of `metrics.measures`: what is measured in drawn pictures beside the task's own scores."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,7 +46,7 @@ class Measure(Protocol):
         ...
 
     def directions(self) -> dict[str, bool | None]:
-        """Every metric of score() -> whether higher is better; None where it should rather stay."""
+        """Every metric of score() -> whether higher is better; None where it should not change."""
         ...
 
     def compare(

@@ -21,7 +21,14 @@ GAPS = ("aesthetic", "clip", "vqa")
 
 
 class PairEvaluator:
-    """The protocol: which timesteps, how many held-out rows, which noise. `lrm/pair_accuracy` is their mean."""
+    """Measures how often a latent reward model orders pairs as labelled: `lrm/pair_accuracy`, the mean over timesteps.
+
+    Args:
+        timesteps: at which the pictures are noised, each from 0 to 999.
+        num_samples: held-out rows; null for all.
+        batch: rows computed at once.
+        seed: of the noise.
+    """
 
     of_rewards: ClassVar[bool] = True
 

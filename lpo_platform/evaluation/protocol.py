@@ -1,4 +1,4 @@
-"""Whose protocol an evaluation follows, and where it does not."""
+"""The published protocol that an evaluation follows, and its departures from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ OF_MODELS = ("weights", "resolution", "vae", "text_encoder")  # what is evaluate
 
 @dataclass(frozen=True)
 class Protocol:
-    """How somebody evaluated, and in what an evaluation of ours departs from it.
+    """How a publication evaluated, and in what an evaluation departs from it.
 
     Args:
         name: the file under conf/metrics that states the settings of the metrics group.
@@ -72,7 +72,7 @@ class Protocol:
             yield f"{items} items instead of {published['num_samples']}: the data has no more"
 
     def _of_measures(self, measures: Settings) -> Iterator[str]:
-        """Of the measures that are known; what else is measured stands in no table."""
+        """Departures of the measures that the protocol has. Others are in none of its tables."""
         for name, settings in measures.items():
             published = {**_file("measure", name), **_plain(self.measures).get(name, {})}
             for key, value in published.items():

@@ -20,9 +20,9 @@ to 1,000, Frechet distances 100 to 500); `pytest -m slow -s -k no_effect tests` 
     Frechet, 32 features      0.0    1.0    2.0    0.0    1.0    1.6
     average precision         4.5    2.5    4.0    4.6    3.2    3.4
 
-A Frechet distance is as cautious as its bootstrap, whose resamples repeat items. Differences that are skewed
-themselves and average to 0 are something else than no effect; with those of an exponential distribution, about
-9 % are clear at 12 items and 5 % at 200.
+A Frechet distance is as cautious as its bootstrap, whose resamples repeat items. Differences that are skewed themselves
+and average to 0 are not the same as no effect; with those of an exponential distribution, about 9 % are clear at 12
+items and 5 % at 200.
 """
 
 import math

@@ -9,7 +9,8 @@ from lpo_platform.models.adapter import Adapter
 
 
 class Texts:
-    """prompts: all that will be asked for, as often as they will be; what is asked for no more is let go."""
+    """prompts: those that will be asked for, each as often as it will be. After its last use an embedding is
+    dropped."""
 
     def __init__(self, adapter: Adapter, prompts: list[str]) -> None:
         self.adapter, self.left, self.known = adapter, Counter(prompts), dict[str, Tensor]()

@@ -43,7 +43,7 @@ def wait() -> None:
 
 
 def deal(items: Sequence[Item]) -> list[Item]:
-    """This process's part of what the first process finds to do."""
+    """This process's part of the work that the first process has listed."""
     rank, size = world()
     return list(agree(list(items)))[rank::size]
 
@@ -119,5 +119,5 @@ def broadcast(module: nn.Module) -> None:
 
 
 def everywhere(done: int, left: int) -> int:
-    """How far all processes are, for a progress bar, when this one has done so much of its share; at most `left`."""
+    """The progress of all processes together, for a progress bar, from that of this one; at most `left`."""
     return min(done * world()[1], left)

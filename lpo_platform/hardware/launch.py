@@ -1,4 +1,4 @@
-"""Starts the processes of a job that wants more than one: torchrun's agent on the frozen configuration of the job.
+"""Starts the processes of a job that needs several, by torchrun's agent, with the frozen configuration of the job.
 
 Lightning's own launcher repeats the command line, and with it a whole sweep. Here the processes of a node run
 `python -m lpo_platform.commands.process <command> <run folder>` and read resolved.yaml there, so that every job of a

@@ -42,7 +42,7 @@ class Sharded(DDPStrategy):
 
 
 def shard(policy: nn.Module, device_type: str) -> None:
-    """Shards what learns and its frozen reference among all processes."""
+    """Shards the trained weights and their frozen reference among all processes."""
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     for module in (*policy.learning.values(), *policy.frozen):
         module.to(memory_format=torch.contiguous_format)  # FSDP2 shards no other

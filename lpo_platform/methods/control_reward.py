@@ -28,8 +28,8 @@ class ControlReward(Method):
     Args:
         task: whose detector looks at the predicted picture. Its loss must have a gradient in the picture.
         reward_weight: factor of L_rew. Published: 1.0 (canny, hed, depth), 0.5 (lineart, ADE20K), 0.2 (COCO-Stuff).
-        max_timestep: the largest timestep of 0 to 999 that is rewarded, of a flow model the time with as much noise.
-            Published: 200.
+        max_timestep: the largest timestep, from 0 to 999, that is rewarded; on a flow model the time with the same
+            ratio of noise to signal. Published: 200.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("control",)

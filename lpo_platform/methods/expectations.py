@@ -1,7 +1,7 @@
-"""What a method says of itself before it runs, for lpo-plan, lpo-doctor and hardware.micro_batch=auto.
+"""What a method declares about its runs, for lpo-plan, lpo-doctor and hardware.micro_batch=auto.
 
-All of it has defaults: a method that says nothing is planned and examined, too. What an online method does not say
-(`examples`, `sampling_work`) cannot be counted, and lpo-plan says so.
+Everything has a default, so a method that declares nothing is planned and examined, too. Only an online method without
+`examples` and `sampling_work` cannot be counted, and lpo-plan says so.
 """
 
 import math

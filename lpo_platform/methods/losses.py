@@ -94,9 +94,9 @@ def thurstone(
 def lpo(log_ratio_winner: Tensor, log_ratio_loser: Tensor, *, beta: float, clip: float) -> Tensor:
     """-log sigmoid(beta (log r_w - log r_l)) with r = clamp(exp(log ratio), 1 - clip, 1 + clip): (B,), (B,) -> (B,).
 
-    A log ratio is log p(x' | x_t) under the policy less that under the reference, the mean over C, H, W. A sample whose
-    ratio has left the band has no gradient (arXiv:2502.01051 as released, lpo/train_scripts/train_lpo.py). The release
-    takes the logarithm of a sigmoid, which is NaN below -88; logsigmoid is not.
+    A log ratio is log p(x' | x_t) under the policy minus that under the reference, the mean over C, H, W. A sample
+    whose ratio has left the band has no gradient (arXiv:2502.01051 as released, lpo/train_scripts/train_lpo.py). The
+    release takes the logarithm of a sigmoid, which is NaN below -88; logsigmoid is not.
     """
     low, high = math.log1p(-clip), math.log1p(clip)
     return -F.logsigmoid(beta * (log_ratio_winner.clamp(low, high) - log_ratio_loser.clamp(low, high)))
@@ -116,7 +116,7 @@ def diffusion_dpo(
 def ppo(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
     """max(-A r, -A clamp(r, 1 - clip, 1 + clip)) with r = exp(log ratio): (B,), (B,) -> (B,).
 
-    A log ratio is log p(x' | x_t) under the policy less that under the policy that sampled, the mean over C, H, W, as
+    A log ratio is log p(x' | x_t) under the policy minus that under the policy that sampled, the mean over C, H, W, as
     in kvablack/ddpo-pytorch; a clip of 1e-4 allows 1e-4 C H W nats. There is no gradient where A > 0 and r > 1 + clip,
     or A < 0 and r < 1 - clip.
     """

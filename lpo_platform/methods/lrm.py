@@ -13,12 +13,13 @@ from lpo_platform.models.latent_reward import LatentReward
 
 
 class LRM(Method):
-    """The loss is one of the scores of a row's pictures, which are noised to the same timestep.
+    """The loss compares the scores of a row's pictures, noised to the same timestep, with the row's labels.
 
     Rows count with their weights, normalised over the whole batch of a step.
 
     Args:
-        num_steps: the timestep is one of the sampler's so many, drawn at random. Published: 20 of DDIM, 1 to 951.
+        num_steps: steps of the sampler; a row's timestep is one of them, drawn at random. Published: DDIM's 20, from 1
+        to 951.
         noise: `independent` for each picture, as LRM was trained, or `shared` within a row, as SPO's step-aware model
             and DiNa-LRM.
         form: `pair`, losses.pair_preference, as published; `fidelity` or `nll`, losses.thurstone, as DiNa-LRM.

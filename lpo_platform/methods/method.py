@@ -1,4 +1,4 @@
-"""What all methods share: the policy, the optimiser, keyed random numbers, and checkpoints that hold what learns."""
+"""What all methods share: the policy, the optimiser, keyed random numbers, and checkpoints of the trained weights."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Method(L.LightningModule):
     A batch holds `position` (B,), the number of each sample in the run, and the columns named in `needs`.
 
     Args:
-        policy: the model with what learns, what is frozen, and the reference.
+        policy: the model with its trained and frozen weights, and the reference.
         optim: the optimiser and its learning-rate schedule.
         seed: of every random number of the run.
         steps: optimiser steps of the run. For online methods it is the number of rounds.
@@ -36,7 +36,7 @@ class Method(L.LightningModule):
     """
 
     trains: ClassVar[tuple[str, ...]] = ("control", "denoiser", "reward")
-    """What of a model it can train: a `tune` of one of these kinds. A control branch comes with a task."""
+    """What it can train; `trains` of the chosen tune must be one of these. A control branch needs a task."""
     reads: ClassVar[str] = "pictures"
     """What it learns from: "pictures", "prompts" (of pictures, where a condition is needed) or "pairs"."""
     rewards: ClassVar[tuple[str, ...]] = ("none", "pictures", "latents", "condition")
@@ -46,12 +46,12 @@ class Method(L.LightningModule):
     denoisers: ClassVar[tuple[str, ...]] = ("unet", "transformer")
     """The kinds of denoisers that it can train."""
     unsharded: ClassVar[dict[str, str]] = {}
-    """Settings of it that hardware=fsdp cannot have, and why."""
+    """Its settings that do not work with hardware=fsdp, and why."""
     needs: ClassVar[tuple[str, ...]]
-    """Columns of a training sample."""
+    """Columns of a training sample. README.md lists them with their shapes."""
     logs: ClassVar[Logs] = {}
-    """What it logs by name, with the fields of tracking/loggers/metrics.py; bases are read, too. None takes out what a
-    base logs and this class does not."""
+    """The metrics it logs by name, with fields of Metric (tracking/loggers/metrics.py); bases are read, too. None takes
+    out what a base logs and this class does not."""
     needs_winner: ClassVar[bool] = False
     """Whether rows of preferences that name no winner are left out."""
     online: ClassVar[bool] = False
@@ -69,13 +69,13 @@ class Method(L.LightningModule):
         self.strict_loading = False
         self.noted: Noted = {}
         self.watched: dict[str, Tensor] = {}
-        """Of the step in hand what must be finite: its loss and, once there is one, its gradient norm."""
+        """What must be finite in the current step: the loss and, after the backward pass, the gradient norm."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss, a scalar, and the numbers to log beside it, which carry no gradient."""
 
-    # What lpo-plan and lpo-doctor ask; expectations.py says what it is.
+    # What lpo-plan and lpo-doctor call; the types are those of expectations.py.
 
     @classmethod
     def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
@@ -87,15 +87,17 @@ class Method(L.LightningModule):
         return self.steps
 
     def examples(self, samples: Samples, count: int) -> list[tuple[float, Batch]]:
-        """Micro-batches of `count` samples, each with its share of all; several where their cost differs."""
+        """Micro-batches of `count` samples, each with its share of all micro-batches: more than one where their costs
+        differ."""
         return [(1.0, samples.batch(count))]
 
     def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
-        """What the first loss should be, while policy and reference are one; None where there is no closed form."""
+        """The first loss against its closed form while policy and reference are equal; None where there is no closed
+        form."""
         return None
 
     def assumed(self) -> list[str]:
-        """What the counts of lpo-plan rest on, in words."""
+        """The assumptions behind the counts of lpo-plan, in words."""
         return []
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

@@ -1,8 +1,8 @@
 """DiffusionNFT (arXiv:2509.16117): policy optimisation on the forward process of a flow model.
 
-A policy that trails what learns draws pictures without noise in between, and a reward grades them. The update noises
-the finished pictures anew, as supervised training does, and moves the velocity towards what the good ones teach and
-away from what the bad ones do. Neither trajectories nor their probabilities are needed.
+A trailing copy of the policy draws pictures with a deterministic sampler, and a reward grades them. The update adds new
+noise to the finished pictures, as supervised training does, and moves the predicted velocity towards that of the good
+pictures and away from that of the bad ones. Neither trajectories nor their probabilities are needed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +35,8 @@ class NFT(Graded):
         adaptive: whether an error is divided by its own mean absolute value, as in the released code.
         scale: factor of the loss. Published: 5.
         advantage_clip: the advantage at which a picture counts as wholly good. Published: 5.
-        fraction: share of the sampler's times that each picture is trained at, drawn at random. Published: 0.99, so
-            that it is 9 of 10.
+        fraction: share of the sampler's times at which each picture is trained, drawn at random. Published: 0.99, which
+            is 9 of 10 after rounding down.
         kl: weight of the squared difference from the starting velocity. Published: 1e-4.
         trail_rise, trail_most, trail_after: the trailing policy keeps min(trail_rise (u - trail_after), trail_most) of
             itself, at least 0, after u updates. Published: 0.001, 0.5, 0; for OCR 0.0075, 0.999, 75.

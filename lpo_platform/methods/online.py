@@ -89,7 +89,8 @@ class Online(Method):
         return "check that the reward tells samples apart"
 
     def begin(self, items: Sequence[str] | Sequence[Sample], positions: range) -> Callable[[], Rows]:
-        """Starts collect() and returns the function that ends it, so that a part may overlap with the next prompts."""
+        """Starts collect() and returns a function that finishes it, so that its last part may overlap with the next
+        prompts."""
         rows = self.collect(items, positions)
         return lambda: rows
 
@@ -134,8 +135,8 @@ class Online(Method):
         """Splits the rows, in this order, into steps of `batch`, and this process's share of each into micro-batches.
 
         With `weight`, the sum of weight x loss is the mean over the samples of a step, once DDP has averaged it over
-        processes and accumulation over micro-batches. The last step may be smaller. Rows that only even out the
-        processes have weight 0. A round without samples is one batch without a weight.
+        processes and accumulation over micro-batches. The last step may be smaller. Padding rows, which give every
+        process as many rows, have weight 0. A round without samples is one batch without a weight.
         """
         total = len(order)
         if total == 0:

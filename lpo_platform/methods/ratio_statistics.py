@@ -29,8 +29,9 @@ class Ratios:
 
         Args:
             step: the number of the row's step.
-            log_ratio: log-probability under the policy less that under the policy that sampled.
-            drift: log-probability before the first update less that computed while sampling. It is rounding.
+            log_ratio: log-probability under the policy minus that under the policy that sampled.
+            drift: log-probability before the first update minus that computed while sampling. The difference is
+                rounding.
             advantage: of the row's sample.
             counts: false for rows that only even out the processes.
         """

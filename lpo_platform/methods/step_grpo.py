@@ -1,8 +1,8 @@
 """Step-wise GRPO with a latent reward model, as later versions of arXiv:2502.01051 report it beside LPO.
 
-The candidates of a step are those of LPO. In the place of its best and its worst pair all of them count, each with its
-advantage over the others of the same step. They leave one x_t, so that one forward of the policy serves them all, and
-what the policy that sampled made of them is known from the sampling.
+The candidates of a step are drawn as in LPO. Instead of the best and the worst one, all of them enter the loss, each
+with its advantage over the others of the same step. They all start from one x_t, so one forward of the policy serves
+them all. The mean that they were drawn from is stored, so the policy that sampled them needs no second forward.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ class StepGRPO(LPO):
 
     Args:
         reward: of noisy latents.
-        clip: PPO's ratio is clipped to 1 +- clip. It is a ratio of mean densities, as in DDPO. Published: 0.1, which
-            such a ratio never leaves.
+        clip: PPO's ratio r is clipped to 1 +- clip. log r is a mean over the elements of a latent, as in DDPO; it is so
+            small that the published 0.1 never clips.
         kl: weight of the divergence from the starting policy. Published: 0.1.
-        weighting: of the steps; diffusion/weighting.py defines the choices. Published: none.
+        weighting: how the steps are weighted in the loss (diffusion/weighting.py). Published: none.
     """
 
     unsharded: ClassVar[dict[str, str]] = {}
@@ -71,7 +71,8 @@ class StepGRPO(LPO):
         return []
 
     def example(self, text: Tensor, count: int) -> Batch:
-        """`count` points at the trajectory's timesteps in turn; x_t and all candidates are noise."""
+        """A micro-batch of `count` points for lpo-plan, at the trajectory's timesteps in turn; x_t and all candidates
+        are noise."""
         batch = super().example(text, count)
         numbers = torch.arange(count, device=self.device) % self.points + self.window.start
         candidates = torch.stack([batch.pop("winner"), batch.pop("loser")], 1)[:, torch.arange(self.candidates) % 2]
@@ -80,8 +81,8 @@ class StepGRPO(LPO):
         return batch | more | {"advantage": candidates.flatten(2).mean(2), "first": first.to(self.device)}
 
     def collect(self, captions: list[str], positions: range) -> Rows:
-        """A row for each prompt and step whose candidates differ: candidates (K, C, h, w), advantage (K,), and the mean
-        (C, h, w) of the Gaussian that they were drawn from."""
+        """One row for each prompt and step whose candidates differ in score: candidates (K, C, h, w), advantage (K,),
+        and the mean (C, h, w) of the Gaussian that they were drawn from."""
         text = self.embed(captions)
         trajectory = self.trajectory(text, positions)[self.window]
         t = torch.stack([step.t[0] for step in trajectory])
@@ -109,7 +110,7 @@ class StepGRPO(LPO):
         }
 
     def shuffle(self, number: int, rows: Rows, micro_batch: int) -> list[Batch]:
-        """Marks the micro-batches of the first update, in which the policy is the one that sampled."""
+        """Marks the micro-batches of the first update, before which the policy is still the one that sampled."""
         batches = super().shuffle(number, rows, micro_batch)
         share = -(-min(self.batch, len(rows["prompt"])) // world()[1])
         count = -(-share // micro_batch)
@@ -120,7 +121,8 @@ class StepGRPO(LPO):
         gaussian = self.gaussian(batch)
         log_prob = self.log_probs(gaussian, batch["candidates"])
         sampled = self.log_probs(Gaussian(batch["mean"], gaussian.std), batch["candidates"])
-        first = batch["first"][:, None].to(log_prob.device, non_blocking=True)  # there a difference is rounding
+        # before the first update policy and sampler are the same, so that a ratio other than 1 would be rounding
+        first = batch["first"][:, None].to(log_prob.device, non_blocking=True)
         log_ratio = log_prob - torch.where(first, log_prob.detach(), sampled)
         terms = losses.ppo(log_ratio, batch["advantage"], clip=self.clip).mean(1)
         divergence = torch.zeros_like(terms)
@@ -146,4 +148,4 @@ class StepGRPO(LPO):
         return torch.stack([gaussian.log_prob(drawn) for drawn in candidates.unbind(1)], 1)
 
     def first_loss(self, loss: float, batch: Batch) -> None:
-        """Its value is close to 0 whatever is right or wrong: advantages sum to 0."""
+        """None: advantages sum to 0, so the first loss is near 0 even where something is wrong."""

@@ -27,7 +27,7 @@ class ControlNet:
     subfolder: str | None = None
 
     def load(self, adapter: Adapter, task: str, *, nearest: bool = False) -> ControlNetModel:
-        """The branch for a task. nearest: whether its conditions hold nothing that may be blended."""
+        """The branch for a task. nearest: whether conditions must be resized without interpolation."""
         control = adapter.load_control(task, self.weights, self.subfolder)
         if isinstance(control, WithDino):
             raise UserError(f"control.weights={self.weights}: a ControlNet with DINO; use control=controlnet_dino")

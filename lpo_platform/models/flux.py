@@ -117,7 +117,7 @@ class Flux(StableDiffusion):
         self._fits("pooled_projection_dim", config.pooled_projection_dim, self.clip.config.hidden_size, "CLIP has")
 
     def _load_process(self) -> None:
-        """Raises UserError where the latents cannot be packed in twos."""
+        """Raises UserError where the latents cannot be packed into tokens of 2 x 2."""
         _, height, width = self.latent_shape
         if height % 2:
             needed = 2 * self.resolution / height
@@ -158,7 +158,7 @@ class Flux(StableDiffusion):
                 raise UserError(f"{where}: {name}={own}, and the transformer of model={self.name} has {wanted}")
 
     def _control_from_denoiser(self) -> FluxControlNetModel:
-        """from_transformer, whose embedder of the condition starts at 0 like the layers that lead back.
+        """from_transformer(), whose embedder of the condition starts at 0, as the branch's output layers do.
 
         For the short training of a tiny model it starts as a copy of the latents' instead: with both at 0 the
         condition has no gradient at first (as in StableDiffusion).

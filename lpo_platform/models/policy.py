@@ -1,4 +1,4 @@
-"""What learns, and its frozen reference. It is the only module that checkpoints, EMA and DDP see."""
+"""The weights that are trained, and their frozen reference. Checkpoints, EMA and DDP see this module only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,16 +13,16 @@ from lpo_platform.models.shared_encoder import Encoded, decode, encode, features
 from lpo_platform.models.tuning import Lora, Tune, adapters_off, swapped
 
 START = "start"
-"""The reference that a policy starts from and that stays as it is."""
+"""Name of the reference that is the policy as it was before training."""
 
 
 def guides(guidance: float) -> bool:
-    """Whether this guidance differs from none. 0 to 1 are none, as in diffusers, where distilled models ask for 0."""
+    """Whether classifier-free guidance is on, which takes a value above 1. In diffusers distilled models ask for 0."""
     return guidance > 1.0
 
 
 class Policy(nn.Module):
-    """A denoiser with an optional control branch. `learning` holds what trains; nothing else is registered."""
+    """A denoiser with an optional control branch. Only `learning`, the modules that are trained, is registered."""
 
     def __init__(self, adapter: Adapter, tune: Tune, control: ControlNetModel | None = None) -> None:
         super().__init__()
@@ -48,7 +48,8 @@ class Policy(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether prompts have to be encoded anew in every step: a text encoder learns, or those of a reward model."""
+        """Whether prompts have to be encoded in every step, because a text encoder is trained, here or in a reward
+        model."""
         rewards = [part for name, part in self.learning.items() if name == "reward"]
         return self.trains_text or any(reward.trains_text for reward in rewards)
 
@@ -60,7 +61,7 @@ class Policy(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def place(self, device: torch.device | str, frozen_dtype: torch.dtype | None = None) -> "Policy":
-        """Moves what learns, the reference and the adapter's frozen parts to a device."""
+        """Moves the trained weights, the references and the adapter's frozen parts to a device."""
         if frozen_dtype is not None:
             for weight in self.tune.halved(dict(self.learning.items())):
                 weight.data = weight.data.to(frozen_dtype)
@@ -73,12 +74,12 @@ class Policy(nn.Module):
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """The copies of what learns that references consist of."""
+        """The frozen copies of trained modules that the references consist of."""
         return [module for modules in self.references.values() for module in modules.values()]
 
     def freeze_reference(self, name: str = START) -> None:
-        """Keeps the present weights as the reference of that name. Of LoRA only the adapters are copied, and of the
-        start, which has none yet, nothing."""
+        """Keeps the present weights as the reference of that name. With LoRA only the adapters are copied. The start
+        has none yet, so nothing is copied for it."""
         if isinstance(self.tune, Lora) and name != START:
             self._kept[name] = {key: weight.detach().clone() for key, weight in self.trainable().items()}
         else:
@@ -105,7 +106,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def start(self) -> Iterator[None]:
-        """Inside, it predicts as it did before it learned: by the reference's weights where there is a reference."""
+        """Inside, it predicts as it did before training: with the reference if there is one."""
         training = self.training
         self.eval()
         try:
@@ -115,7 +116,7 @@ class Policy(nn.Module):
             self.train(training)
 
     def reference_weights(self, name: str) -> dict[str, Tensor]:
-        """The weights of a reference that trails what learns, by the names of trainable()."""
+        """The weights of a reference that trails the policy, by the names of trainable()."""
         if name in self._kept:
             return self._kept[name]
         modules = nn.ModuleDict(self.references[name])
@@ -124,14 +125,14 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def blend(self, name: str, keep: float) -> None:
-        """Moves a reference towards what learns: keep times its own weights and 1 - keep times the present ones."""
+        """Moves a reference towards the policy: keep times its own weights plus 1 - keep times the present ones."""
         present = self.trainable()
         for key, weight in self.reference_weights(name).items():
             weight.lerp_(present[key].detach(), 1 - keep)
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The denoiser and what learns beside it, each once."""
+        """The denoiser and the other modules that are trained, each once."""
         return list(dict.fromkeys((self.adapter.unet, *self.learning.values())))
 
     def encode(self, x: Tensor, t: Tensor, text: Tensor) -> Encoded:
@@ -148,7 +149,7 @@ class Policy(nn.Module):
 
     @property
     def learns_features(self) -> bool:
-        """Whether features() depends on what learns. Those of a transformer are the frozen autoencoder's."""
+        """Whether features() depends on trained weights. Those of a transformer come from the frozen autoencoder."""
         return isinstance(self.control, ControlNetModel | WithDino)
 
     def decode(self, encoded: Encoded, features: Tensor | None = None) -> Tensor:

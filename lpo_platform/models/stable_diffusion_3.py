@@ -25,7 +25,8 @@ from lpo_platform.models.stable_diffusion_xl import pack
 class StableDiffusion3(StableDiffusion):
     """Loads a StableDiffusion3Pipeline folder or hub id and owns its parts, as StableDiffusion does.
 
-    `unet` is the transformer. The attribute text_encoder, which can learn, is T5, without it the first CLIP.
+    The attribute `unet` is the transformer. The attribute `text_encoder`, which can be trained, is T5, or without it
+    the first CLIP encoder.
 
     Args:
         name, weights, resolution, guidance, num_inference_steps, controls, lora, reward, variant, revision, config,
@@ -151,7 +152,7 @@ class StableDiffusion3(StableDiffusion):
             self._fits("joint_attention_dim", config.joint_attention_dim, self.text_encoder.config.d_model, "T5 has")
 
     def _load_process(self) -> None:
-        """Raises UserError where the picture cannot be cut into patches, or has no place in the table of places."""
+        """Raises UserError where patches do not divide the picture, or are more than there are position embeddings."""
         config, side = self.unet.config, self.latent_shape[1]
         each = self.resolution // side * config.patch_size
         where = f"model.resolution={self.resolution}"
@@ -194,10 +195,10 @@ class StableDiffusion3(StableDiffusion):
         return pack(torch.cat([states, others], 1), torch.cat([clip.text_embeds for clip in clips], -1))
 
     def unread_control(self, control: SD3ControlNetModel) -> list[nn.Module]:
-        """Parts of a ControlNet that the transformer does not depend on, so that they cannot learn.
+        """Parts of a ControlNet that do not affect the transformer, so that no gradient reaches them.
 
-        They are the text behind the last block that serves, and what comes after that block: of 23 blocks for 24 the
-        last one, since no residual enters behind the transformer's own last block.
+        No residual is added after the transformer's own last block. So these parts are all blocks after the last one
+        whose residual is added (of 23 blocks for a transformer of 24 the last one), and the text output of that block.
         """
         blocks, zero, count = control.transformer_blocks, control.controlnet_blocks, len(self.unet.transformer_blocks)
         last = sd3_transformer.served(count - 2, count, len(blocks))
@@ -222,8 +223,8 @@ class StableDiffusion3(StableDiffusion):
     def _control_from_denoiser(self) -> SD3ControlNetModel:
         """SD3ControlNetModel.from_transformer, which would write its own settings into the transformer's configuration.
 
-        Its embedder of the condition starts at 0, like the layers that lead back, and for the short training of a tiny
-        model as a copy of the latents' (as in FLUX).
+        The embedder of the condition starts at 0, as the branch's output layers do. In a tiny model, whose training is
+        short, it starts as a copy of the embedder of the latents, as in FLUX.
         """
         config, most = dict(self.unet.config), self.unet.config.num_layers - 1
         if not 1 <= self.control_layers <= most:  # the last block has no text to hand on, unlike those of a ControlNet

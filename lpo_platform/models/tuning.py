@@ -1,4 +1,4 @@
-"""Which weights learn. Each class names the modules that learn and how their frozen reference is made."""
+"""Which weights are trained. Each class names the trained modules and makes their frozen reference."""
 
 import copy
 from collections.abc import Iterator
@@ -17,23 +17,23 @@ Modules = dict[str, nn.Module]
 
 
 class Tune(Protocol):
-    """Chooses what learns among the parts of a policy: unet, text_encoder, control."""
+    """Chooses what is trained among the parts of a policy: unet, text_encoder, control."""
 
     trains: ClassVar[str]
-    """What learns, for methods that can train it: "control", "denoiser" or "reward"."""
+    """What is trained, for methods that can train it: "control", "denoiser" or "reward"."""
     unsharded: ClassVar[dict[str, str]] = {}
-    """Settings that hardware=fsdp cannot have, "" for all of this class, and why."""
+    """Settings that do not work with hardware=fsdp, and why. The key "" means the class itself."""
 
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules: ...
     def freeze(self, modules: Modules) -> Modules: ...
 
     def halved(self, modules: Modules) -> list[nn.Parameter]:
-        """The frozen weights inside what learns that are kept in the frozen precision: no file is written from them."""
+        """Frozen weights inside the trained modules that no file is written from; they get the frozen precision."""
         return []
 
 
 class Control(Tune):
-    """The ControlNet learns, the UNet is frozen."""
+    """The ControlNet is trained, the denoiser is frozen."""
 
     trains: ClassVar[str] = "control"
     unsharded: ClassVar[dict[str, str]] = {}
@@ -49,10 +49,10 @@ class Control(Tune):
 
 
 class Full(Tune):
-    """Every weight of the UNet or transformer learns.
+    """Every weight of the UNet or transformer is trained.
 
     Args:
-        text_encoder: whether the text encoder learns, too.
+        text_encoder: whether the text encoder is trained, too.
     """
 
     trains: ClassVar[str] = "denoiser"
@@ -74,7 +74,8 @@ class Full(Tune):
 
 
 class Lora(Tune):
-    """Low-rank adapters on the denoiser's attention learn (arXiv:2106.09685). The reference is the one without them.
+    """Low-rank adapters on the denoiser's attention are trained (arXiv:2106.09685). The reference is the denoiser
+    without them.
 
     A starts at N(0, (1 / rank)^2) and B at 0.
 

@@ -1,4 +1,4 @@
-"""How well toy pictures show what their captions say, by a network of its own: the labeller of the embedded world.
+"""How well toy pictures show what their captions say, by a separate network: the embedded labeller.
 
 Architecture, training scenes and seed differ from the judge's, so that a model which learns from these labels is
 measured by another network.

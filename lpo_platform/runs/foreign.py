@@ -74,7 +74,7 @@ def differences(folder: Path, config: Mapping[str, Any], *, longer: bool = False
 
 
 def between(before: Mapping[str, Any], now: Mapping[str, Any], *, longer: bool = False) -> list[Difference]:
-    """The settings in which two configurations differ; a class that is another one stands for all its arguments."""
+    """The settings in which two configurations differ. Where the class differs, its arguments are not listed."""
     found = [(key, old, new) for key, old, new in record.difference(now, before) if not (_empty(old) and _empty(new))]
     found = [(key, old, new) for key, old, new in found if not _free(key, old, new)]
     classes = [key.removesuffix("._target_") for key, _, _ in found if key.endswith("._target_")]

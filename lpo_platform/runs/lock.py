@@ -1,4 +1,4 @@
-"""Who works in a folder: a lock that ends with the process that holds it, on every operating system."""
+"""A lock on a folder. It ends with the process that holds it, on every operating system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: they come out as Stopped, so that it ends in order and says how to go on."""
+"""Signals that ask a command to end: they come out as Stopped, so that it ends in order and says how to continue."""
 
 from __future__ import annotations
 

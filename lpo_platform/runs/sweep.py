@@ -73,7 +73,7 @@ class SweepJob:
 
 
 def folder_of(cfg: DictConfig) -> Path:
-    """Where a sweep goes, as a literal path: `${now:}` would be another one for whoever asks later."""
+    """Where a sweep goes, as a literal path: `${now:}` would have another value later."""
     return Path(str(cfg.hydra.sweep.dir))
 
 
@@ -101,7 +101,8 @@ def key(override: str) -> str:
 
 
 def objective(folder: Path, direction: str) -> float | None:
-    """What a sweeper improves: the gain of a job, turned round for one that minimises, as Optuna's does by itself."""
+    """What a sweeper improves: the gain of a job, with the sign changed for a sweeper that minimises, Optuna's
+    default."""
     value = gain(folder)
     return value if value is None or "max" in direction else -value
 

@@ -40,7 +40,7 @@ WORKS = "OpenPose JSON (pose_keypoints_2d), COCO annotations or results, or what
 
 
 class BadKeypoints(ValueError):
-    """Something else than keypoints; the message says what."""
+    """Content that is no keypoints; the message says what it is."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def assemble(cfg: DictConfig, folder: Path) -> job.Job:
 
 
 def checked(check: str, work: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The findings of a check; one that breaks has failed."""
+    """The findings of a check. A check that raises an error has failed."""
     try:
         yield from work()
     except UserError as error:

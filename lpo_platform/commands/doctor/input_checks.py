@@ -1,4 +1,4 @@
-"""Whether what a model is told changes what it does: prompt, guidance, condition."""
+"""Checks whether the inputs of a model change its output: prompt, guidance, condition."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

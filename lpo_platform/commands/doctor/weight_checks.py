@@ -43,7 +43,7 @@ def step(look: Look, before: Tensor, first: Finding | None = None) -> Finding:
 
 @torch.no_grad()
 def saved(look: Look, folder: Path) -> Finding:
-    """Exported, spoiled in memory and restored, the model draws what it drew."""
+    """Whether the model, exported, overwritten in memory and restored, draws the same sample."""
     policy = look.job.policy
     before = look.sample()
     for weight in policy.trainable().values():

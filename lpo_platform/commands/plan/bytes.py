@@ -102,13 +102,13 @@ def caches(job: PlannedJob, *, half: bool) -> dict[str, float]:
 
 
 def checkpoint(policy: Policy, optim: Optim, *, averaged: bool) -> int:
-    """Bytes of a checkpoint: what learns, its moving average, the optimiser's state."""
+    """Bytes of a checkpoint: the trained weights, their moving average, the optimiser's state."""
     return FULL * learning(policy) * (1 + averaged) + optim.state_bytes(policy.trainable().values())
 
 
 def exported(policy: Policy) -> int:
-    """Bytes of what learns as models/export.py writes it: the UNet of a reward model is whole again, and its head
-    stands in two files."""
+    """Bytes of the trained weights as models/export.py writes them: the UNet of a reward model is whole again, and its
+    head stands in two files."""
     total = 0
     for module in policy.learning.values():
         adapter = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)

@@ -1,4 +1,4 @@
-"""What GPUs can do, as their makers state it."""
+"""Peak FLOP/s and memory of GPUs, as their vendors state them."""
 
 from dataclasses import dataclass
 

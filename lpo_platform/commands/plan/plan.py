@@ -98,7 +98,7 @@ def plan(cfg: DictConfig, settings: Settings, folder: Path = Path()) -> Plan:
 
 
 def advice(found: Plan) -> tuple[list[str], float]:
-    """Overrides that make the run fit, each of which helps, and the bytes that a process then needs."""
+    """Overrides that make the run fit, none of them useless, and the bytes that a process then needs."""
     cfg, given, needed = found.job.cfg, [], sum(found.memory.values())
     for override in OPTIONS:
         if needed <= ROOM * found.device.memory:
@@ -213,7 +213,7 @@ def data(found: Plan) -> list[str]:
 
 
 def assumptions(found: Plan) -> list[str]:
-    """What the numbers rest on beside counting."""
+    """The assumptions behind the numbers."""
     device, use = found.device, found.settings.utilisation
     rate = "measured by a matrix product here" if found.settings.device in ("auto", "cpu") else "its maker's dense bf16"
     lines = [

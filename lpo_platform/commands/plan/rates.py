@@ -1,4 +1,4 @@
-"""What a device can do, as its maker states it, or as a matrix product measures it here."""
+"""The FLOP/s of a device, as its vendor states them, or as a matrix product measures them here."""
 
 import time
 

@@ -85,7 +85,7 @@ def _config(model: DictConfig, part: str) -> Config | None:
 
 
 def policy_of(cfg: DictConfig) -> Policy:
-    """What learns and what does not, as build.policy_of has it, but for values."""
+    """The policy as build.policy_of makes it, with shapes but without values."""
     adapter, control = adapter_of(cfg.model), None
     process, adapter.process = adapter.process, copy.copy(adapter.process).to("meta")
     if cfg.get("control"):

@@ -33,7 +33,7 @@ class Free:
 
 
 def reward_like(kind: type, adapter: Adapter) -> Reward | StepReward:
-    """What stands for a class of rewards: what it offers as `counted`, else something that costs nothing.
+    """The stand-in for a class of rewards: what its `counted` returns, else a reward that costs nothing.
 
     adapter: a model of its own, on the meta device.
     """

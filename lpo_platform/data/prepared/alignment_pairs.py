@@ -112,5 +112,5 @@ def _encode(
 
 
 def eight_bit(pictures: Tensor) -> Tensor:
-    """As a file has them, in [0, 1]."""
+    """Pictures in [0, 1], rounded to 8 bits as in a file."""
     return pictures.mul(255).round().div(255)

@@ -36,7 +36,7 @@ def preparation(
     control_digest: str | None,
     sampling: Sampling,
 ) -> Preparation:
-    """How the columns are computed that a method needs. control_digest: of the ControlNet that draws losers."""
+    """How the columns that a method needs are computed. control_digest: of the ControlNet that draws losers."""
     parts = [VERSION, sorted(columns), source.fingerprint, policy.adapter.fingerprint, task and task.fingerprint]
     if draws(source, columns):
         parts += [control_digest, sampling.num_steps, sampling.guidance, sampling.eta]
@@ -81,7 +81,8 @@ def _losers(
     task: Task,
     sampling: Sampling,
 ) -> Tensor:
-    """Annotated, or of pictures that the policy draws from the control images and the first captions."""
+    """The annotated losers, or the conditions of pictures that the policy draws from control images and first
+    captions."""
     if samples[0].loser is not None:
         return torch.stack([sample.loser for sample in samples])
     text = columns["text"][:, 0] if "num_captions" in columns else columns["text"]
@@ -98,7 +99,7 @@ def worse(
 
 
 def _captions(samples: list[Sample], adapter: Adapter, *, embedded: bool) -> Columns:
-    """tokens and text of the captions; where the data give several, of all, and how many there are."""
+    """tokens and text of the captions. Where samples have several, those of all of them, and `num_captions`."""
     several = any(sample.captions for sample in samples)
     given = [sample.captions if several else (sample.told,) for sample in samples]
     most = max(map(len, given))
@@ -111,7 +112,7 @@ def _captions(samples: list[Sample], adapter: Adapter, *, embedded: bool) -> Col
 
 
 def packed(control: Tensor, task: Task) -> Tensor:
-    """Control images as caches keep them: 8 bits in [0, 1], half precision where a task does not keep to that."""
+    """Control images as caches keep them: in 8 bits, or in half precision for tasks whose values leave [0, 1]."""
     if task.bounded:
         return to_uint8(control, gray=task.gray)
     return (control[:, :1] if task.gray else control).half()

@@ -36,7 +36,7 @@ class Order:
         return cls(len(source), positions, seed, getattr(source, "order", None))
 
     def row(self, position: int, skipped: int = 0) -> int:
-        """The row at a position or, where so many of them cannot be used, the next one of its pass."""
+        """The row at a position, or the row `skipped` places later in the same pass, which replaces unusable ones."""
         number, place = divmod(position, self.rows)
         return int(self._pass_of(number)[(place + skipped) % self.rows])
 
@@ -49,7 +49,7 @@ class Order:
         return counts
 
     def again(self, position: int) -> bool:
-        """Whether the run reads the row at this position once more after it."""
+        """Whether the run reads the row of this position again later."""
         return self.reads[self.row(position)] > position // self.rows + 1
 
     def distinct(self) -> np.ndarray:

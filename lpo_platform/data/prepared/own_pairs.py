@@ -114,7 +114,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a row is drawn from: its number keys the noise."""
+    """What the pictures of a row are drawn from. Its number keys the noise."""
 
     number: int
     caption: str

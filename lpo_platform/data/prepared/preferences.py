@@ -24,7 +24,7 @@ TIE = "row that names no winner"
 def preparation(
     source: Preferences, adapter: Adapter, *, columns: Collection[str], title: str, decided: bool = False
 ) -> Preparation:
-    """How the columns are computed that a method needs. decided: leaves out rows whose labels name no winner."""
+    """How the columns that a method needs are computed. decided: leaves out rows whose labels name no winner."""
     text = "text" in columns
     key = fingerprint("preferences", VERSION, source.fingerprint, adapter.fingerprint, text)
     encode = partial(_encode, source=source, adapter=adapter, text=text)

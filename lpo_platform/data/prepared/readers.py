@@ -23,9 +23,9 @@ from torch import Tensor
 from lpo_platform.config.errors import UserError
 from lpo_platform.data.tables.decode import Unusable
 
-MOST = 16  # workers that are chosen by themselves
-WORTH = 5.0  # seconds of reading from which on workers are started
-AHEAD = 2  # groups that a worker has before it
+MOST = 16  # workers at most, where their number is not set
+WORTH = 5.0  # seconds of reading that are worth starting workers
+AHEAD = 2  # groups that wait for each worker
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class Readers:
     """Reads groups of items, in the order in which they were asked for.
 
-    An item that cannot be used is an Unusable, and one that ends the run a UserError, in the place of the item.
+    In place of an item that cannot be used comes an Unusable, and in place of one that ends the run a UserError.
 
     Args:
         source: gives items by number.
@@ -51,11 +51,11 @@ class Readers:
 
     @property
     def depth(self) -> int:
-        """Groups that are worth asking for ahead."""
+        """How many groups are worth asking for ahead."""
         return AHEAD * self.workers if self.workers else 1
 
     def read(self, numbers: list[int]) -> Future:
-        """The items of a group, to come."""
+        """A future with the items of a group."""
         if self.workers is None:
             return self._first(numbers)
         if self.workers == 0:
@@ -65,7 +65,7 @@ class Readers:
         return _Packed(self._pool.submit(_read_packed, numbers))
 
     def ahead(self, groups: Iterable[list[int]]) -> Iterator[tuple[list[int], list[Any]]]:
-        """(numbers, items) of every group, while the next ones are read."""
+        """Yields (numbers, items) of every group, while the next ones are being read."""
         groups, reading = iter(groups), deque()
         while True:
             while len(reading) < self.depth and (group := next(groups, None)) is not None:
@@ -81,7 +81,7 @@ class Readers:
             self._pool = None
 
     def _first(self, numbers: list[int]) -> Future:
-        """Read here, which also tells how long reading takes."""
+        """Reads the first group in this process. The time that it takes decides how many workers are started."""
         started = time.perf_counter()
         items: Future = Future()
         items.set_result(read_items(self.source, numbers))

@@ -68,7 +68,7 @@ class Rounds(L.LightningDataModule):
         return Round(self, range(first, min(first + self.every, self.steps)))
 
     def positions(self, steps: range) -> Iterator[int]:
-        """What this process reads in some steps."""
+        """The positions that this process reads in some steps."""
         rank, size = world()
         own = self.batch // size
         return (position for step in steps for position in self._of(step)[rank * own : (rank + 1) * own])
@@ -96,7 +96,7 @@ class Rounds(L.LightningDataModule):
         return {"position": torch.tensor(position)} | {name: row[name] for name in self.columns}
 
     def _weigh(self, samples: list[Row], step: int) -> None:
-        """Where another row stands in the place of one that cannot be used, the one's weight counts."""
+        """Where a row that cannot be used is replaced by another, the weight of the replaced row counts."""
         if self.rows.weights is None:
             return
         total = sum(self.rows.weights[self.order.row(position)] for position in self._of(step))

@@ -1,4 +1,4 @@
-"""Training rows with everything frozen computed: from the store where they are kept, else made as they are needed."""
+"""Training rows with all frozen parts computed: read from the store where they are kept, else computed when needed."""
 
 import logging
 import time
@@ -67,11 +67,11 @@ class Keeping:
 
 
 class Rows(Dataset):
-    """The rows of a preparation. Frozen parts always compute `group` of them at once, so that a row is the same
-    whatever it is made with.
+    """The rows of a preparation. Frozen parts always compute `group` rows at once, so a row does not depend on the rows
+    that it is computed with.
 
     Attributes:
-        waited: seconds in which whoever reads rows has waited for items and for the store.
+        waited: seconds that readers of rows have waited for items and for the store.
         making: seconds in which rows were computed.
     """
 
@@ -92,7 +92,7 @@ class Rows(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, row: int) -> Columns:
-        """One row, made now if it is not kept. Raises Unusable."""
+        """One row, computed now if it is not kept. Raises Unusable."""
         number = int(self.numbers[row])
         found = self.find(number) or self.make([number], self.readers.read([number]).result()).get(number)
         if found is None:
@@ -101,7 +101,7 @@ class Rows(Dataset):
         return found
 
     def order(self, positions: int, seed: int) -> Order:
-        """The order in which a run of so many positions reads them."""
+        """The order in which a run of `positions` samples reads the rows."""
         if self.what.numbers is None:
             return Order.of(self.what.source, positions, seed)
         return Order(len(self), positions, seed)
@@ -111,7 +111,7 @@ class Rows(Dataset):
         return Ahead(self, order, positions)
 
     def fill(self, rows: np.ndarray | None = None) -> None:
-        """Makes and keeps these rows, None for all, as far as the store lacks them; the processes share the work."""
+        """Computes and keeps those of these rows (None: all) that the store lacks; the processes share the work."""
         numbers = self.numbers if rows is None else self.numbers[rows]
         missing = [int(n) for n in numbers if n not in self.store and n not in self.store.problems]
         parts = deal([missing[i : i + self.group] for i in range(0, len(missing), self.group)])
@@ -125,7 +125,7 @@ class Rows(Dataset):
         self._note_problems()
 
     def usable(self, rows: np.ndarray | None = None) -> "Chosen":
-        """Those of these rows, None for all, that are kept and can be used. UserError if there are none."""
+        """Those of these rows (None: all) that are kept and can be used. Raises UserError if there are none."""
         rows = np.arange(len(self)) if rows is None else rows
         rows = [row for row in rows.tolist() if self._there(int(self.numbers[row]))]
         self._say()
@@ -134,13 +134,13 @@ class Rows(Dataset):
         return Chosen(self, rows)
 
     def _there(self, number: int) -> bool:
-        """As find() tells, but without a look at columns that nothing depends on."""
+        """Whether find() finds it. The columns are read only where `accepts` depends on them."""
         if self.what.accepts is not None:
             return self.find(number) is not None
         return number in self.store and not self.problem(number)
 
     def find(self, number: int) -> Columns | None:
-        """What is kept of an item of the source that can be used."""
+        """The kept columns of an item of the source; None where it is not kept or cannot be used."""
         found = None if self.problem(number) or self.keeping.rows == "none" else self.store.read(number)
         return found if found is None or self._accepted(number, found) else None
 
@@ -148,7 +148,7 @@ class Rows(Dataset):
         return self._left_out.get(number)
 
     def make(self, numbers: list[int], items: list[Any], keep: Sequence[int] = ()) -> dict[int, Columns]:
-        """The columns of the items that can be used; those to keep are on their way to the store."""
+        """Computes the columns of the items that can be used, and hands those of `keep` to the store."""
         started = time.perf_counter()
         made = self._make(numbers, items, keep)
         self.making += time.perf_counter() - started
@@ -198,13 +198,13 @@ class Rows(Dataset):
             self.findings.skip(*problem)
 
     def _note_problems(self) -> None:
-        """Those that the store knows, of other processes and earlier runs, too."""
+        """Leaves out the items that cannot be used according to the store, also by other processes and earlier runs."""
         self.store.refresh()
         for number in sorted(set(self.store.problems) - set(self._left_out)):
             self._leave_out(number, self.store.problems[number])
 
     def _say(self) -> None:
-        """What was left out, once."""
+        """Logs what was left out, unless it has been logged already."""
         line = self.findings.line()
         if lead() and line != self._said:
             log.warning("%s", line)
@@ -217,7 +217,7 @@ class Rows(Dataset):
 
 
 class Chosen(Dataset):
-    """Some rows."""
+    """Some of the rows, as a data set."""
 
     def __init__(self, rows: Rows, chosen: Sequence[int]) -> None:
         self.rows, self.chosen = rows, chosen
@@ -230,7 +230,7 @@ class Chosen(Dataset):
 
 
 class Ahead(Iterator[Columns]):
-    """Rows in the order of a run. Some groups are being read by workers, one is made when its first row is needed."""
+    """Rows in the order of a run. Workers read some groups ahead; a group is computed when its first row is needed."""
 
     def __init__(self, rows: Rows, order: Order, positions: Iterable[int]) -> None:
         self.rows, self.order, self._positions = rows, order, iter(positions)
@@ -258,7 +258,7 @@ class Ahead(Iterator[Columns]):
         return row
 
     def _look_ahead(self) -> None:
-        """Has so many groups read as the workers can use, looking at no more positions than that."""
+        """Asks for as many groups as keep the workers busy, and looks at no more positions than that takes."""
         depth, group = self.rows.readers.depth, self.rows.group
         self.rows.store.look_again()
         while len(self._reading) < depth and len(self._seen) < (depth + 1) * group:
@@ -309,7 +309,7 @@ class Ahead(Iterator[Columns]):
         self._wanted = []
 
     def _make(self) -> None:
-        """The oldest group."""
+        """Computes the oldest group that was asked for."""
         group, items = self._reading.popleft()
         keep = [number for number in group if self._keep.get(number, self.rows.keeping.rows == "all")]
         made = self.rows.make(group, items.result(), keep)

@@ -1,4 +1,4 @@
-"""What was computed of rows, on disk: any rows in any order, added by any number of processes, stopped at any moment.
+"""Computed rows on disk. Any number of processes add them, in any order, and may be killed at any moment.
 
 Layout: `<folder>/<first 16 digits of the key>/<first row>-<digest>.safetensors`, some rows in a file. A file is whole
 or not there. Its size is checked when the store is opened, which reads no more than its header; the digest of a row
@@ -67,7 +67,7 @@ class Store:
             self._add(Path(entry.path))
 
     def look_again(self) -> None:
-        """Refreshes now and then."""
+        """Calls refresh(), at most every PATIENCE seconds."""
         if time.monotonic() > self._looked + PATIENCE:
             self.refresh()
 

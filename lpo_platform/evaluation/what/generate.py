@@ -237,7 +237,7 @@ class Generate(PictureSet):
 
 
 def _name(image: str) -> str:
-    """What a picture is called that is drawn from this condition."""
+    """The file name of the picture that is drawn from this condition."""
     return without_suffix(posixpath.basename(image.replace("\\", "/")), PICTURES)
 
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of what learns."""
+"""Exponential moving average of the trained weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

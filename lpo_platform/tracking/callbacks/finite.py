@@ -1,4 +1,4 @@
-"""Ends a training at its first number that is not finite, before anything that comes of it is kept."""
+"""Ends a training at its first number that is not finite, before anything that depends on it is saved."""
 
 import logging
 from collections import deque

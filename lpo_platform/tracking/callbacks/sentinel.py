@@ -1,4 +1,4 @@
-"""Guard rails while training: does what is trained for rise at the expense of what nobody trains for?"""
+"""Guard rails while training: does the trained reward rise while rewards that nobody trains for fall?"""
 
 import logging
 from dataclasses import asdict

@@ -6,11 +6,15 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Callbacks:
-    """every: optimiser steps in a round, at whose end a checkpoint is written; log_every: steps between two log lines.
+    """How often a run logs and saves, and what watches it.
 
-    ema_decay: upper limit of the moving average's decay, null for none; evaluate: raw or ema, the weights that the
-    final evaluation judges (both are exported); samples: pictures drawn every samples_every rounds, 0 for none;
-    sentinel: the arguments of what watches these rounds (sentinel.py), null for nothing.
+    Attributes:
+        every: optimiser steps of a round, which ends with a checkpoint. Online methods count rounds instead.
+        log_every: optimiser steps between two log lines.
+        ema_decay: upper limit of the decay of the moving average of the weights; null for no average.
+        evaluate: the weights that the final evaluation takes, `raw` or `ema`. Both are exported.
+        samples: pictures drawn every `samples_every` rounds; 0 for none.
+        sentinel: the arguments of the guard rails that look at those rounds (sentinel.py); null for none.
     """
 
     every: int = 20

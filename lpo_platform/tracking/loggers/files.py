@@ -22,8 +22,8 @@ from lpo_platform.runs.files import read_lines, write_text
 class Files(Logger):
     """Writes each log as a line {"step", "time", name: value}; a killed process loses nothing it has logged.
 
-    `time` is seconds since the run started and goes on over a resume. A value that is not finite is null in
-    the JSONL and nan in the CSV. Columns of the CSV may appear later: it is then rewritten from the JSONL.
+    `time` is seconds since the run started; a resumed run continues it. A value that is not finite is null in the JSONL
+    and nan in the CSV. Columns of the CSV may appear later: it is then rewritten from the JSONL.
 
     Lightning numbers a step from 0, so a checkpoint after s steps continues with the lines of step s. What an
     interrupted process wrote from there on is dropped by `resume(s)` (the `Resume` callback calls it), so

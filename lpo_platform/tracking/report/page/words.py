@@ -1,4 +1,4 @@
-"""How a page writes numbers."""
+"""Numbers as a page writes them."""
 
 import math
 from collections.abc import Sequence
