@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from types import NoneType
 
+from lpo_platform.config.numbers import Range
 from lpo_platform.config.sources import MAX_HOPS, Module, NotFound, last_name, lookup
 
 
 @dataclass(frozen=True)
 class Type:
-    """A set of values; an unknown annotation accepts everything (`known` is False)."""
+    """A set of values; an unknown annotation accepts everything (`known` is False). ranges: of its numbers."""
 
     known: bool = False
     plain: frozenset[type] = frozenset()
@@ -19,6 +21,7 @@ class Type:
     items: tuple[Type, ...] | None = None
     repeated: bool = False
     values: Type | None = None
+    ranges: tuple[Range, ...] = ()
 
     def __or__(self, other: Type) -> Type:
         if not (self.known and other.known):
@@ -30,6 +33,7 @@ class Type:
             self.items if other.items is None else other.items,
             self.repeated or other.repeated,
             self.values if other.values is None else other.values,
+            self.ranges + other.ranges,
         )
 
     def accepts(self, value: object) -> bool:
@@ -43,6 +47,16 @@ class Type:
         if isinstance(value, int) and not isinstance(value, bool) and float in self.plain:
             return True
         return type(value) in self.plain
+
+    def outside(self, value: object) -> str:
+        """Why a number, or one of a list, is in none of the ranges; empty where all are."""
+        if isinstance(value, list):
+            kinds = (self.items or ()) * (len(value) if self.repeated else 1)
+            reasons = (kind.outside(item) for kind, item in zip(kinds, value, strict=False))
+            return next((f"each {reason}" for reason in reasons if reason), "")
+        if type(value) not in (int, float) or not math.isfinite(value):  # which no setting may be
+            return ""
+        return next((str(numbers) for numbers in self.ranges if value not in numbers), "")
 
     def _accepts_items(self, value: list[object]) -> bool:
         if self.items is None:
@@ -113,7 +127,10 @@ def _subscript(module: Module, node: ast.Subscript, hops: int) -> Type:
     if name == "Literal":
         return Type(True, literals=tuple(item.value for item in inner if isinstance(item, ast.Constant)))
     if name in ("Annotated", "Final"):
-        return annotation(module, inner[0], hops)
+        ranges = tuple(
+            _range(item) for item in inner[1:] if isinstance(item, ast.Call) and last_name(item.func) == "Range"
+        )
+        return replace(annotation(module, inner[0], hops), ranges=ranges)
     if name not in SEQUENCES | MAPPINGS | {"Optional", "Union"}:
         return Type()
     kinds = [annotation(module, item, hops) for item in inner if not _is_ellipsis(item)]
@@ -128,6 +145,11 @@ def _subscript(module: Module, node: ast.Subscript, hops: int) -> Type:
         return Type(kinds[-1].known, frozenset({dict}), values=kinds[-1])
     fixed = name in ("tuple", "Tuple") and not _is_ellipsis(inner[-1])
     return Type(all(kind.known for kind in kinds), items=tuple(kinds), repeated=not fixed)
+
+
+def _range(call: ast.Call) -> Range:
+    named = {item.arg: ast.literal_eval(item.value) for item in call.keywords if item.arg}
+    return Range(*map(ast.literal_eval, call.args), **named)
 
 
 def _is_ellipsis(node: ast.AST) -> bool:

@@ -26,7 +26,7 @@ from lpo_platform.config.compose import Composed, Values
 from lpo_platform.config.errors import hint, one_line
 from lpo_platform.config.options import offered
 from lpo_platform.config.paths import path_problem, run_problem
-from lpo_platform.config.schema import Eval, Kept, Prepare, Score, Train
+from lpo_platform.config.schema import KEPT, Eval, Kept, Prepare, Score, Train
 from lpo_platform.config.signature import Parameter, Signature, attribute, signature
 from lpo_platform.config.sources import NotFound
 from lpo_platform.config.stored import RENAMED
@@ -52,6 +52,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Iterabl
 def problems_of(composed: Composed, overrides: Iterable[str] | None) -> list[str]:
     """`check` on a configuration that knows where its keys come from."""
     overrides = None if overrides is None else list(overrides)
+    if absent := _absent(composed):
+        return absent
     problems = [] if "method" in composed.unsure else combination_problems(composed, overrides or ())
     problems += reward_problems(composed)
     problems += toy_problems(composed, overrides)
@@ -89,6 +91,16 @@ def _root_problems(composed: Composed) -> list[str]:
         else:
             problems += _value_problems(composed, key, value, parameter)
     return problems
+
+
+def _absent(composed: Composed) -> list[str]:
+    """Groups that somebody has taken away, by ~<group> or <group>=null."""
+    needed = [group for group in _root(composed).needed if group not in composed.unsure]
+    return [
+        f"{group}: nothing is chosen; add {group}=<option>, one of {', '.join(name for name, _ in offered(group))}"
+        for group in needed
+        if set(_mapping(composed.values.get(group))) <= set(KEPT)  # which data has in any case
+    ]
 
 
 def _needs_run(composed: Composed) -> bool:
@@ -233,7 +245,8 @@ def _value_problems(composed: Composed, path: str, value: object, parameter: Par
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=False)
     if parameter.type.accepts(value):
-        return []
+        reason = parameter.type.outside(value)
+        return [f"{path}={_shown(value)}{composed.where(path)}: {reason}"] if reason else []
     each = isinstance(value, list) and value and all(map(parameter.type.accepts, value)) and not composed.where(path)
     several = f"; several values: -m {path}={','.join(map(_shown, value))}" if each else ""
     return [f"{path}={_shown(value)}{composed.where(path)}: must be {parameter.type}{several}"]
@@ -279,18 +292,14 @@ def _batch_problems(composed: Composed) -> list[str]:
         return []  # their types are complained about elsewhere
     if not (micro is None or (type(micro) is int and micro > 0)):
         return []
-    problems = [
-        f"hardware.{key}={value}: must be at least 1"
-        for key, value in (("devices", devices), ("num_nodes", nodes))
-        if value is not None and value < 1
-    ]
-    if problems or devices is None:
-        return problems
+    if devices is None or devices < 1 or nodes < 1:
+        return []
     processes = devices * nodes
     problem = batch_problem(batch, micro, processes)
+    problems = [problem] if problem else []
     if type(prompts) is int and prompts < processes:
         problems.append(f"method.prompts={prompts}: a round needs at least one for each of {processes} processes")
-    return problems + ([problem] if problem else [])
+    return problems
 
 
 def _process_problems(composed: Composed) -> list[str]:

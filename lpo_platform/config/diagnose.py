@@ -87,11 +87,17 @@ FIXED = {
 
 
 def _fixed_problems(parsed: Sequence[Override]) -> list[str]:
-    return [
+    folders = ("hydra.run.dir", "hydra.sweep.dir")
+    nowhere = [f"{i.key_or_group}=: no folder; add one, or leave it out" for i in parsed if _is_empty(i, folders)]
+    return nowhere + [
         f"{item.input_line}: {FIXED[item.key_or_group][1]}; leave it out"
         for item in parsed
         if item.key_or_group in FIXED and item.value() not in FIXED[item.key_or_group][0]
     ]
+
+
+def _is_empty(item: Override, keys: Sequence[str]) -> bool:
+    return item.key_or_group in keys and not item.is_delete() and item.value() in ("", None)
 
 
 # Options of Hydra's own groups that need more than the dependencies: the module, and our extra that brings it.
@@ -230,7 +236,7 @@ def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override
     good, problems, unsure = [], [], set()
     for item in parsed:
         group = item.key_or_group
-        if not _is_group(files, item) or item.is_delete() or item.value() is None:
+        if not _is_group(files, item) or item.is_delete():
             good.append(item)
             continue
         if group not in files.groups and not group.startswith("hydra/") and not item.is_add():
@@ -241,7 +247,8 @@ def _screen_groups(files: Source, parsed: list[Override]) -> tuple[list[Override
             problems.append(f"{item.input_line}: {group} is a group; write {word}, without +")
             continue
         chosen = item.value()
-        wanted = [str(value) for value in (chosen if isinstance(chosen, list) else [chosen])]
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        wanted = ["null" if value is None else str(value) for value in chosen]
         options = files.options(group)
         unknown = [name for name in wanted if name not in options]
         missing = [name for name in unknown if f"{group}={name}" not in PLUGINS]  # the others get a line of their own

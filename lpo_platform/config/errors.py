@@ -22,14 +22,21 @@ class RunFailed(Exception):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MEMORY = (
+    "what helps: a smaller hardware.micro_batch, or auto; hardware.gradient_checkpointing=true; for an evaluation a "
+    "smaller metrics.batch; lpo-plan with the same words counts what a run needs"
+)
 
 
 def users(error: BaseException) -> BaseException:
-    """What is behind an error, a disk that has no room or is not the user's as a UserError."""
+    """What is behind an error: memory, a disk that has no room or is not the user's, in words that say what helps."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
     if type(error).__name__ == "SafetensorError" and (number := re.search(r"os error (\d+)", str(error))):
         error = OSError(int(number[1]), os.strerror(int(number[1])))
+    if _of_memory(error):
+        found = next((line for line in str(error).splitlines() if line.strip()), "of the machine")
+        return RunFailed(f"out of memory ({found}); {MEMORY}")
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" {error.filename}" if error.filename else ""
         return UserError(f"cannot write{where}: {error.strerror}; make room, then the same command goes on")
@@ -38,6 +45,12 @@ def users(error: BaseException) -> BaseException:
     if isinstance(error, NotADirectoryError | FileExistsError) and (file := _in_the_way(error.filename)) is not None:
         return UserError(f"{file} is a file where a folder is needed; move it away, or take another folder")
     return error
+
+
+def _of_memory(error: BaseException) -> bool:
+    """Whether Python, torch on a GPU, or torch on a CPU could not have the memory that it asked for."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _in_the_way(path: object) -> Path | None:

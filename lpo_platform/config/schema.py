@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from lpo_platform.config.numbers import Count, Positive, Seed
 from lpo_platform.config.unused_folder import unused_folder
 
 HERE = Path(__file__).resolve().parents[1]  # the package
@@ -23,7 +24,7 @@ class Kept:
     """
 
     cache: Literal["auto", "all", "none"] = "auto"
-    cache_gb: float = 200.0
+    cache_gb: Positive = 200.0
 
 
 KEPT = {item.name: item.default for item in fields(Kept)}
@@ -31,7 +32,15 @@ KEPT = {item.name: item.default for item in fields(Kept)}
 
 @dataclass
 class Train:
-    """Root of `lpo-train`. A field of type Any is a group."""
+    """Root of `lpo-train`. A field of type Any is a group.
+
+    Attributes:
+        needed: groups of which an option is always chosen; the others have an option for nothing.
+    """
+
+    needed: ClassVar[tuple[str, ...]] = (
+        "model", "tune", "data", "method", "optim", "hardware", "callbacks", "metrics",
+    )  # fmt: skip
 
     model: Any = None
     control: Any = None
@@ -47,7 +56,7 @@ class Train:
     metrics: Any = None
     trainer: Any = None
     name: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     departures: list[str] = field(default_factory=list)  # what a recipe does other than its publication
     resume: str | None = None
 
@@ -65,6 +74,8 @@ class Prepare(Train):
 class Eval:
     """Root of `lpo-eval`."""
 
+    needed: ClassVar[tuple[str, ...]] = ("hardware", "metrics")
+
     what: Any = None
     model: Any = None
     control: Any = None
@@ -76,17 +87,19 @@ class Eval:
     run: str | None = None
     weights: str | None = None
     against: str | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass
 class Score:
     """Root of `lpo-score`."""
 
+    needed: ClassVar[tuple[str, ...]] = ("hardware",)
+
     data: Any = None
     hardware: Any = None
     scores: Any = None
-    resolution: int = 512
+    resolution: Count = 512
 
 
 ROOTS: dict[str, type] = {"train": Train, "prepare": Prepare, "eval": Eval, "score": Score}

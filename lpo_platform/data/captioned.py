@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Seed, Whole
 from lpo_platform.data.phrases import Phrases
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import ENOUGH, Sample, too_few
@@ -226,16 +227,16 @@ class Captioned:
         labels: str | None = None,
         label_offset: int = 0,
         test: dict[str, str | int | None] | None = None,
-        num_train: int | None = None,
-        num_test: int = 200,
-        seed: int = 0,
+        num_train: Count | None = None,
+        num_test: Count = 200,
+        seed: Seed = 0,
         bicubic_labels: bool = False,
         phrases: Sequence[str] = (),
-        num_phrases: int = 3,
+        num_phrases: Whole = 3,
         suffix: str = "",
         cache_folder: str | None = "outputs/cache/folder",
         *,
-        resolution: int,
+        resolution: Count,
         task: Task | None = None,
     ) -> None:
         train = Columns(path, split, image, caption, condition, loser, labels, label_offset)

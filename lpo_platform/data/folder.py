@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Between, Count, Seed
 from lpo_platform.data.caption_files import ORIGINS, Captions, find_captions, is_table, sidecars
 from lpo_platform.data.picture_files import (
     FORBIDDEN,
@@ -106,14 +107,14 @@ class Folder:
         self,
         path: str | Path,
         captions: CaptionsFrom = "auto",
-        test_fraction: float = 0.1,
-        seed: int = 0,
+        test_fraction: Between = 0.1,
+        seed: Seed = 0,
         crop: Crop = "squash",
         cache_folder: str | Path | None = "outputs/cache/folder",
-        num_train: int | None = None,
-        num_test: int | None = None,
+        num_train: Count | None = None,
+        num_test: Count | None = None,
         *,
-        resolution: int,
+        resolution: Count,
         judged: bool = True,
     ) -> None:
         _check_options(captions, test_fraction, crop)

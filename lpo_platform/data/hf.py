@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.config.paths import is_hub_id
 from lpo_platform.data.source import ENOUGH, Sample, too_few
 from lpo_platform.data.tables.decode import Unusable, picture, square, texts
@@ -207,11 +208,11 @@ class Streamed:
         image: str = "image",
         caption: str = "text",
         revision: str | None = None,
-        num_train: int | None = None,
-        num_test: int = 200,
-        buffer: int = 1000,
+        num_train: Count | None = None,
+        num_test: Count = 200,
+        buffer: Count = 1000,
         *,
-        resolution: int,
+        resolution: Count,
     ) -> None:
         for key, number in (("num_train", num_train), ("num_test", num_test), ("buffer", buffer)):
             if number is not None and number < 1:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Seed
 from lpo_platform.data.pair_prompts import PairPrompts
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.score_file import Scores, Strategy, read_scores
@@ -191,13 +192,13 @@ class ImagePairs:
         train: str = "train",
         validation: str | None = "validation_unique",
         test: str = "test_unique",
-        num_train: int | None = None,
-        num_test: int | None = None,
+        num_train: Count | None = None,
+        num_test: Count | None = None,
         crop: Crop = "squash",
         flip: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
         *,
-        resolution: int,
+        resolution: Count,
     ) -> None:
         if crop not in get_args(Crop):
             raise UserError(f"data.crop={crop}; what works: {', '.join(get_args(Crop))}")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Seed
 from lpo_platform.data.reading_report import Findings
 from lpo_platform.data.source import ENOUGH, Sample, too_few
 from lpo_platform.data.tables.hub import local_file
@@ -78,11 +79,11 @@ class Prompts:
         self,
         path: str | Path,
         test_path: str | Path | None = None,
-        num_test: int = 200,
+        num_test: Count = 200,
         column: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         *,
-        resolution: int,
+        resolution: Count,
     ) -> None:
         if num_test < 1:
             raise UserError(f"data.num_test={num_test}; what works: 1 or more")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count, Seed, Share
 from lpo_platform.data.source import Sample
 from lpo_platform.models.tiny.scenes import PEOPLE, ToySplit
 
@@ -45,12 +46,12 @@ class Toy:
 
     def __init__(
         self,
-        num_train: int = 600,
-        num_test: int = 200,
-        seed: int = 0,
-        people: float | None = None,
+        num_train: Count = 600,
+        num_test: Count = 200,
+        seed: Seed = 0,
+        people: Share | None = None,
         *,
-        resolution: int = 64,
+        resolution: Count = 64,
         task: Task | None = None,
     ) -> None:
         if resolution < 32 or resolution % 8:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.config.errors import RunFailed
+from lpo_platform.config.numbers import Count, Guidance, NotNegative, SamplingSteps, Seed, Whole
 from lpo_platform.data.picture_files import save_png
 from lpo_platform.data.source import Data, Sample, alignment_of, first, guards_of
 from lpo_platform.data.truth import truth_of
@@ -83,18 +84,18 @@ class Evaluator:
 
     def __init__(
         self,
-        num_samples: int = 200,
-        batch: int = 50,
-        rows: int = 10,
-        seed: int = 12345,
-        eta: float = 0.0,
-        guidance: float | None = None,
-        num_steps: int | None = None,
-        shown: int = 16,
-        images_per_item: int = 1,
+        num_samples: Count = 200,
+        batch: Count = 50,
+        rows: Count = 10,
+        seed: Seed = 12345,
+        eta: NotNegative = 0.0,
+        guidance: Guidance | None = None,
+        num_steps: SamplingSteps | None = None,
+        shown: Whole = 16,
+        images_per_item: Count = 1,
         guards: bool = False,
         pool_items: bool = False,
-        guidance_base: float | None = None,
+        guidance_base: Guidance | None = None,
         same_noise: bool = False,
         sampler: Sampler = "ddim",
         save: bool = False,

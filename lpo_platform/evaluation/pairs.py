@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lpo_platform.config.numbers import Count, Seed, Timestep
 from lpo_platform.data.prepared.rows import Chosen
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
@@ -34,10 +35,10 @@ class PairEvaluator:
 
     def __init__(
         self,
-        timesteps: tuple[int, ...] = (1, 201, 401, 601, 751, 951),
-        num_samples: int | None = None,
-        batch: int = 32,
-        seed: int = 12345,
+        timesteps: tuple[Timestep, ...] = (1, 201, 401, 601, 751, 951),
+        num_samples: Count | None = None,
+        batch: Count = 32,
+        seed: Seed = 12345,
     ) -> None:
         self.timesteps, self.num_samples, self.batch, self.seed = tuple(timesteps), num_samples, batch, seed
 

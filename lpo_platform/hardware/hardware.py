@@ -16,6 +16,7 @@ from torch import nn
 
 from lpo_platform.config.batch_size import batch_problem
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Positive, Whole
 from lpo_platform.hardware.sharding import Sharded, parts
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
@@ -55,15 +56,15 @@ class Hardware:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
-    micro_batch: int | Literal["auto"] | None = None
-    num_workers: int | None = None
+    micro_batch: Count | Literal["auto"] | None = None
+    num_workers: Whole | None = None
     strategy: Literal["single", "ddp", "fsdp"] = "single"
-    devices: int | None = 1
-    num_nodes: int = 1
+    devices: Count | None = 1
+    num_nodes: Count = 1
     gradient_checkpointing: bool = False
     compile: bool = False
     attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
-    memory_gb: float | None = None
+    memory_gb: Positive | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import Share
 from lpo_platform.methods.losses import denoising_error
 from lpo_platform.methods.method import Batch, Method
 
@@ -24,7 +25,7 @@ class Control(Method):
     rewards: ClassVar[tuple[str, ...]] = ("none",)
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control")
 
-    def __init__(self, *, drop_text: float = 0.0, **shared: Any) -> None:
+    def __init__(self, *, drop_text: Share = 0.0, **shared: Any) -> None:
         super().__init__(**shared)
         self.drop_text, self._empty = drop_text, None
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, NotNegative
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods import losses
 from lpo_platform.methods.expectations import Samples
@@ -41,7 +42,9 @@ class ControlReward(Method):
         "control_reward/pretraining": {"what": "denoising error"},
     }
 
-    def __init__(self, *, task: Task, reward_weight: float = 1.0, max_timestep: int = 200, **shared: Any) -> None:
+    def __init__(
+        self, *, task: Task, reward_weight: NotNegative = 1.0, max_timestep: Count = 200, **shared: Any
+    ) -> None:
         super().__init__(**shared)
         if not task.differentiable:
             raise UserError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import NotNegative, Positive
 from lpo_platform.data.prepared.conditions import packed, unpacked, worse
 from lpo_platform.methods import losses
 from lpo_platform.methods.expectations import REFERENCE_DIFFERS, FirstLoss
@@ -54,10 +55,10 @@ class CPO(Method):
     def __init__(
         self,
         *,
-        beta: float = 5000.0,
-        margin: float = 0.01,
+        beta: Positive = 5000.0,
+        margin: NotNegative = 0.01,
         form: Literal["soft", "hard"] = "hard",
-        pretrain_weight: float = 0.05,
+        pretrain_weight: NotNegative = 0.05,
         share_timestep: bool = False,
         losers: Literal["cached", "online"] = "cached",
         cache_features: bool = False,

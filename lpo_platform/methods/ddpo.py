@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, NotNegative, Part, Positive, Whole
 from lpo_platform.data.prepared.conditions import to_uint8
 from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
@@ -66,16 +67,16 @@ class DDPO(Trajectories):
         *,
         baseline: Literal["group", "round", "history"] = "group",
         spread: Literal["group", "batch"] = "group",
-        history: int = 16,
-        history_minimum: int = 16,
+        history: Whole = 16,
+        history_minimum: Count = 16,
         normalise: Literal["score", "parts"] = "score",
-        advantage_clip: float = 5.0,
+        advantage_clip: Positive = 5.0,
         form: Literal["ppo", "score"] = "ppo",
-        clip: float = 1e-4,
-        fraction: float = 1.0,
+        clip: Positive = 1e-4,
+        fraction: Part = 1.0,
         order: Order = "samples",
-        kl: float = 0.0,
-        inner_epochs: int = 1,
+        kl: NotNegative = 0.0,
+        inner_epochs: Count = 1,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import Positive, Share
 from lpo_platform.methods import losses
 from lpo_platform.methods.expectations import FirstLoss, preference_loss
 from lpo_platform.methods.method import Batch, Method
@@ -42,8 +43,8 @@ class DiffusionDPO(Method):
     def __init__(
         self,
         *,
-        beta: float = 5000.0,
-        drop_text: float = 0.2,
+        beta: Positive = 5000.0,
+        drop_text: Share = 0.2,
         reward: Reward | StepReward | None = None,
         **shared: Any,
     ) -> None:

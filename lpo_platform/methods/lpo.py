@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Guidance, NotNegative, Positive, SamplingSteps, Several, Whole
 from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.rollout import Step, rollout
@@ -78,16 +79,16 @@ class LPO(Online):
         self,
         *,
         reward: StepReward,
-        candidates: int = 4,
-        num_steps: int = 20,
-        eta: float = 1.0,
-        guidance: float = 5.0,
-        threshold: tuple[float, float] = (0.35, 0.5),
+        candidates: Several = 4,
+        num_steps: SamplingSteps = 20,
+        eta: NotNegative = 1.0,
+        guidance: Guidance = 5.0,
+        threshold: tuple[NotNegative, NotNegative] = (0.35, 0.5),
         threshold_rule: Rule = "sigma",
-        window: tuple[int, int] | None = None,
-        beta: float = 500.0,
-        clip: float = 0.1,
-        refresh_reward: int | None = None,
+        window: tuple[Whole, Whole] | None = None,
+        beta: Positive = 500.0,
+        clip: Positive = 0.1,
+        refresh_reward: Count | None = None,
         refresh: Refresh | None = None,
         **shared: Any,
     ) -> None:

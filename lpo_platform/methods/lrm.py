@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import SamplingSteps
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.methods import losses
@@ -38,7 +39,7 @@ class LRM(Method):
     def __init__(
         self,
         *,
-        num_steps: int = 20,
+        num_steps: SamplingSteps = 20,
         noise: Literal["independent", "shared"] = "independent",
         form: Literal["pair", "fidelity", "nll"] = "pair",
         **shared: Any,

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count, Seed
 from lpo_platform.data.prepared.conditions import PACKED, unpacked
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import mean
@@ -63,7 +64,7 @@ class Method(L.LightningModule):
         """The columns that the method needs under these settings."""
         return cls.needs
 
-    def __init__(self, *, policy: Policy, optim: Optim, seed: int, steps: int, batch: int) -> None:
+    def __init__(self, *, policy: Policy, optim: Optim, seed: Seed, steps: Count, batch: Count) -> None:
         super().__init__()
         self.policy, self.optim, self.seed, self.steps, self.batch = policy, optim, seed, steps, batch
         self.strict_loading = False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Guidance, NotNegative, Part, Positive, SamplingSteps, Share, Whole
 from lpo_platform.data.prepared.conditions import to_uint8
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
@@ -52,17 +53,17 @@ class NFT(Graded):
     def __init__(
         self,
         *,
-        num_steps: int = 10,
-        guidance: float = 1.0,
-        strength: float = 1.0,
+        num_steps: SamplingSteps = 10,
+        guidance: Guidance = 1.0,
+        strength: Positive = 1.0,
         adaptive: bool = True,
-        scale: float = 5.0,
-        advantage_clip: float = 5.0,
-        fraction: float = 0.99,
-        kl: float = 1e-4,
-        trail_rise: float = 0.001,
-        trail_most: float = 0.5,
-        trail_after: int = 0,
+        scale: Positive = 5.0,
+        advantage_clip: Positive = 5.0,
+        fraction: Part = 0.99,
+        kl: NotNegative = 1e-4,
+        trail_rise: NotNegative = 0.001,
+        trail_most: Share = 0.5,
+        trail_after: Whole = 0,
         **shared: Any,
     ) -> None:
         super().__init__(num_steps=num_steps, guidance=guidance, eta=0.0, **shared)

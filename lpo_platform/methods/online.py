@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Guidance
 from lpo_platform.data.source import Sample
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import Rows, gather, mean, share, world
@@ -44,12 +45,12 @@ class Online(Method):
             "what": "of the updates of a round", "panel": "Distributions", "axis": "round", "kind": "histogram",
         },
     }  # fmt: skip
-    guidance: float
+    guidance: Guidance
     pictures = False
     """Whether the items of a round are samples with their pictures. Otherwise they are captions."""
     schedule_interval = "epoch"  # how many steps a round will have is not known in advance
 
-    def __init__(self, *, rounds: int, prompts: int, sample_batch: int | None = None, **shared: Any) -> None:
+    def __init__(self, *, rounds: Count, prompts: Count, sample_batch: Count | None = None, **shared: Any) -> None:
         super().__init__(steps=rounds, **shared)
         self.prompts, self.sample_batch = prompts, sample_batch
         self._empty: Tensor | None = None

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Decay, NotNegative, Positive, Whole
 
 
 class Optim:
@@ -72,14 +73,14 @@ class AdamW(Optim):
 
     def __init__(
         self,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        lr: Positive = 1e-4,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        eps: Positive = 1e-8,
+        weight_decay: NotNegative = 0.01,
+        warmup_steps: Whole = 0,
         warmup: Literal["linear", "from_zero", "log"] = "linear",
         schedule: Literal["constant", "linear", "cosine"] = "constant",
-        clip: float | None = 1.0,
+        clip: Positive | None = 1.0,
     ) -> None:
         super().__init__(warmup_steps=warmup_steps, warmup=warmup, schedule=schedule, clip=clip)
         self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
@@ -133,12 +134,12 @@ class Adafactor(Optim):
 
     def __init__(
         self,
-        lr: float = 1e-4,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        lr: Positive = 1e-4,
+        weight_decay: NotNegative = 0.01,
+        warmup_steps: Whole = 0,
         warmup: Literal["linear", "from_zero", "log"] = "linear",
         schedule: Literal["constant", "linear", "cosine"] = "constant",
-        clip: float | None = None,
+        clip: Positive | None = None,
     ) -> None:
         super().__init__(warmup_steps=warmup_steps, warmup=warmup, schedule=schedule, clip=clip)
         self.lr, self.weight_decay = lr, weight_decay

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import RunFailed
+from lpo_platform.config.numbers import Count, Positive, SamplingSteps, Several
 from lpo_platform.data.prepared.own_pairs import generate, labels_of
 from lpo_platform.diffusion import noise
 from lpo_platform.hardware.distributed import broadcast
@@ -38,11 +39,11 @@ class Refresh:
     def __init__(
         self,
         labeller: Callable[[], Reward],
-        num_images: int = 4,
-        steps: int = 40,
-        batch: int = 24,
-        lr: float = 3e-4,
-        temperature: float = 0.1,
+        num_images: Several = 4,
+        steps: Count = 40,
+        batch: Count = 24,
+        lr: Positive = 3e-4,
+        temperature: Positive = 0.1,
     ) -> None:
         self.make_labeller, self._labeller = labeller, None
         self.num_images, self.steps, self.batch, self.lr, self.temperature = num_images, steps, batch, lr, temperature
@@ -85,7 +86,7 @@ class Refresh:
         captions: list[str],
         latents: Tensor,
         scores: Tensor,
-        num_steps: int,
+        num_steps: SamplingSteps,
         key: str,
     ) -> Tensor:
         """The steps of the optimiser, at the timesteps of sampling. Returns the mean accuracy over them."""

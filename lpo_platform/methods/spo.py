@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, NotNegative, Positive, SamplingSteps, Several, Whole
 from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.hardware.distributed import Rows
@@ -70,13 +71,13 @@ class SPO(LPO):
         self,
         *,
         reward: Reward | PredictionReward,
-        candidates: int = 4,
-        num_steps: int = 20,
-        skip_steps: int = 4,
-        inner_steps: int = 0,
-        threshold: float = 0.3,
-        beta: float = 10.0,
-        decode_batch: int = 16,
+        candidates: Several = 4,
+        num_steps: SamplingSteps = 20,
+        skip_steps: Whole = 4,
+        inner_steps: Whole = 0,
+        threshold: NotNegative = 0.3,
+        beta: Positive = 10.0,
+        decode_batch: Count = 16,
         **shared: Any,
     ) -> None:
         constant = (threshold, threshold)

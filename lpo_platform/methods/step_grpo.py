@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import NotNegative, Positive
 from lpo_platform.diffusion.gaussian import Gaussian
 from lpo_platform.diffusion.weighting import Weighting, step_weights, steps
 from lpo_platform.hardware.distributed import Rows, world
@@ -46,8 +47,8 @@ class StepGRPO(LPO):
         self,
         *,
         reward: StepReward,
-        clip: float = 1e-3,
-        kl: float = 0.1,
+        clip: Positive = 1e-3,
+        kl: NotNegative = 0.1,
         weighting: Weighting = "none",
         **shared: Any,
     ) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Guidance, NotNegative, SamplingSteps, Whole
 from lpo_platform.data.prepared.conditions import packed, unpacked
 from lpo_platform.data.source import Sample
 from lpo_platform.data.truth import asked_in_training
@@ -59,10 +60,10 @@ class Graded(Online):
         *,
         reward: Reward | StepReward,
         task: Task | None,
-        group: int = 8,
-        num_steps: int = 50,
-        eta: float = 1.0,
-        guidance: float = 5.0,
+        group: Count = 8,
+        num_steps: SamplingSteps = 50,
+        eta: NotNegative = 1.0,
+        guidance: Guidance = 5.0,
         overlap: bool = True,
         **shared: Any,
     ) -> None:
@@ -209,8 +210,8 @@ class Trajectories(Graded):
     def __init__(
         self,
         *,
-        window: tuple[int, int] | None = None,
-        slide: int | None = None,
+        window: tuple[Whole, Whole] | None = None,
+        slide: Count | None = None,
         noisy: Literal["all", "window"] = "all",
         weighting: Weighting = "none",
         **shared: Any,

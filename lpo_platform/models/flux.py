@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Guidance, NotNegative, SamplingSteps, Whole
 from lpo_platform.diffusion.flow import Flow, Noise
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import fields, flux_transformer
@@ -50,12 +51,12 @@ class Flux(StableDiffusion):
         *,
         name: str,
         weights: str,
-        resolution: int,
-        guidance: float,
-        num_inference_steps: int,
-        distilled_guidance: float = 3.5,
-        max_tokens: int = 512,
-        control_layers: tuple[int, int] = (4, 4),
+        resolution: Count,
+        guidance: Guidance,
+        num_inference_steps: SamplingSteps,
+        distilled_guidance: NotNegative = 3.5,
+        max_tokens: Count = 512,
+        control_layers: tuple[Count, Whole] = (4, 4),
         noise: Noise = "sde",
         controls: dict[str, str] | None = None,
         transformer: str | None = None,

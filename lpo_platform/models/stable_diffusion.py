@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lpo_platform.config.compose import compose
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Guidance, SamplingSteps
 from lpo_platform.config.options import offered
 from lpo_platform.config.schema import CONF
 from lpo_platform.diffusion.ddim import DDIM
@@ -71,9 +72,9 @@ class StableDiffusion:
         *,
         name: str,
         weights: str,
-        resolution: int,
-        guidance: float,
-        num_inference_steps: int,
+        resolution: Count,
+        guidance: Guidance,
+        num_inference_steps: SamplingSteps,
         controls: dict[str, str] | None = None,
         unet: str | None = None,
         vae: str | None = None,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Guidance, SamplingSteps
 from lpo_platform.diffusion.flow import Flow, Noise
 from lpo_platform.hardware.transfer import upload
 from lpo_platform.models import fields, sd3_transformer
@@ -55,12 +56,12 @@ class StableDiffusion3(StableDiffusion):
         *,
         name: str,
         weights: str,
-        resolution: int,
-        guidance: float,
-        num_inference_steps: int,
+        resolution: Count,
+        guidance: Guidance,
+        num_inference_steps: SamplingSteps,
         t5: bool = True,
-        max_tokens: int = 256,
-        control_layers: int = 12,
+        max_tokens: Count = 256,
+        control_layers: Count = 12,
         noise: Noise = "sde",
         controls: dict[str, str] | None = None,
         transformer: str | None = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from lpo_platform.config.numbers import Count, Guidance, Positive
 from lpo_platform.models.lora import ATTENTION
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Lora(Tune):
 
     def __init__(
         self,
-        rank: int = 4,
-        alpha: float = 4.0,
+        rank: Count = 4,
+        alpha: Positive = 4.0,
         targets: tuple[str, ...] | None = None,
         merged: bool = False,
     ) -> None:
@@ -136,11 +137,11 @@ class Reward(Tune):
 
     def __init__(
         self,
-        guidance: float = 7.5,
+        guidance: Guidance = 7.5,
         multi_scale: bool = True,
         multi_scale_guidance: bool = False,
         text_projection: str | None = None,
-        blocks: int | None = None,
+        blocks: Count | None = None,
         weights: str | None = None,
     ) -> None:
         self.settings = {

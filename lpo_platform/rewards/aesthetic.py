@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import Dtype, load, whole
 from lpo_platform.rewards.pretrained import Pretrained
 from lpo_platform.tasks.detector import UNREADABLE, read_weights
@@ -42,7 +43,7 @@ class Aesthetic(Pretrained):
     name: ClassVar[str] = "aesthetic"
 
     def __init__(
-        self, weights: str, clip: str = "openai/clip-vit-large-patch14", batch: int = 32, dtype: Dtype = "float32"
+        self, weights: str, clip: str = "openai/clip-vit-large-patch14", batch: Count = 32, dtype: Dtype = "float32"
     ) -> None:
         super().__init__(batch)
         self.predictor = predictor(weights)

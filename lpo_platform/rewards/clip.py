@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import Dtype, load, whole
 from lpo_platform.rewards.pretrained import Pretrained, eight_bit
 
@@ -28,7 +29,7 @@ class Clip(Pretrained):
     name: ClassVar[str] = "clip"
 
     def __init__(
-        self, weights: str = VIT_H, processor: str | None = None, batch: int = 32, dtype: Dtype = "float32"
+        self, weights: str = VIT_H, processor: str | None = None, batch: Count = 32, dtype: Dtype = "float32"
     ) -> None:
         super().__init__(batch)
         self.model = whole(CLIPModel.from_pretrained, weights, setting="weights", dtype=dtype)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Quality
 from lpo_platform.rewards.pretrained import eight_bit
 from lpo_platform.rewards.reward import Asked
 
@@ -24,7 +25,7 @@ class Compressibility:
     input: ClassVar[str] = "pictures"
     sign: ClassVar[int] = -1
 
-    def __init__(self, quality: int = 95) -> None:
+    def __init__(self, quality: Quality = 95) -> None:
         if not 1 <= quality <= 95:
             raise UserError(f"reward {self.name}: quality={quality}: must lie in 1 to 95")
         self.quality = quality

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError, hint
+from lpo_platform.config.numbers import Count
 from lpo_platform.rewards.of_condition import OfCondition
 from lpo_platform.tasks.task import Task
 
@@ -23,7 +24,7 @@ class Consistency(OfCondition):
 
     name: ClassVar[str] = "consistency"
 
-    def __init__(self, score: str | None = None, batch: int = 32, *, task: Task) -> None:
+    def __init__(self, score: str | None = None, batch: Count = 32, *, task: Task) -> None:
         super().__init__(batch, task=task)
         if score is not None and score not in task.scores:
             raise UserError(f"score={score}: task={task.name} has none{hint(score, task.scores)}")

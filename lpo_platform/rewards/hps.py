@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from lpo_platform.config.errors import UserError, hint
+from lpo_platform.config.numbers import Count
 from lpo_platform.rewards.pretrained import Pretrained
 from lpo_platform.tasks.detector import UNREADABLE, read_weights, weight_file
 
@@ -25,7 +26,7 @@ class Hps(Pretrained):
     name: ClassVar[str] = "hps"
 
     def __init__(
-        self, weights: str = "xswu/HPSv2::HPS_v2.1_compressed.pt", architecture: str = "ViT-H-14", batch: int = 32
+        self, weights: str = "xswu/HPSv2::HPS_v2.1_compressed.pt", architecture: str = "ViT-H-14", batch: Count = 32
     ) -> None:
         super().__init__(batch)
         if architecture not in open_clip.list_models():

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import load
 from lpo_platform.rewards.aesthetic import Predictor
 from lpo_platform.rewards.pretrained import Pretrained
@@ -54,7 +55,7 @@ class ImageReward(Pretrained):
         self,
         weights: str = "THUDM/ImageReward::ImageReward.pt",
         tokenizer: str = "google-bert/bert-base-uncased",
-        batch: int = 32,
+        batch: Count = 32,
     ) -> None:
         super().__init__(batch)
         try:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.adapter import Adapter
 from lpo_platform.models.latent_reward import Text
 from lpo_platform.models.reward_folder import folder_of, load_reward, start_reward
@@ -31,7 +32,7 @@ class LRM:
         adapter: Adapter,
         weights: str = "auto",
         timestep: Literal["current", "next"] = "current",
-        batch: int = 256,
+        batch: Count = 256,
     ) -> None:
         self.adapter, self.weights, self.timestep, self.batch = adapter, weights, timestep, batch
         self.model = load_reward(adapter, weights)

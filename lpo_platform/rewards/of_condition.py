@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.rewards.reward import Asked
 from lpo_platform.tasks.task import Task
 
@@ -23,7 +24,7 @@ class OfCondition:
     maps: ClassVar[str | None] = None
     """What a task must have `annotated` for it to read its maps; None for any task."""
 
-    def __init__(self, batch: int = 32, *, task: Task) -> None:
+    def __init__(self, batch: Count = 32, *, task: Task) -> None:
         if batch < 1:
             raise UserError(f"reward {self.name}: batch={batch}: must be at least 1 picture")
         self.task, self.batch = task, batch

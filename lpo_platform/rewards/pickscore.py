@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.clip import VIT_H, Clip
 
@@ -23,7 +24,7 @@ class PickScore(Clip):
         self,
         weights: str = "yuvalkirstain/PickScore_v1",
         processor: str | None = VIT_H,
-        batch: int = 32,
+        batch: Count = 32,
         dtype: Dtype = "float32",
     ) -> None:
         super().__init__(weights, processor, batch, dtype)

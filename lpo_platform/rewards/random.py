@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import Positive
 from lpo_platform.diffusion import noise
 from lpo_platform.models.adapter import Adapter
 
@@ -23,7 +24,7 @@ class RandomPreference:
     input: ClassVar[str] = "latents"
     timestep: Literal["current", "next"] = "current"
 
-    def __init__(self, scale: float = 0.1) -> None:
+    def __init__(self, scale: Positive = 0.1) -> None:
         self.scale = scale
 
     @classmethod

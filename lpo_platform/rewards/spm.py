@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import center_crop, normalize
 from transformers import CLIPModel
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.clip import VIT_H
 from lpo_platform.rewards.pickscore import PickScore
@@ -43,7 +44,7 @@ class SPM(PickScore):
         weights: str | None = None,
         pickscore: str = "yuvalkirstain/PickScore_v1",
         processor: str | None = VIT_H,
-        batch: int = 32,
+        batch: Count = 32,
         dtype: Dtype = "float32",
     ) -> None:
         super().__init__(pickscore, processor, batch, dtype)

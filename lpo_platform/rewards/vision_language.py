@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import Dtype, load, whole
 from lpo_platform.rewards.pretrained import Pretrained
 
@@ -24,7 +25,7 @@ class VisionLanguage(Pretrained):
 
     name: ClassVar[str]
 
-    def __init__(self, weights: str, batch: int = 8, dtype: Dtype = "auto") -> None:
+    def __init__(self, weights: str, batch: Count = 8, dtype: Dtype = "auto") -> None:
         super().__init__(batch)
         self.model = whole(AutoModelForImageTextToText.from_pretrained, weights, setting="weights", dtype=dtype)
         self.processor = load(AutoProcessor.from_pretrained, weights, setting="weights")

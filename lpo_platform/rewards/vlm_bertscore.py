@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.bertscore import TokenEmbeddings, recall
 from lpo_platform.rewards.vision_language import VisionLanguage
@@ -31,11 +32,11 @@ class VlmBertscore(VisionLanguage):
         self,
         weights: str = "llava-hf/llava-v1.6-mistral-7b-hf",
         question: str = "What is shown in this image?",
-        max_new_tokens: int = 23,
+        max_new_tokens: Count = 23,
         encoder: str = "google-bert/bert-base-uncased",
         layer: int = 9,
         reference: str = "{caption}",
-        batch: int = 8,
+        batch: Count = 8,
         dtype: Dtype = "auto",
     ) -> None:
         if "{caption}" not in reference:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.models.weights import Dtype
 from lpo_platform.rewards.vision_language import VisionLanguage
 
@@ -27,7 +28,7 @@ class Vqa(VisionLanguage):
     name: ClassVar[str] = "vqa"
 
     def __init__(
-        self, weights: str, question: str = QUESTION, answer: str = "Yes", batch: int = 8, dtype: Dtype = "auto"
+        self, weights: str, question: str = QUESTION, answer: str = "Yes", batch: Count = 8, dtype: Dtype = "auto"
     ) -> None:
         if "{caption}" not in question:
             raise UserError(f"question={question!r}: must contain {{caption}}, which stands for the prompt")

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import NotNegative
 from lpo_platform.tasks.task import Gray, unmixed
 
 Form = Literal["binary", "magnitude"]
@@ -30,7 +31,7 @@ class Canny(Gray):
     scores: ClassVar[dict[str, bool]] = {"canny/f1": True, "canny/f1_above_chance": True}
 
     def __init__(
-        self, low: float = 0.1, high: float = 0.2, form: Form = "binary", train_form: Form | None = None
+        self, low: NotNegative = 0.1, high: NotNegative = 0.2, form: Form = "binary", train_form: Form | None = None
     ) -> None:
         self.low, self.high, self.form, self.train_form = low, high, form, train_form
         self.bounded = train_form != "magnitude"

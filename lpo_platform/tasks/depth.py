@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForDepthEstimation, DPTConfig
 
+from lpo_platform.config.numbers import Quality
 from lpo_platform.tasks.detector import (
     Choice,
     Detector,
@@ -72,7 +73,7 @@ class Depth(Gray):
         detector: Choice = "auto",
         weights: str = PUBLISHED,
         pretrained: bool = True,
-        jpeg_quality: int | None = None,
+        jpeg_quality: Quality | None = None,
         *,
         toy: bool = False,
     ) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Share
 from lpo_platform.models.weights import digest
 from lpo_platform.tasks.blazepose import blazepose
 from lpo_platform.tasks.detector import (
@@ -226,13 +227,13 @@ class Pose(Task):
         weights: str = PUBLISHED,
         people: str | None = PEOPLE,
         pretrained: bool = True,
-        person_threshold: float = 0.3,
-        joint_threshold: float = 0.3,
+        person_threshold: Share = 0.3,
+        joint_threshold: Share = 0.3,
         judge: str | None = None,
         whole_body: bool = False,
         drawing: Drawing = "smooth",
         *,
-        resolution: int = 512,
+        resolution: Count = 512,
         toy: bool = False,
     ) -> None:
         self.toy, self.resolution, self.drawing = wants_toy(detector, toy), resolution, drawing

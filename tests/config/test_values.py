@@ -1,14 +1,19 @@
 """What no command line may say, whatever takes it, is one line that names it before anything is loaded."""
 
+import math
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from lpo_platform.config.annotations import Type
 from lpo_platform.config.compose import compose
 from lpo_platform.config.diagnose import diagnose
-from lpo_platform.config.schema import CONF
+from lpo_platform.config.options import offered
+from lpo_platform.config.schema import CONF, ROOTS
+from lpo_platform.config.signature import signature
 from lpo_platform.config.unused_folder import unused_folder
 from lpo_platform.config.values import leaves, value_problems
 
@@ -39,8 +44,8 @@ def _put(node: object, path: str, value: object) -> None:
         ("seed=99999999999", "seed=99999999999: must lie in [0, 4294967295]"),
         ("metrics.seed=4294967296", "metrics.seed=4294967296: must lie in [0, 4294967295]"),
         ("data.seed=-1", "data.seed=-1: must lie in [0, 4294967295]"),
-        ("model.num_inference_steps=1000", "model.num_inference_steps=1000: must be below 1000"),
-        ("metrics.num_steps=1001", "metrics.num_steps=1001: must be below 1000"),
+        ("model.num_inference_steps=1000", "model.num_inference_steps=1000: must lie in [1, 999]; models are"),
+        ("metrics.num_steps=1001", "metrics.num_steps=1001: must lie in [1, 999]; models"),
         ("optim.clip=0", "optim.clip=0: must be above 0"),
         ("optim.warmup_steps=-1", "optim.warmup_steps=-1: must not be negative"),
         ("hydra.job.chdir=true", "hydra.job.chdir=true: paths of a configuration are relative to"),
@@ -124,3 +129,70 @@ def test_a_folder_is_given_once(tmp_path: Path) -> None:
     wanted = str(tmp_path / "new" / "2026-01-01_00-00-00")
     assert [unused_folder(wanted) for _ in range(3)] == [wanted, f"{wanted}-2", f"{wanted}-3"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir())[1] == "2026-01-01_00-00-00-2"
+
+
+# What may be any number: an offset counts both ways, and a layer that does not exist is named where the model is known.
+ANY_NUMBER = {"data.label_offset", "reward.layer"}
+
+
+def settings_with_numbers() -> Iterator[tuple[str, str, Type]]:
+    """(group, setting, its type) of every number that a shipped option takes."""
+    groups = [path.name for path in sorted(CONF.iterdir()) if path.is_dir()]
+    targets = {(name, target) for name in groups for _, target in offered(name) if target}
+    for group, target in targets | {("callbacks", "lpo_platform.tracking.callbacks.sentinel.Sentinel")}:
+        for parameter in known.parameters if (known := signature(target)) else ():
+            kinds = parameter.type.items or (parameter.type,)
+            for kind in kinds:
+                if kind.plain & {int, float}:
+                    yield group, parameter.name, kind
+
+
+def test_every_number_has_a_range() -> None:
+    found = {f"{group}.{name}" for group, name, kind in settings_with_numbers() if not kind.ranges}
+    assert found == ANY_NUMBER
+    assert len({(group, name) for group, name, _ in settings_with_numbers()}) > 90
+
+
+def test_a_number_beyond_either_end_is_refused_and_the_ends_as_they_are_declared() -> None:
+    for _, _, kind in settings_with_numbers():
+        for numbers in kind.ranges:
+            step = 1 if float not in kind.plain else 1e-9
+            for end, beyond, excluded in ((numbers.low, -step, numbers.above), (numbers.high, step, numbers.below)):
+                if math.isfinite(end):
+                    assert kind.outside(end + beyond) == str(numbers)
+                    assert kind.outside(end) == (str(numbers) if excluded else "")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("task=canny method.beta=-1", "method.beta=-1: must be above 0"),
+        ("task=canny optim.betas=[1.0,0.999]", "optim.betas=[1.0, 0.999]: each must lie in [0, 1)"),
+        ("task=canny hardware.micro_batch=0", "hardware.micro_batch=0: must be at least 1"),
+        ("task=canny hardware.devices=0", "hardware.devices=0: must be at least 1"),
+        ("task=canny callbacks.ema_decay=1", "callbacks.ema_decay=1: must lie in [0, 1)"),
+        ("task=canny callbacks.sentinel.items=0", "callbacks.sentinel.items=0: must be at least 1"),
+        ("task=canny data.cache_gb=0", "data.cache_gb=0: must be above 0"),
+        ("method=lpo tune=lora tune.rank=0", "tune.rank=0: must be at least 1"),
+        ("method=lpo method.candidates=1", "method.candidates=1: must be at least 2"),
+        ("method=lrm metrics.timesteps=[5,1000]", "metrics.timesteps=[5, 1000]: each must lie in [0, 999]"),
+        ("data=folder data.path=. task=canny data.test_fraction=1", "data.test_fraction=1: must lie in (0, 1)"),
+        ("task=canny hydra.run.dir=", "hydra.run.dir=: no folder; add one, or leave it out"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_one_line(words: str, problem: str) -> None:
+    assert diagnose("train", words.split()) == [problem]
+
+
+@pytest.mark.parametrize("primary", list(ROOTS))
+def test_a_group_that_is_taken_away_is_asked_for(primary: str) -> None:
+    beside = {"train": ["task=canny"], "prepare": ["task=canny"], "eval": ["model=tiny"], "score": ["data.path=."]}
+    for group in ROOTS[primary].needed:
+        (found,) = diagnose(primary, [*beside[primary], f"~{group}"])
+        assert found.startswith(f"{group}: nothing is chosen; add {group}=<option>")
+
+
+def test_null_is_no_option_of_a_group() -> None:
+    for group in ("method", "task", "experiment", "logger"):
+        (found,) = diagnose("train", ["task=canny"] * (group != "task") + [f"{group}=null"])
+        assert found.startswith(f"{group}=null: no such option")

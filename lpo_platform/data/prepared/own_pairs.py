@@ -14,6 +14,7 @@ import torch
 from hydra.utils import get_class
 from torch import Tensor, nn
 
+from lpo_platform.config.numbers import Count, NotNegative, Positive, Seed, Several
 from lpo_platform.data.source import Data, Preference, Source
 from lpo_platform.models.adapter import Condition
 from lpo_platform.models.policy import Policy
@@ -50,12 +51,12 @@ class GeneratedPairs:
         self,
         prompts: Data,
         labeller: Reward,
-        num_images: int = 4,
-        eta: float = 1.0,
-        temperature: float = 0.1,
-        num_validation: int = 100,
+        num_images: Several = 4,
+        eta: NotNegative = 1.0,
+        temperature: Positive = 0.1,
+        num_validation: Count = 100,
         *,
-        resolution: int,
+        resolution: Count,
     ) -> None:
         self.prompts, self.labeller = prompts, labeller
         self.num_images, self.eta, self.temperature = num_images, eta, temperature
@@ -88,12 +89,12 @@ def generate(
     policy: Policy,
     captions: list[str],
     keys: list[Any],
-    num_images: int,
+    num_images: Several,
     sampling: Sampling,
     batch: int,
     reward: Reward,
     *,
-    seed: int,
+    seed: Seed,
 ) -> tuple[Tensor, Tensor]:
     """Pictures (P, n, 3, H, W) of P prompts, rounded to 8 bits, and what a reward says of them (P, n), on the CPU."""
     policy.eval()

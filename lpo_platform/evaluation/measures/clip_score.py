@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfItems
 from lpo_platform.models.weights import Dtype
@@ -20,7 +21,7 @@ class ClipScore(OfItems):
     """
 
     def __init__(
-        self, weights: str = "openai/clip-vit-base-patch16", batch: int = 32, dtype: Dtype = "float32"
+        self, weights: str = "openai/clip-vit-base-patch16", batch: Count = 32, dtype: Dtype = "float32"
     ) -> None:
         self.clip = Clip(weights, batch=batch, dtype=dtype)
 

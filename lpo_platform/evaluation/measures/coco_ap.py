@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from lpo_platform.config.numbers import Count, Positive
 from lpo_platform.evaluation import keypoints
 from lpo_platform.evaluation.keypoints import Area
 from lpo_platform.evaluation.measure import Pictures
@@ -37,7 +38,7 @@ class CocoAp(OfSets):
         resamples: how many times the items are resampled for the intervals.
     """
 
-    def __init__(self, area: Area | float = "keypoints", images_per_item: int = 1, resamples: int = 200) -> None:
+    def __init__(self, area: Area | Positive = "keypoints", images_per_item: Count = 1, resamples: Count = 200) -> None:
         self.area, self.images_per_item, self.resamples = area, images_per_item, resamples
 
     def features(self, pictures: Pictures) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfSets
 from lpo_platform.evaluation.statistics import compare
@@ -28,8 +29,8 @@ class Diversity(OfSets):
     def __init__(
         self,
         weights: str = "openai/clip-vit-base-patch16",
-        images_per_item: int = 1,
-        batch: int = 32,
+        images_per_item: Count = 1,
+        batch: Count = 32,
         dtype: Dtype = "float32",
     ) -> None:
         self.clip, self.images_per_item = Clip(weights, batch=batch, dtype=dtype), images_per_item

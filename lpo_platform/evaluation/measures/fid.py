@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.evaluation.frechet import Frechet, moments
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfSets, pictures_of
@@ -40,9 +41,9 @@ class Fid(OfSets):
         self,
         weights: str,
         reference: str | None = None,
-        images_per_item: int = 1,
+        images_per_item: Count = 1,
         per_picture: bool = False,
-        resamples: int = 200,
+        resamples: Count = 200,
     ) -> None:
         if reference is not None and not Path(reference).expanduser().exists():
             raise UserError(f"reference={reference}: no such file or folder; what works: lpo-eval what=fid what.save=")

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import Positive
 from lpo_platform.evaluation.keypoints import Area, measure
 from lpo_platform.evaluation.measure import Pictures
 from lpo_platform.evaluation.measures.bases import OfItems
@@ -24,7 +25,7 @@ class Poses(OfItems):
         area: what OKS divides by, the area of the people asked for.
     """
 
-    def __init__(self, area: Area | float = "keypoints") -> None:
+    def __init__(self, area: Area | Positive = "keypoints") -> None:
         self.area = area
 
     def score(self, pictures: Pictures) -> dict[str, Tensor]:

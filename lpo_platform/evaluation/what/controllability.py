@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count
 from lpo_platform.data.picture_files import BadPicture, save_png
 from lpo_platform.evaluation.what.clip_lpips import opened, over, pairs_of
 from lpo_platform.evaluation.what.oks import report
@@ -37,7 +38,7 @@ class Controllability:
         originals: str,
         generated: str,
         are: Literal["pictures", "conditions"] = "pictures",
-        resolution: int | None = None,
+        resolution: Count | None = None,
         save: str | None = None,
         *,
         task: Callable[[int], Task],

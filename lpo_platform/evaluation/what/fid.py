@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.evaluation.frechet import Frechet, moments
 from lpo_platform.evaluation.measures.inception import Inception
 from lpo_platform.evaluation.measures.reference import features_of, moments_of, store
@@ -27,7 +28,7 @@ class FidOfFolder:
     paths: ClassVar[dict[str, str]] = {"pictures": "folder", "weights": "file", "reference": "file or folder"}
 
     def __init__(
-        self, pictures: str, weights: str, reference: str | None = None, save: str | None = None, resamples: int = 200
+        self, pictures: str, weights: str, reference: str | None = None, save: str | None = None, resamples: Count = 200
     ) -> None:
         if reference is None and save is None:
             raise UserError("reference=null save=null: nothing to do; add what.reference or what.save")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count, Guidance, SamplingSteps, Seed
 from lpo_platform.data.picture_files import UNREADABLE, BadPicture, look, save_png
 from lpo_platform.evaluation.texts import Texts
 from lpo_platform.evaluation.what.clip_lpips import opened
@@ -72,11 +73,11 @@ class PictureSet:
 
     save: str
     weights: str = "trained"
-    resolution: int | None = None
-    num_steps: int = 50
-    guidance: float | None = None
-    batch: int = 4
-    seed: int = 0
+    resolution: Count | None = None
+    num_steps: SamplingSteps = 50
+    guidance: Guidance | None = None
+    batch: Count = 4
+    seed: Seed = 0
     load: Callable[..., tuple[Policy, str]] = field(kw_only=True)
 
     def wanted(self) -> list[Picture]:

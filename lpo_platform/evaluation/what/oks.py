@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Positive
 from lpo_platform.evaluation.keypoints import Area, coco_ap, measure, visible
 from lpo_platform.evaluation.statistics import mean_interval
 from lpo_platform.runs.record import write_json
@@ -50,7 +51,7 @@ class Oks:
 
     paths: ClassVar[dict[str, str]] = {"original": "file or folder", "target": "file or folder"}
 
-    def __init__(self, original: str, target: str, area: Area | float = "keypoints") -> None:
+    def __init__(self, original: str, target: str, area: Area | Positive = "keypoints") -> None:
         self.original, self.target, self.area = original, target, area
 
     def __call__(self, folder: Path, device: torch.device | None = None) -> dict[str, Any]:

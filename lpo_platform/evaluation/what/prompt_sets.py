@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lpo_platform.config.errors import UserError
+from lpo_platform.config.numbers import Count
 from lpo_platform.evaluation.what.generate import Picture, PictureSet
 from lpo_platform.runs.files import write_text
 from lpo_platform.runs.given_files import NOT_TEXT, json_of, lines_of, read_bytes
@@ -35,7 +36,7 @@ class GenEval(PictureSet):
 
     metadata: str
     weights: Literal["trained", "start"] = "trained"
-    pictures: int = 4
+    pictures: Count = 4
 
     def wanted(self) -> list[Picture]:
         found = []
@@ -87,7 +88,7 @@ class T2ICompBench(PictureSet):
 
     prompts: str
     weights: Literal["trained", "start"] = "trained"
-    pictures: int = 10
+    pictures: Count = 10
 
     def wanted(self) -> list[Picture]:
         found = []

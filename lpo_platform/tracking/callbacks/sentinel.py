@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lpo_platform.config.numbers import Count, NotNegative
 from lpo_platform.data.source import Data, Sample, alignment_of
 from lpo_platform.evaluation.appearance import appearance
 from lpo_platform.evaluation.evaluation import Evaluation
@@ -58,10 +59,10 @@ class Sentinel(Callback):
         task: Task | None,
         reward: Reward | StepReward | None,
         gold: dict[str, Reward] | None = None,
-        items: int = 32,
-        patience: int = 4,
-        effect: float = 0.1,
-        drift: float = 1.0,
+        items: Count = 32,
+        patience: Count = 4,
+        effect: NotNegative = 0.1,
+        drift: NotNegative = 1.0,
         stop: bool = False,
         keep_best: bool = True,
     ) -> None:

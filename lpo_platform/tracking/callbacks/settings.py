@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lpo_platform.config.numbers import Count, Decay, Whole
+
 
 @dataclass(frozen=True)
 class Callbacks:
@@ -17,10 +19,10 @@ class Callbacks:
         sentinel: the arguments of the guard rails that look at those rounds (sentinel.py); null for none.
     """
 
-    every: int = 20
-    log_every: int = 1
-    ema_decay: float | None = 0.9999
+    every: Count = 20
+    log_every: Count = 1
+    ema_decay: Decay | None = 0.9999
     evaluate: Literal["raw", "ema"] = "ema"
-    samples: int = 8
-    samples_every: int = 2
+    samples: Whole = 8
+    samples_every: Count = 2
     sentinel: Any = None
