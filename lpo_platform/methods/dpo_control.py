@@ -8,7 +8,7 @@ that: it compares two conditions of one picture.
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lpo_platform.config.numbers import NotNegative, Several
+from lpo_platform.config.numbers import Several
 from lpo_platform.methods.diffusion_dpo import DiffusionDPO
 
 
@@ -30,6 +30,6 @@ class DPOControl(DiffusionDPO):
     def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
         return super().small(settings, processes) | {"group": min(2, settings["group"])}
 
-    def __init__(self, *, group: Several = 20, gap: NotNegative = 0.0, **options: Any) -> None:
+    def __init__(self, *, group: Several = 20, gap: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
         self.group, self.gap = group, gap

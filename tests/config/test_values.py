@@ -131,8 +131,8 @@ def test_a_folder_is_given_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir())[1] == "2026-01-01_00-00-00-2"
 
 
-# What may be any number: an offset counts both ways, and a layer that does not exist is named where the model is known.
-ANY_NUMBER = {"data.label_offset", "reward.layer"}
+# What may be any number: offsets and gaps count both ways, and a layer is looked up in the model.
+ANY_NUMBER = {"data.label_offset", "method.gap", "reward.layer"}
 
 
 def settings_with_numbers() -> Iterator[tuple[str, str, Type]]:
