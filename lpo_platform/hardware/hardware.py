@@ -37,8 +37,8 @@ class Hardware:
         precision: of the forward passes; `auto` is bf16-mixed on a GPU, else 32-true. Weights that learn are float32.
         micro_batch: samples of one forward of one process. Null is its whole share of the batch; `auto` is as many as
             fit into memory_gb by lpo-plan's count. The gradient is the same.
-        num_workers: processes that read data ahead, for each process of the run; null starts as many as there are cores
-            for, where reading takes some seconds at all.
+        num_workers: processes that read data ahead, for each process of the run; null starts one for each free core, or
+            none where all reading takes less than 5 s.
         strategy: `single` process, `ddp` (each process holds all weights) or `fsdp` (each holds its share of them).
         devices: processes of a node, one for each GPU; null for as many as the node has GPUs.
         num_nodes: nodes, all with as many processes.

@@ -37,8 +37,8 @@ class Readers:
 
     Args:
         source: gives items by number.
-        workers: processes that read; 0 reads here. None reads the first group here and starts as many as this process
-            has cores for if what is left would take some seconds.
+        workers: processes that read; 0 reads here. None reads the first group here, and starts one for each free core
+            if all reading would take more than WORTH seconds.
         share: processes of the run on this machine, which share its cores.
         expected: items that will be read.
     """
