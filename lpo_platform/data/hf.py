@@ -90,7 +90,7 @@ class StreamedRows:
         return self._kept[i]
 
     def _read(self, i: int) -> None:
-        """Goes on to row i, or starts at the beginning of its window where that is behind or far ahead."""
+        """Reads on to row i, or from the start of its window where that lies behind or far ahead."""
         begin = i - i % self.window
         if self._process != os.getpid():  # a fork has a connection that is its parent's
             self._rows, self._process = None, os.getpid()

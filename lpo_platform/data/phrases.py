@@ -8,7 +8,7 @@ from lpo_platform.diffusion import noise
 
 @dataclass(frozen=True)
 class Phrases:
-    """Captions with some phrases behind them, drawn once for each row, as pose RL does.
+    """Captions with some phrases appended, drawn once for each row, as pose RL does.
 
     Args:
         choices: the phrases to draw from.

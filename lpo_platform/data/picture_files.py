@@ -259,7 +259,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Tensor, file: Path) -> None:
-    """Whole or not at all: what resumes takes a picture that is there for done."""
+    """Writes the file whole or not at all, because a resumed command takes an existing picture as done."""
     content = io.BytesIO()
     to_pil(image).save(content, "PNG")
     write_atomically(file, content.getvalue())

@@ -45,7 +45,8 @@ class Sample:
 
     @property
     def told(self) -> str:
-        """What training tells the model: the prompt where there is one, else the caption, which judges the picture."""
+        """The text that training gives the model: the prompt if there is one, else the caption. Scores use the
+        caption."""
         return self.caption if self.prompt is None else self.prompt
 
 
@@ -70,7 +71,7 @@ class Source(Protocol):
 
 
 def too_few(held_out: int, works: str) -> str:
-    """What to say of a split from which no evaluation can claim anything; empty where it is large enough."""
+    """A message for a split that is too small for any verdict; empty where it is large enough."""
     if held_out >= ENOUGH:
         return ""
     return f"{held_out} held out are too few for a verdict, which takes {ENOUGH}; what works: {works}"
@@ -166,9 +167,9 @@ def alignment_of(data: Data, images: Tensor, captions: list[str]) -> Tensor | No
 
 
 def guards_of(data: Data, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-    """What else `data.guards` knows of pictures: name -> (B,), nan where it is undefined; {} without such a method.
+    """Further measurements of pictures by `data.guards`: name -> (B,), nan where undefined; {} without such a method.
 
-    Higher is better, but for names that begin with "guard/": a method should leave those where they are.
+    Higher is better, except for names that begin with "guard/", which a method should not change.
     """
     known = getattr(data, "guards", None)
     return {} if known is None else known(images, captions)

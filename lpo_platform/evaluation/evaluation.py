@@ -1,4 +1,4 @@
-"""What an evaluation has found, item by item: kept in one file, and in parts while it is under way."""
+"""The results of an evaluation, item by item: kept in one file, and in parts until it is finished."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -75,7 +75,8 @@ class Evaluation:
 
     @classmethod
     def kept(cls, file: Path, key: str) -> "Evaluation | None":
-        """What a file has of this key; None where there is none, or it is torn or of something else."""
+        """Reads the evaluation with this key from a file; None where there is none, it is damaged, or it has another
+        key."""
         try:
             with safe_open(file, "pt") as stored:
                 known = (stored.metadata() or {}).get("key")
@@ -85,7 +86,7 @@ class Evaluation:
 
 
 def parts_in(folder: Path) -> list[Evaluation]:
-    """The parts of an evaluation under way, whose folder has its key for a name."""
+    """The parts of an unfinished evaluation, in a folder whose name is the key of the evaluation."""
     found = (Evaluation.kept(file, folder.name) for file in sorted(folder.glob("*.safetensors")))
     return [part for part in found if part is not None]
 

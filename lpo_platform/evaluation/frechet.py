@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features (arXiv:1706.08500, Eq. 6), and what it says of two models.
+"""The Frechet distance between two sets of features (arXiv:1706.08500, Eq. 6), and its comparison of two models.
 
 B items, N real pictures, D features.
 """

@@ -65,7 +65,7 @@ def visible(reference: People) -> NDArray[np.bool_]:
 
 
 def measure(found: People, reference: People, convention: Area | float) -> dict[str, float] | None:
-    """Of one picture, None where the reference shows nobody.
+    """The metrics of one picture; None where the reference shows nobody.
 
     oks: the mean over people of matched(). detection_rate: the share of people who have a counterpart at all.
     person_count_error: how many too many or too few. cpo_map: what CPO reports as mAP (tasks/oks.py).
@@ -125,7 +125,8 @@ class CocoAp:
         self.of_pictures = self.evaluation.evalImgs
 
     def __call__(self, pictures: NDArray[np.int64]) -> dict[str, float]:
-        """Of the pictures with these numbers, each as often as it is there; 0 where nobody is, or nobody was found."""
+        """The metrics of the pictures with these numbers, which may repeat; 0 where there are no people, or none was
+        found."""
         if self.evaluation is None:
             return dict.fromkeys(("ap", "ap50", "ap75", "ar"), 0.0)
         self.evaluation.evalImgs = [self.of_pictures[number] for number in pictures]

@@ -89,7 +89,8 @@ def _of_model(settings: Settings) -> Iterator[str]:
 
 
 def _of_task(settings: Settings, task: str, own: Settings, toy: bool) -> Iterator[str]:
-    """own: what a protocol has for this task apart. Settings that only the training of a task uses count, too."""
+    """own: settings that the protocol has for this task only. Settings that only the training of a task uses count,
+    too."""
     if toy:
         yield f"the embedded detector instead of {own.get('detector') or 'the published one'}"
     elif own.get("detector") and not any(_same(settings.get("weights"), place) for place in own.get("weights", ())):

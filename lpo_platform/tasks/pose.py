@@ -261,7 +261,7 @@ class Pose(Task):
         return self._people(images, self.detector)
 
     def second_scores(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """pose/oks_judge: what pose/oks is to the second detector."""
+        """pose/oks_judge: pose/oks by the second detector."""
         if self.second is None:
             return {}
         return {"pose/oks_judge": self.score(self._people(images, self.second), target)["pose/oks"]}

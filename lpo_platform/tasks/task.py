@@ -55,14 +55,15 @@ class Task(ABC):
         return self.render(self.detect(images))
 
     def agreement(self, control: Tensor, maps: Tensor) -> Tensor | None:
-        """Share of the maps that annotated control images show, (B,), of which below a half is a mistake in the data.
+        """The share of the maps that annotated control images show, (B,). Below one half the data are taken to be
+        wrong.
 
         nan where the maps hold nothing. None where a task cannot tell.
         """
         return None
 
     def worse(self, images: Tensor, control: Tensor) -> Tensor:
-        """The losing condition: the control image of what pictures show that were drawn from `control`."""
+        """The losing condition: the control image of what is detected in pictures that were drawn from `control`."""
         return self.shown_in_training(images)
 
     @abstractmethod

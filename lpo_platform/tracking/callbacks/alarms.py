@@ -1,4 +1,4 @@
-"""When a run should be looked at: pure functions of what a fixed set of pictures was worth, then and now."""
+"""When a run should be looked at: pure functions of the scores of a fixed set of pictures, at the start and now."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

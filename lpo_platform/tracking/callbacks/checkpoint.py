@@ -1,4 +1,4 @@
-"""Checkpoints that survive being killed: written beside, then renamed; the last two are kept."""
+"""Checkpoints that survive a kill: written under another name, then renamed. The last two are kept."""
 
 import logging
 import os

@@ -84,16 +84,16 @@ class RunLogger(Logger):
         """PIL pictures."""
 
     def log_histograms(self, found: Mapping[str, Histogram], step: int) -> None:
-        """Those of a round."""
+        """Logs the histograms of a round."""
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None = None) -> None:
         """A cell is a number, a text, a PIL picture or None."""
 
     def used(self, artifact: Artifact) -> None:
-        """What this run was made from."""
+        """Records an artifact that this run used."""
 
     def made(self, artifact: Artifact) -> None:
-        """What this run leaves."""
+        """Records an artifact that this run made."""
 
     def finish(self, *, failed: bool = False) -> None:
         """Ends the run at the end of a job, so that the next job of a sweep starts its own."""
@@ -105,7 +105,7 @@ class RunLogger(Logger):
 
 
 class NoLogger(RunLogger):
-    """Shows a run nowhere: of the other processes, and where no service is asked for or can be used."""
+    """A logger that does nothing: on all processes but the first, and where there is no service."""
 
     service = "none"
     name = version = None
