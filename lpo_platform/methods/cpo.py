@@ -1,8 +1,8 @@
-"""Condition Preference Optimisation (arXiv:2511.04753): prefer the true condition of an image to a worse one.
+"""Condition Preference Optimisation (arXiv:2511.04753): prefer the true condition of a picture to a worse one.
 
-Image, noise and timestep are the same on both sides, so everything but the condition cancels in the difference of the
-two denoising errors. The losing condition is what the detector finds in an image that the starting ControlNet drew from
-the winning one.
+Picture, noise and timestep are the same on both sides, so the two denoising errors differ by the condition alone. The
+true condition is the winner. The loser is the condition that the detector finds in a picture which the starting
+ControlNet drew from the winner.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from lpo_platform.tasks.task import Task
 
 
 class CPO(Method):
-    """L = L_CPO + pretrain_weight * L_pre in one backward, because two backward calls lose the gradient sync under DDP.
+    """L = L_CPO + pretrain_weight * L_pre, in one backward pass, since DDP does not synchronise a second one.
 
     Args:
         beta: strength of the preference weight s = sigmoid(beta / 2 (d - r)). Published: 5000.
         margin: m of the hinge, in units of the mean squared error. Published: 0.005 to 0.03, by task.
         form: `soft` is the loss of train/reward_CPO.py (plain ControlNets), `hard` that of train/reward_CPO_DINO.py.
         pretrain_weight: factor of the supervised loss (--grad_scale of the scripts). Published: 0.02 to 0.1.
-        share_timestep: L_pre takes t and noise of the pair instead of its own. The expectation is the same, and a
-            step takes 2.01 times fewer FLOPs than the released one (false: 1.46), at SD-1.5 and 512 px. The release
-            draws its own.
-        losers: `cached` draws the losing condition of every image once; `online` draws it in every step, as the DINO
+        share_timestep: L_pre uses timestep and noise of the pair, instead of drawing its own as the release does. The
+            expectation is the same. A step takes 2.01 times fewer FLOPs than the released one (false: 1.46), at SD-1.5
+            and 512 px.
+        losers: `cached` draws the losing condition of every picture once; `online` draws it in every step, as the DINO
             scripts do.
         cache_features: whether the reference's features of both conditions are cached, 5 MB per pair in bf16 at 512 px.
             With a DINO ControlNet this saves most of the reference's work.
@@ -44,11 +44,11 @@ class CPO(Method):
     rewards: ClassVar[tuple[str, ...]] = ("none",)
     needs: ClassVar[tuple[str, ...]] = ("moments", "text", "control", "loser")
     logs: ClassVar[dict[str, dict[str, str]]] = {
-        "cpo/preference": {"what": "the hinge on the preference"},
+        "cpo/preference": {"what": "the preference loss L_CPO"},
         "cpo/pretraining": {"what": "denoising error with the true condition"},
-        "cpo/difference": {"what": "error with the true condition less that with the worse one"},
-        "cpo/implicit_accuracy": {"what": "share of pairs better told apart than at the start"},
-        "cpo/weight": {"what": "how much a pair's gradient counts"},
+        "cpo/difference": {"what": "error with the true condition minus that with the worse one"},
+        "cpo/implicit_accuracy": {"what": "share of pairs that the policy separates better than the reference"},
+        "cpo/weight": {"what": "mean weight s of a pair, 0.5 at the start"},
         "cpo/active": {"what": "share of pairs inside the margin"},
     }
 
@@ -82,36 +82,39 @@ class CPO(Method):
         return tuple(name for name in cls.needs if name != "loser" or not online) + (("features",) if cached else ())
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        z, winner = self.latents(batch), batch["control"]
+        winner = batch["control"]
         loser = batch["loser"] if "loser" in batch else self.worse(batch)
+        count, conditions = len(winner), torch.cat([winner, loser])
+
+        # `count` rows for the pair and, unless they share timestep and noise with it, as many for L_pre
         streams = ("pair",) if self.share_timestep else ("pair", "pretrain")
+        z = self.latents(batch).repeat(len(streams), 1, 1, 1)
         e = torch.cat([self.normal(batch, stream) for stream in streams])
         t = torch.cat([self.times(batch, stream) for stream in streams])
-        z = z.repeat(len(streams), 1, 1, 1)
         process = self.policy.adapter.process
         x, target = process.add_noise(z, e, t), process.target(z, e, t)
 
         # one pass of the frozen encoder serves winner, loser, policy and reference
-        text = self.text(batch).repeat(len(streams), 1, 1)
-        encoded, pair = self.policy.encode(x, t, text), slice(0, len(winner))
-        rows, conditions = torch.arange(len(winner), device=x.device), torch.cat([winner, loser])
+        encoded = self.policy.encode(x, t, self.text(batch).repeat(len(streams), 1, 1))
+        pair = torch.arange(count, device=x.device)
         with self.policy.reference():
             cached = batch.get("features")
             features = self.policy.features(conditions) if cached is None else torch.cat(cached.unbind(1))
-            both = self.policy.decode(encoded[rows.repeat(2)], features)
-        reference_winner, reference_loser = losses.denoising_error(both, target[pair].repeat(2, 1, 1, 1)).chunk(2)
+            output = self.policy.decode(encoded[pair.repeat(2)], features)
+        reference_winner, reference_loser = losses.denoising_error(output, target[pair].repeat(2, 1, 1, 1)).chunk(2)
 
-        views = torch.cat([rows, rows] if self.share_timestep else [rows, rows, rows + len(rows)])
+        # the policy decodes the pair under the winner, the pair under the loser, and L_pre's rows under the winner
+        rows = torch.cat([pair, pair] if self.share_timestep else [pair, pair, pair + count])
         if self.policy.learns_features:
             features = self.policy.features(conditions)
         if not self.share_timestep:
-            features = torch.cat([features, features[: len(winner)]])
-        errors = losses.denoising_error(self.policy.decode(encoded[views], features), target[views])
-        policy_winner, policy_loser, *pretrain = errors.split(len(winner))
+            features = torch.cat([features, features[:count]])
+        errors = losses.denoising_error(self.policy.decode(encoded[rows], features), target[rows])
+        policy_winner, policy_loser, *pretrain = errors.split(count)
 
+        self.note("loss", policy_winner, t[:count])
         four = (policy_winner, policy_loser, reference_winner, reference_loser)
-        self.note("loss", policy_winner, t[pair])
-        preference = losses.cpo(*four, t[pair], beta=self.beta, margin=self.margin, form=self.form)
+        preference = losses.cpo(*four, t[:count], beta=self.beta, margin=self.margin, form=self.form)
         pretraining = (pretrain[0] if pretrain else policy_winner).mean()
         return preference + self.pretrain_weight * pretraining, self._report(four, preference, pretraining)
 

@@ -1,10 +1,9 @@
 """Latent Preference Optimisation (arXiv:2502.01051): step-level preferences between noisy latents.
 
-At every step of a trajectory the policy draws K candidates from its own Gaussian. A reward of noisy latents names the
-best and the worst, and where they differ enough the policy learns to make the better one likelier. The candidate with
-which the trajectory goes on is drawn at random, so that sampling never waits for the reward, which is computed
-afterwards in large batches. Winner and loser leave the same x_t, so that one forward of the policy and one of the
-reference serve both.
+At every step of a trajectory the policy draws K candidates from its own Gaussian. A reward of noisy latents chooses the
+best and the worst, and where they differ enough the policy learns to make the better one more likely. The trajectory
+continues from a random candidate, so sampling does not wait for the reward, which is computed afterwards in large
+batches. Winner and loser start from the same x_t, so one forward of the policy and one of the reference serve both.
 """
 
 import copy
@@ -31,7 +30,7 @@ from lpo_platform.methods.reward_refresh import Refresh
 from lpo_platform.models.sampling import Sampling
 from lpo_platform.rewards.reward import StepReward
 
-VALID = 0.35  # the share of a trajectory's steps that give a pair: an assumption, for nothing published says it
+VALID = 0.35  # share of a trajectory's steps that give a pair, as lpo-plan assumes; no publication states it
 
 
 class LPO(Online):
@@ -44,7 +43,7 @@ class LPO(Online):
         eta: noise of the sampler; it must be above 0. Published: 1.
         guidance: classifier-free guidance of sampling and of the loss; 1 is none. Published: 5.0.
         threshold: [low, high] of the smallest accepted p_w - p_l. Published: [0.35, 0.5]; SDXL: [0.45, 0.6].
-        threshold_rule: what the threshold rises with (preferences.thresholds). Published: sigma.
+        threshold_rule: how the threshold grows with the noise of a step (preferences.thresholds). Published: sigma.
         window: [first, last + 1] of the steps that give pairs; null for all that draw noise. The threshold rises over
             these steps.
         beta: strength of the preference, on the mean log-ratio. Published: 500.
@@ -70,7 +69,7 @@ class LPO(Online):
         "refresh/*": {
             "what": "the reward model's training on the policy's pictures", "panel": "Rollouts", "axis": "round",
         },
-        "lpo/margin": {"what": "winner's log-ratio less the loser's"},
+        "lpo/margin": {"what": "winner's log-ratio minus the loser's"},
         "lpo/accuracy": {"what": "share of pairs whose winner became likelier"},
         "lpo/clipped": {"what": "share of pairs beyond the clip"},
     }  # fmt: skip
@@ -100,10 +99,10 @@ class LPO(Online):
         self.reward, self.candidates, self.num_steps = reward, candidates, num_steps
         self.eta, self.guidance, self.beta, self.clip = eta, guidance, beta, clip
         self.threshold, self.threshold_rule = tuple(threshold), threshold_rule
-        self.window = self.noisy(window)
+        self.window = self.noisy_steps(window)
         self.policy.freeze_reference()
 
-    def noisy(self, window: tuple[int, int] | None) -> slice:
+    def noisy_steps(self, window: tuple[int, int] | None) -> slice:
         """The steps of a window that draw noise: the last step of a flow may draw none. UserError where none does."""
         first, last = window or (0, self.num_steps)
         if not 0 <= first < last <= self.num_steps:
@@ -122,7 +121,7 @@ class LPO(Online):
 
     @property
     def points(self) -> int:
-        """Points of a trajectory that can give pairs."""
+        """How many steps of a trajectory can give pairs."""
         return self.window.stop - self.window.start
 
     def assumed(self) -> list[str]:
@@ -132,7 +131,8 @@ class LPO(Online):
         return [(1.0, self.example(samples.column("text", count), count))]
 
     def example(self, text: Tensor, count: int) -> Batch:
-        """`count` pairs at the trajectory's timesteps in turn; x_t and both sides are noise."""
+        """A micro-batch of `count` pairs for lpo-plan, at the trajectory's timesteps in turn; x_t, winner and loser are
+        noise."""
         times, rows = self.policy.adapter.process.times(self.num_steps), torch.arange(count, device=self.device)
         x, winner, loser = (torch.randn(count, *self.policy.adapter.latent_shape, device=self.device) for _ in range(3))
         weight = torch.full((count,), 1 / count, device=self.device)
@@ -146,7 +146,7 @@ class LPO(Online):
         return SamplingWork(self.num_steps, ((1, lambda: self.score([""], times, candidates)),))
 
     def first_loss(self, loss: float, batch: Batch) -> FirstLoss | None:
-        # a process may have nothing but rows that even out the processes
+        # the weights sum to 0 where a process has padding rows only
         return preference_loss(loss / (float(batch["weight"].sum()) or math.nan))
 
     def without_samples(self) -> str:
@@ -232,7 +232,7 @@ class LPO(Online):
         return self.reward(candidates.flatten(0, 2), t.flatten(), text, prompt.flatten()).view(shape)
 
     def thresholds(self, t: Tensor) -> Tensor:
-        """Of every step; no pair passes that of a step outside the window."""
+        """The threshold of every step, (T,). It is infinite outside the window, where no pair counts."""
         process, kept = self.policy.adapter.process, self.window
         sigma = process.sigma(t, process.previous(t, self.num_steps, eta=self.eta), self.eta).flatten()
         found = torch.full_like(sigma, torch.inf)
@@ -244,7 +244,7 @@ class LPO(Online):
         with self.policy.reference():
             reference = self.gaussian(batch)
         winner, loser = (policy.log_prob(batch[k]) - reference.log_prob(batch[k]) for k in ("winner", "loser"))
-        return self.of_pairs(batch, winner, loser)
+        return self.pair_loss(batch, winner, loser)
 
     def gaussian(self, batch: Batch) -> Gaussian:
         """The Gaussian of a step from x_t, from which winner and loser were drawn."""
@@ -253,7 +253,7 @@ class LPO(Online):
         previous = process.previous(t, self.num_steps, eta=self.eta)
         return process.step(output, t, previous, batch["x"], eta=self.eta)
 
-    def of_pairs(self, batch: Batch, winner: Tensor, loser: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def pair_loss(self, batch: Batch, winner: Tensor, loser: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of pairs with these log-ratios, (B,) each."""
         pairs = losses.lpo(winner, loser, beta=self.beta, clip=self.clip)
         counts, t = batch["weight"] > 0, batch["t"]

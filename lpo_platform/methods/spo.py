@@ -1,8 +1,8 @@
-"""Step-by-step preference optimisation (arXiv:2406.04314): preferences between what K branches will look like.
+"""Step-by-step preference optimisation (arXiv:2406.04314): preferences between the predicted pictures of K branches.
 
-From x_t the policy draws K candidates, as in LPO. The reward is one of pictures, so every candidate is denoised
-further, and the picture of the clean latent predicted from it is graded. The trajectory goes on from a random branch
-with the same prediction, so that every point is denoised once.
+From x_t the policy draws K candidates, as in LPO. The reward needs a picture, so the clean latent is predicted from
+every candidate and decoded. The trajectory continues from a random branch and reuses its prediction, so every point is
+denoised once.
 """
 
 from dataclasses import dataclass
@@ -214,7 +214,7 @@ class SPO(LPO):
             ours.log_prob(batch[name]) - theirs.log_prob(batch[name])
             for ours, theirs, name in zip(policy, reference, ("winner", "loser"), strict=True)
         )
-        return self.of_pairs(batch, winner, loser)
+        return self.pair_loss(batch, winner, loser)
 
     def gaussians(self, batch: Batch, apart: Tensor) -> tuple[Gaussian, Gaussian]:
         """The Gaussians of the steps from x and from x_loser, in one forward.

@@ -149,17 +149,7 @@ class Graded(Online):
             asked = Asked(maps, unpacked(rows["control"]), prompt)
         text, features = self.embedded(rows["text"][prompt]), self.features(rows.get("control"), prompt)
         keys = [f"{position}/{member}" for position in positions for member in range(self.group)]
-        trajectory = list(
-            rollout(
-                lambda x, t: self.predict(x, t, text, features),
-                self.policy.adapter.process,
-                self.keyed(keys, "rollout"),
-                num_steps=self.num_steps,
-                eta=self.eta,
-                noise=lambda index: self.keyed(keys, f"rollout/{index}"),
-                noisy=range(self.window.start, self.window.stop) if self.noisy == "window" else None,
-            )
-        )
+        trajectory = self.trajectory(keys, text, features)
         finished = trajectory[-1].following
         rewarded = self.overlapped(lambda: self.score(finished, captions, asked), finished.device)
         pictures = self.kept(trajectory)
@@ -170,6 +160,20 @@ class Graded(Online):
             return rows | {name: column.unflatten(0, (-1, self.group)) for name, column in columns.items()}
 
         return end
+
+    def trajectory(self, keys: list[str], text: Tensor, features: Tensor | None) -> list[Step]:
+        """The steps of one trajectory for each of N keys, which name its noise; text and features have N rows."""
+        return list(
+            rollout(
+                lambda x, t: self.predict(x, t, text, features),
+                self.policy.adapter.process,
+                self.keyed(keys, "rollout"),
+                num_steps=self.num_steps,
+                eta=self.eta,
+                noise=lambda index: self.keyed(keys, f"rollout/{index}"),
+                noisy=range(self.window.start, self.window.stop) if self.noisy == "window" else None,
+            )
+        )
 
     def kept(self, trajectory: list[Step]) -> Rows:
         """What an update reads of the trajectories of N pictures: columns with N rows."""

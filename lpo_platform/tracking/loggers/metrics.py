@@ -1,4 +1,4 @@
-"""Everything that a run logs, once: what it is called, what it is drawn over, where it stands on a dashboard.
+"""The one list of everything that a run logs: its name, the axis that it is drawn over, its panel on a dashboard.
 
 What every run logs stands here. What a method logs stands in its class, as `logs`: fields of Metric by name.
 """
@@ -24,7 +24,7 @@ class Metric:
 
     Args:
         name: as it is logged; * stands for anything.
-        what: it says.
+        what: its meaning.
         panel: of a dashboard.
         axis: what it is drawn over.
         summary: which value stands for the run, the last one where it is None (an explicit `last` is sometimes stored
@@ -45,7 +45,7 @@ PANELS = (
     "Throughput", "Time",
 )  # fmt: skip
 COMMON = (
-    Metric("train/loss", "what is descended", "Training"),
+    Metric("train/loss", "the loss that is minimised", "Training"),
     Metric("train/grad_norm", "norm of the gradient before clipping", "Training"),
     Metric("train/lr", "learning rate", "Training"),
     Metric("distribution/loss", "of the samples of a round", "Distributions", "round", kind="histogram"),
@@ -58,8 +58,12 @@ COMMON = (
     Metric("eval/*", "the trained model on all held-out items", "Evaluation"),
     Metric("sentinel/alarms", "alarms so far", "Guard rails", "evaluation", "max"),
     Metric("sentinel/*", "trained reward, held-out rewards and what pictures look like", "Guard rails", "evaluation"),
-    Metric("throughput/*", "pictures in a second; counted FLOPs over what the devices can do; waiting for data",
-           "Throughput", "round"),
+    Metric(
+        "throughput/*",
+        "pictures in a second; counted FLOPs over what the devices can do; waiting for data",
+        "Throughput",
+        "round",
+    ),
     Metric("perf/*", "seconds of each part of the job", "Time"),
 )
 
