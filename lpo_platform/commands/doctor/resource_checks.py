@@ -52,7 +52,7 @@ def room(cfg: DictConfig, folder: Path) -> Iterator[Finding]:
     small = half(cfg, device)
     needed, there = sum(memory(job, activations(job), half=small).values()), ROOM * device.memory
     there /= 1 if device.gpu else job.hardware.local_processes
-    what = f"about {size(needed)} for each process, {size(there)} are there"
+    what = f"about {size(needed)} for each process, {size(there)} are free"
     if needed > there:
         yield doubtful("memory", what, "lpo-plan with the same arguments says what to change")
     else:

@@ -173,11 +173,12 @@ def text(found: Plan) -> str:
     """The plan as a person reads it."""
     job, numbers = found.job, counts(found.job)
     needed = sum(found.memory.values())
-    heading = f"{job.cfg.model.name} on {job.hardware.processes} x {found.device.name}"
+    several = f"{job.hardware.processes} x " if job.hardware.processes > 1 else ""
+    heading = f"{job.cfg.model.name} on {several}{found.device.name}"
     lines = [
         heading,
         "",
-        *_aligned([("parameters", f"{numbers.trained:,}", "learn"), ("", f"{numbers.frozen:,}", "are frozen")]),
+        *_aligned([("parameters", f"{numbers.trained:,}", "are trained"), ("", f"{numbers.frozen:,}", "are frozen")]),
     ]
     lines += ["", f"memory of a process: {size(needed)} of {size(found.device.memory)}"]
     lines += _aligned([("", name, size(value)) for name, value in found.memory.items() if value])
@@ -189,7 +190,7 @@ def text(found: Plan) -> str:
         ]
     )
     before = found.first_step
-    lines += ["", f"first step: after {_duration(sum(before.values()))}, beside loading"]
+    lines += ["", f"first step: after {_duration(sum(before.values()))}, plus loading"]
     lines += _aligned([("", name, _duration(seconds)) for name, seconds in before.items()])
     lines += ["", *data(found)] if found.reading else []
     lines += ["", f"disk: {size(sum(found.disk.values()))}", *map(_shown, disks(found))]
@@ -202,11 +203,12 @@ def text(found: Plan) -> str:
 def data(found: Plan) -> list[str]:
     """What is read of the training samples, and what is kept of it."""
     read, cfg = found.reading, KEPT | OmegaConf.to_container(found.job.cfg.data)
-    rows = "nobody has counted the rows" if read.rows is None else f"{read.rows:,} rows"
-    times = f"{read.reads / read.rows:.3g} times each" if read.rows else "each another one"
+    rows = "an unknown number of rows" if read.rows is None else f"{read.rows:,} rows"
+    times = f"{read.reads / read.rows:.3g} times each" if read.rows else "each a different one"
     lines = [f"data: {rows}, of which the run reads {read.reads:,}, {times}"]
-    lines.append(f"  {read.reads / found.seconds:.3g} are read in a second")
-    lines.append(f"  {read.kept:,} are kept, for data.cache={cfg['cache']} within data.cache_gb={cfg['cache_gb']:g}")
+    lines.append(f"  {read.reads / found.seconds:.3g} rows are read in a second")
+    limits = f"data.cache={cfg['cache']} within data.cache_gb={cfg['cache_gb']:g}"
+    lines.append(f"  {read.kept:,} rows are kept, for {limits}")
     if read.makes > read.distinct:
         lines.append(f"  rows that are read again and not kept are made again: {read.makes:,} for {read.distinct:,}")
     return lines
