@@ -22,7 +22,7 @@ from lpo_platform.config.check import check
 from lpo_platform.config.compose import several
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import ConfigError, UserError
-from lpo_platform.config.paths import run_folder, runs_named
+from lpo_platform.config.paths import expanded, run_folder, runs_named
 from lpo_platform.config.schema import CONF
 from lpo_platform.config.synonyms import KEYS
 from lpo_platform.runs import sweep
@@ -215,7 +215,7 @@ def _continue(line: Line) -> list[str]:
         return []
     if line.multirun or value.startswith("["):
         return [f"resume={value}: one run at a time; leave -m and sweep= out"]
-    folder = Path(value).expanduser()
+    folder = expanded(value)
     if value == "auto" or not folder.is_dir() or line.value("hydra.run.dir") is not None:
         return []
     folder = folder.resolve()

@@ -21,7 +21,7 @@ from lpo_platform.config import stored
 from lpo_platform.config.compose import compose
 from lpo_platform.config.diagnose import diagnose
 from lpo_platform.config.errors import ConfigError, UserError
-from lpo_platform.config.paths import run_folder
+from lpo_platform.config.paths import expanded, run_folder
 from lpo_platform.config.schema import CONF
 from lpo_platform.evaluation.result_table import change, decimals, number
 from lpo_platform.evaluation.statistics import compare, verdict
@@ -74,7 +74,7 @@ def main() -> None:
 def side(place: str) -> Side:
     """What a word of the command line names. UserError where it is nothing of the kind."""
     place = place.removeprefix("run=")
-    path = Path(place).expanduser()
+    path = expanded(place)
     folder = path.parent if path.is_file() and path.name == "resolved.yaml" else run_folder(place)
     if folder is not None:
         run = Run.read(folder)

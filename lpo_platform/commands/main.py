@@ -139,7 +139,7 @@ def _answer(command: Command) -> None:
             print(help_text(command.primary, line.config_dirs))
             return
         sys.argv[1:] = checked_words(command, sys.argv[1:], line)
-    except (UserError, OSError) as error:
+    except Exception as error:
         sys.exit(failed_early(command, error))
     except KeyboardInterrupt as error:
         sys.exit(signals.code(error))

@@ -42,6 +42,8 @@ def users(error: BaseException) -> BaseException:
         return UserError(f"cannot write{where}: {error.strerror}; make room, then the same command goes on")
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return UserError(f"{error.filename}: {error.strerror}; what works: a folder that you may read and write")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UserError(f"{error.filename}: {error.strerror}; what works: names of at most 255 bytes")
     if isinstance(error, NotADirectoryError | FileExistsError) and (file := _in_the_way(error.filename)) is not None:
         return UserError(f"{file} is a file where a folder is needed; move it away, or take another folder")
     return error
@@ -56,7 +58,7 @@ def _of_memory(error: BaseException) -> bool:
 def _in_the_way(path: object) -> Path | None:
     """The file that stands where a path has a folder; None where there is none."""
     whole = Path(str(path))
-    return next((part for part in (whole, *whole.parents) if part.is_file()), None)
+    return next((part for part in (whole, *whole.parents) if part.exists() and not part.is_dir()), None)
 
 
 class ConfigError(UserError):

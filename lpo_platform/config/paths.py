@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from pathlib import Path
 
 
+def expanded(place: str | Path) -> Path:
+    """A path with `~` as the home folder; one of a user who is not here stays as it is, and nothing lies there."""
+    return Path(os.path.expanduser(place))
+
+
 def path_problem(key: str, value: str, kind: str = "folder") -> list[str]:
     """kind: what it may be, of file, folder, hub id, and hub file, which is `<hub id>::<file>`."""
-    path = Path(value).expanduser()
+    path = expanded(value)
     if "hub file" in kind and "::" in value and is_hub_id(value.partition("::")[0]):
         return []
     if ("file" in kind and path.is_file()) or ("folder" in kind and path.is_dir()):
@@ -28,7 +34,7 @@ def is_hub_id(text: str) -> bool:
 
 def runs_named(words: list[str]) -> list[str]:
     """The words of a command line with each bare folder that exists as `run=<folder>`."""
-    return [f"run={word}" if "=" not in word and Path(word).expanduser().is_dir() else word for word in words]
+    return [f"run={word}" if "=" not in word and expanded(word).is_dir() else word for word in words]
 
 
 def named(word: str) -> Path:
@@ -38,7 +44,7 @@ def named(word: str) -> Path:
 
 def run_folder(value: str) -> Path | None:
     """The run folder that `run=` names: the folder itself, or `latest` in it; None where neither holds a run."""
-    folder = Path(value).expanduser()
+    folder = expanded(value)
     for path in (folder, folder / "latest"):
         if (path / "resolved.yaml").is_file():
             return path.resolve()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from lpo_platform.config.compose import Source, Values
 from lpo_platform.config.errors import hint
-from lpo_platform.config.paths import is_hub_id
+from lpo_platform.config.paths import expanded, is_hub_id
 from lpo_platform.config.signature import attribute
 
 # An option that we do not have, and what does the same here. Names that contain the word are found without a row.
@@ -66,7 +65,7 @@ def meant_option(files: Source, group: str, name: str, options: Sequence[str]) -
     meant = OPTIONS.get(f"{group}={name}")
     if meant is not None:
         return f"; did you mean {meant}? Options: {', '.join(options)}"
-    if is_hub_id(name) or Path(name).expanduser().is_dir():
+    if is_hub_id(name) or expanded(name).is_dir():
         taking = _taking(files, group, name, options)
         if taking:
             option = _likely(group, name, taking)
@@ -79,7 +78,7 @@ def _taking(files: Source, group: str, name: str, options: Iterable[str]) -> dic
     """The options of a group that take this folder or hub id at one of PLACES, with what their files say."""
     loaded = {option: files.repo.load_config(f"{group}/{option}") for option in options}
     found = {o: OmegaConf.to_container(file.config, resolve=False) for o, file in loaded.items() if file is not None}
-    kind = "folder" if Path(name).expanduser().is_dir() else "hub id"
+    kind = "folder" if expanded(name).is_dir() else "hub id"
     return {option: values for option, values in found.items() if _place(values) and kind in _kinds(values)}
 
 
@@ -96,7 +95,7 @@ def _kinds(values: Values) -> str:
 def _likely(group: str, name: str, taking: Mapping[str, Values]) -> str:
     """The option whose own weights or data have the most similar name; for others the usual one."""
     usual = USUAL.get(group, next(iter(taking)))
-    if Path(name).expanduser().is_dir() and usual in taking:
+    if expanded(name).is_dir() and usual in taking:
         return usual
     last = name.rpartition("/")[2].lower()
     words = {key.partition("=")[2]: meant.partition("=")[2] for key, meant in OPTIONS.items() if key.startswith(group)}

@@ -103,6 +103,7 @@ COMBINATIONS = [
         ],
     ),
     (["data=folder", "data.path=/no/such/folder"], ["data.path=/no/such/folder: no such folder"]),
+    (["data=folder", "data.path='~nobody/a'"], ["data.path=~nobody/a: no such folder"]),
     (
         ["hardware.micro_batch=5"],
         ["hardware.micro_batch=5 does not divide method.batch=16; these do: 1, 2, 4, 8, 16"],
