@@ -88,7 +88,7 @@ def thurstone(
         return (-y * p.log() - (1 - y) * q.log() - entropy).mean(1)
     if form != "fidelity":
         raise ValueError(f"form={form!r}: must be fidelity or nll")
-    return (1 - (y * p).sqrt() - ((1 - y) * q).sqrt()).mean(1)
+    return (1 - y.sqrt() * p.sqrt() - (1 - y).sqrt() * q.sqrt()).mean(1)  # the root of y P has no slope at y = 0
 
 
 def lpo(log_ratio_winner: Tensor, log_ratio_loser: Tensor, *, beta: float, clip: float) -> Tensor:

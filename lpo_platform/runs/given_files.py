@@ -68,7 +68,8 @@ def lines_of(data: bytes) -> list[str | None]:
     """The lines of a file without their ends; None for a line that is not text."""
     mark = next((mark for mark, _ in MARKS if data.startswith(mark)), b"")
     if mark in (b"", codecs.BOM_UTF8):
-        return [_text_or_none(line) for line in data[len(mark) :].splitlines()]
+        plain, lines = _plain(data[len(mark) :]), data[len(mark) :].splitlines()
+        return [line.decode() for line in lines] if plain else [*map(_text_or_none, lines)]
     try:
         return re.split(r"\r\n|\r|\n", text_of(data))
     except ValueError:
@@ -78,7 +79,7 @@ def lines_of(data: bytes) -> list[str | None]:
 def json_of(source: str) -> object:
     """The value of a JSON text. Raises ValueError, also for a key that stands twice in an object."""
     try:
-        return json.loads(source, object_pairs_hook=_object)
+        return DECODER.decode(source)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -163,6 +164,14 @@ def _text_or_none(line: bytes) -> str | None:
         return None
 
 
+def _plain(data: bytes) -> bool:
+    """Whether every line is UTF-8 without a mark, so that a million of them need no look at each."""
+    try:
+        return b"\0" not in data and codecs.BOM_UTF8 not in data and (data.isascii() or bool(data.decode()))
+    except ValueError:
+        return False
+
+
 def _object(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -170,3 +179,6 @@ def _object(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"key {shown(twice)!r} twice")
     return values
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)

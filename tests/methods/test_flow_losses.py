@@ -89,6 +89,24 @@ def test_thurstone(gap: float, share: float, fidelity: float, nll: float) -> Non
         losses.thurstone(scores, labels, torch.tensor([share]), form="pair")
 
 
+@pytest.mark.parametrize("label", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("form", ["pair", "fidelity", "nll"])
+def test_every_label_leads_somewhere(form: str, label: float) -> None:
+    """Labels are 0 and 1 where people were sure. The slope is that of a difference quotient."""
+
+    def loss(gap: torch.Tensor) -> torch.Tensor:
+        labels = torch.tensor([[[0.5, label], [1 - label, 0.5]]])
+        scores = torch.stack([gap, torch.zeros(())])[None]
+        if form == "pair":
+            return losses.pair_preference(scores, labels).sum()
+        return losses.thurstone(scores, labels, torch.tensor([0.4]), form=form).sum()
+
+    gap = torch.tensor(0.3, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(gap), gap)
+    quotient = (loss(gap + 0.01) - loss(gap - 0.01)) / 0.02
+    assert slope.item() == pytest.approx(quotient.item(), abs=1e-3) and abs(slope.item()) > 0.01
+
+
 def test_a_tie_costs_nothing_at_equal_scores() -> None:
     scores, labels = torch.zeros(1, 2), torch.full((1, 2, 2), 0.5)
     for form in ("fidelity", "nll"):

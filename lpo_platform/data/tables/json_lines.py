@@ -5,6 +5,7 @@ import os
 import stat
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,33 +37,40 @@ class LineFiles:
                 continue
             self.files.append(file)
             for number, line in enumerate(found, 1):
-                where = f"{file.name}:{number}"
                 if line is None:
-                    findings.skip(NOT_TEXT, where)
+                    findings.skip(NOT_TEXT, f"{file.name}:{number}")
                     continue
-                if not line.strip():
+                if not line or line.isspace():
                     continue
                 row = _object(line)
                 if row is None:
-                    findings.skip(BAD_LINE, where)
-                elif missing := [name for name in required if row.get(name) is None]:
-                    findings.skip(INCOMPLETE, f"{where} has no {', '.join(missing)}")
-                else:
-                    self._rows.append(tuple(row[name] for name in self._names))
-                    self._places.extend((len(self.files) - 1, number))
+                    findings.skip(BAD_LINE, f"{file.name}:{number}")
+                    continue
+                values = tuple(map(row.get, self._names))
+                if None in values:
+                    missing = [name for name, value in zip(required, values, strict=True) if value is None]
+                    findings.skip(INCOMPLETE, f"{file.name}:{number} has no {', '.join(missing)}")
+                    continue
+                self._rows.append(values)
+                self._places.extend((len(self.files) - 1, number))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def identities(self) -> list[str]:
         """Of the files, and of the pictures they name: size and time of change, not 31,000 contents."""
+        return [*(identity(file) for file in self.files), self._states]
+
+    @cached_property
+    def _states(self) -> str:
+        """Both splits of a table have the same."""
         places = [self._names.index(name) for name in self._pictures]
-        states = hashlib.sha256()
-        for number, row in enumerate(self._rows):
-            folder = str(self._file(number).parent)
-            for name in (str(row[i]) for i in places):
-                states.update(repr(_state(f"{folder}/{name}") or _state(place(folder, name))).encode())
-        return [*(identity(file) for file in self.files), states.hexdigest()]
+        folders, states = [str(file.parent) for file in self.files], hashlib.sha256()
+        for number, row in zip(self._places[::2], self._rows, strict=True):
+            folder = folders[number]
+            for i in places:
+                states.update(str(_state(f"{folder}/{row[i]}") or _state(place(folder, str(row[i])))).encode())
+        return states.hexdigest()
 
     def place(self, row: int) -> str:
         return f"{self._file(row).name}:{self._places[2 * row + 1]}"

@@ -10,7 +10,6 @@ from diffusers import (
     ControlNetModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
     PNDMScheduler,
     UNet2DConditionModel,
 )
@@ -69,48 +68,48 @@ def vae(**changes: object) -> AutoencoderKL:
 
 def sd15(folder: Path) -> None:
     """As converted in 2022: few fields, old names of attention, plain, fp16 and non_ema files, a safety checker."""
-    _save(unet(), folder / "unet", fields=UNET_OF_2022, variants=("fp16", "non_ema"))
-    _save(vae(), folder / "vae", fields=VAE_OF_2022, variants=("fp16",))
+    save(unet(), folder / "unet", fields=UNET_OF_2022, variants=("fp16", "non_ema"))
+    save(vae(), folder / "vae", fields=VAE_OF_2022, variants=("fp16",))
     _rename(folder / "vae", OLD_NAMES)
-    _text(folder / "text_encoder", 32, act="quick_gelu")
+    text(folder / "text_encoder", 32, act="quick_gelu")
     tokenizer_of_words(folder / "tokenizer")
     schedule = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **NOISE)
     schedule.register_to_config(clip_sample=False)
     schedule.save_pretrained(folder / "scheduler")
-    _index(folder, "StableDiffusionPipeline", "unet", "vae", "text_encoder", "tokenizer", "scheduler",
+    index(folder, "StableDiffusionPipeline", "unet", "vae", "text_encoder", "tokenizer", "scheduler",
            safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
            feature_extractor=["transformers", "CLIPFeatureExtractor"])  # fmt: skip
 
 
 def sd21(folder: Path) -> None:
-    _save(unet(attention_head_dim=(1, 2, 2, 2), use_linear_projection=True), folder / "unet", variants=("fp16",))
-    _save(vae(), folder / "vae", variants=("fp16",))
-    _text(folder / "text_encoder", 32, act="gelu")
+    save(unet(attention_head_dim=(1, 2, 2, 2), use_linear_projection=True), folder / "unet", variants=("fp16",))
+    save(vae(), folder / "vae", variants=("fp16",))
+    text(folder / "text_encoder", 32, act="gelu")
     tokenizer_of_words(folder / "tokenizer", pad="!")
     schedule = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **NOISE)
     schedule.register_to_config(clip_sample=False)
     schedule.save_pretrained(folder / "scheduler")
-    _index(folder, "StableDiffusionPipeline", "unet", "vae", "text_encoder", "tokenizer", "scheduler",
+    index(folder, "StableDiffusionPipeline", "unet", "vae", "text_encoder", "tokenizer", "scheduler",
            safety_checker=[None, None], requires_safety_checker=False,
            feature_extractor=["transformers", "CLIPImageProcessor"])  # fmt: skip
 
 
 def sdxl(folder: Path) -> None:
-    _save(unet_xl(), folder / "unet", variants=("fp16",))
-    _save(vae(scaling_factor=0.13025), folder / "vae", variants=("fp16",))
-    _text(folder / "text_encoder", 24, act="quick_gelu", variants=("fp16",))
-    _text(folder / "text_encoder_2", 32, act="gelu", projected=True, variants=("fp16",))
+    save(unet_xl(), folder / "unet", variants=("fp16",))
+    save(vae(scaling_factor=0.13025), folder / "vae", variants=("fp16",))
+    text(folder / "text_encoder", 24, act="quick_gelu", variants=("fp16",))
+    text(folder / "text_encoder_2", 32, act="gelu", projected=True, variants=("fp16",))
     tokenizer_of_words(folder / "tokenizer")
     tokenizer_of_words(folder / "tokenizer_2", pad="!")
     schedule = EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **NOISE)
     schedule.register_to_config(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True, sample_max_value=1.0)
     schedule.save_pretrained(folder / "scheduler")
-    _index(folder, "StableDiffusionXLPipeline", "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer",
+    index(folder, "StableDiffusionXLPipeline", "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer",
            "tokenizer_2", "scheduler", force_zeros_for_empty_prompt=True, add_watermarker=None)  # fmt: skip
 
 
 def sdxl_vae(folder: Path) -> None:
-    _save(vae(scaling_factor=0.13025, force_upcast=False), folder)
+    save(vae(scaling_factor=0.13025, force_upcast=False), folder)
 
 
 def flux_dev(folder: Path) -> None:
@@ -120,12 +119,12 @@ def flux_dev(folder: Path) -> None:
     torch.manual_seed(3)
     flux.t5().save_pretrained(folder / "text_encoder_2", max_shard_size="10KB")
     flux.letters().save_pretrained(folder / "tokenizer_2")
-    _save(vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
+    save(vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
               use_post_quant_conv=False, sample_size=1024), folder / "vae")  # fmt: skip
-    _text(folder / "text_encoder", 20, act="quick_gelu")
+    text(folder / "text_encoder", 20, act="quick_gelu")
     tokenizer_of_words(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
-    _index(folder, "FluxPipeline", "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
+    index(folder, "FluxPipeline", "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
            "scheduler")  # fmt: skip
 
 
@@ -133,7 +132,7 @@ def control(source: Callable[[], UNet2DConditionModel] = unet, *, pickle: bool =
     """A ControlNet whose zero layers have learned something; pickle: as a .bin, with safetensors of fp16 alone."""
 
     def make(folder: Path) -> None:
-        _save(_control(source), folder, variants=("fp16",) if pickle else ())
+        save(_control(source), folder, variants=("fp16",) if pickle else ())
         if pickle:
             torch.save(load_file(folder / WEIGHTS), folder / "diffusion_pytorch_model.bin")
             (folder / WEIGHTS).unlink()
@@ -170,8 +169,8 @@ def lrm(cache: Callable[[str], Path]) -> Callable[[Path], None]:
 
 
 def lpo(folder: Path) -> None:
-    _save(unet(), folder / "lpo_sd15_merge" / "unet")
-    _save(unet_xl(), folder / "lpo_sdxl_merge" / "unet")
+    save(unet(), folder / "lpo_sd15_merge" / "unet")
+    save(unet_xl(), folder / "lpo_sdxl_merge" / "unet")
 
 
 SETTINGS = {"name": "toy", "resolution": 64, "guidance": 1.0, "num_inference_steps": 2}
@@ -186,7 +185,7 @@ def _control(source: Callable[[], UNet2DConditionModel]) -> ControlNetModel:
     return made
 
 
-def _text(folder: Path, width: int, *, act: str, projected: bool = False, variants: Iterable[str] = ()) -> None:
+def text(folder: Path, width: int, *, act: str, projected: bool = False, variants: Iterable[str] = ()) -> None:
     """A text encoder as transformers saved them in 2022: a level `text_model`, position_ids, end token 2."""
     torch.manual_seed(6)
     config = CLIPTextConfig(
@@ -201,7 +200,7 @@ def _text(folder: Path, width: int, *, act: str, projected: bool = False, varian
         for name, value in made.state_dict().items()
     }
     state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    _write(state, folder / "model.safetensors", variants)
+    write(state, folder / "model.safetensors", variants)
 
 
 def tokenizer_of_words(folder: Path, pad: str = "<|endoftext|>") -> None:
@@ -215,7 +214,7 @@ def tokenizer_of_words(folder: Path, pad: str = "<|endoftext|>") -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(ends | {"pad_token": pad} | settings))
 
 
-def _save(
+def save(
     model: torch.nn.Module, folder: Path, *, fields: Iterable[str] | None = None, variants: Iterable[str] = ()
 ) -> None:
     """fields: the only ones that its config.json has."""
@@ -224,10 +223,10 @@ def _save(
     if fields is not None:
         config = {key: config[key] for key in ("_class_name", *fields)} | {"_diffusers_version": "0.6.0"}
         (folder / "config.json").write_text(json.dumps(config))
-    _write(load_file(folder / WEIGHTS), folder / WEIGHTS, variants)
+    write(load_file(folder / WEIGHTS), folder / WEIGHTS, variants)
 
 
-def _write(state: dict[str, Tensor], file: Path, variants: Iterable[str]) -> None:
+def write(state: dict[str, Tensor], file: Path, variants: Iterable[str]) -> None:
     save_file(state, file, {"format": "pt"})
     for name in variants:
         half = {key: value.half() if name == "fp16" and value.is_floating_point() else value
@@ -245,20 +244,16 @@ def _rename(folder: Path, names: dict[str, str]) -> None:
         save_file(state, file, {"format": "pt"})
 
 
-def _index(folder: Path, kind: str, *parts: str, **more: object) -> None:
+def index(folder: Path, kind: str, *parts: str, **more: object) -> None:
     """model_index.json, which names the class of each part."""
-    known = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "transformer": FluxTransformer2DModel}
-    index: dict[str, object] = {"_class_name": kind, "_diffusers_version": "0.6.0"}
+    found: dict[str, object] = {"_class_name": kind, "_diffusers_version": "0.6.0"}
     for part in parts:
-        if part in known:
-            index[part] = ["diffusers", known[part].__name__]
-        elif part == "scheduler":
-            config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-            index[part] = ["diffusers", config["_class_name"]]
-        elif part.startswith("tokenizer"):
-            fast = kind == "FluxPipeline" and part == "tokenizer_2"
-            index[part] = ["transformers", "T5TokenizerFast" if fast else "CLIPTokenizer"]
+        if part.startswith("tokenizer"):
+            words = (folder / part / "vocab.json").exists()
+            found[part] = ["transformers", "CLIPTokenizer" if words else "T5TokenizerFast"]
         else:
-            config = json.loads((folder / part / "config.json").read_text())
-            index[part] = ["transformers", config["architectures"][0]]
-    (folder / "model_index.json").write_text(json.dumps(index | more))
+            file = "scheduler_config.json" if part == "scheduler" else "config.json"
+            config = json.loads((folder / part / file).read_text())
+            stock = "_class_name" in config
+            found[part] = ["diffusers", config["_class_name"]] if stock else ["transformers", *config["architectures"]]
+    (folder / "model_index.json").write_text(json.dumps(found | more))

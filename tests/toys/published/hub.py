@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from toys.published import diffusion, networks, tables
+from toys.published import diffusion, networks, sd3, tables
 from toys.published.cache import publish
 
 Maker = Callable[[Path], None]
 SD15, SDXL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 PLAIN, PLAIN_TASKS = "lllyasviel/control_v11p_sd15_", ("canny", "softedge", "lineart", "seg", "openpose")
 TASKS = ("canny", "hed", "lineart", "depth")
+SD3, LARGE = "stabilityai/stable-diffusion-3-medium-diffusers", "stabilityai/stable-diffusion-3.5-large"
 
 MODELS: dict[str, Maker] = {
     SD15: diffusion.sd15,
@@ -23,6 +24,12 @@ MODELS: dict[str, Maker] = {
     SDXL: diffusion.sdxl,
     "madebyollin/sdxl-vae-fp16-fix": diffusion.sdxl_vae,
     "black-forest-labs/FLUX.1-dev": diffusion.flux_dev,
+    SD3: sd3.medium,
+    "stabilityai/stable-diffusion-3.5-medium": sd3.medium_35,
+    LARGE: sd3.large_35,
+    **dict.fromkeys((f"InstantX/SD3-Controlnet-{name}" for name in ("Canny", "Pose")), sd3.control_medium),
+    **dict.fromkeys((f"tensorart/SD3.5M-Controlnet-{name}" for name in ("Canny", "Depth")), sd3.control_35_medium),
+    **dict.fromkeys((f"{LARGE}-controlnet-{name}" for name in ("canny", "depth")), sd3.control_35_large),
     **dict.fromkeys((f"{PLAIN}{name}" for name in PLAIN_TASKS), diffusion.control(pickle=True)),
     "lllyasviel/control_v11f1p_sd15_depth": diffusion.control(pickle=True),
     "limingcv/reward_controlnet": diffusion.controls_plus_plus,
@@ -116,23 +123,28 @@ def _made(cache: Path, name: str, maker: Maker | None) -> Path:
     return folder
 
 
-def local(folder: Path) -> dict[str, Path]:
-    """What the recipes ask for and no hub has, by the words of their headers; what is there stays."""
-    places = {
-        "<pairs>": folder / "MultiGen_Reward_DPO_cond",
-        "<pictures>": folder / "pictures",
-        "<pictures with captions>": folder / "pictures",
-        "<manifest.jsonl>": folder / "poses" / "manifest.jsonl",
-        "<ViTPose of 133 keypoints>": folder / "vitpose-133",
-        "<score file, see lpo-score>": folder / "vqa_aes_clip_score_mp.csv",
-        "<4k_training_prompts.json>": folder / "4k_training_prompts.json",
+def local(folder: Path, cache: Path, asked: Iterable[str]) -> dict[str, Path]:
+    """What recipes ask for and no hub has, by the words of their headers; what is there stays."""
+    known: dict[str, tuple[str, Maker]] = {
+        "<pairs>": ("MultiGen_Reward_DPO_cond", partial(tables.saved_to_disk, rows=tables.pairs(*TASKS))),
+        "<pictures>": ("pictures", tables.pictures),
+        "<pictures with captions>": ("pictures", tables.pictures),
+        "<manifest.jsonl>": ("poses/manifest.jsonl", tables.manifest),
+        "<ViTPose of 133 keypoints>": ("vitpose-133", networks.vitpose(133)),
+        "<score file, see lpo-score>": ("vqa_aes_clip_score_mp.csv", tables.score_file),
+        "<4k_training_prompts.json>": ("4k_training_prompts.json", tables.prompts),
+        "<latent reward model of SD3>": ("lrm_sd3", partial(sd3.reward, base=partial(_published, cache, SD3))),
     }
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        networks.vitpose(133)(folder / "vitpose-133")
-        tables.saved_to_disk(folder / "MultiGen_Reward_DPO_cond", tables.pairs(*TASKS))
-        tables.pictures(folder / "pictures")
-        tables.manifest(folder / "poses")
-        tables.score_file(places["<score file, see lpo-score>"])
-        tables.prompts(places["<4k_training_prompts.json>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {}
+    for text in asked:
+        name, maker = known[text]
+        places[text] = folder / name
+        if not places[text].exists():
+            maker(places[text])
     return places
+
+
+def _published(cache: Path, name: str) -> Path:
+    make(cache, [name])
+    return place(cache, name)

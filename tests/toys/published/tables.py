@@ -77,7 +77,7 @@ def pose_pairs(i: int) -> Row:
                      loser=lambda i: _cell(draw(_people(i + 50), SIDE, "opencv")))(i)  # fmt: skip
 
 
-def saved_to_disk(folder: Path, rows: Callable[[int], Row]) -> Path:
+def saved_to_disk(folder: Path, rows: Callable[[int], Row]) -> None:
     """A dictionary of data sets as `datasets` saves it, with one split."""
     split = folder / "train"
     split.mkdir(parents=True)
@@ -87,7 +87,6 @@ def saved_to_disk(folder: Path, rows: Callable[[int], Row]) -> Path:
     table = pa.Table.from_pylist([rows(i) for i in range(TRAIN)])
     with pa.ipc.new_stream(split / "data-00000-of-00001.arrow", table.schema) as stream:
         stream.write_table(table)
-    return folder
 
 
 def pick_a_pic(folder: Path) -> None:
@@ -98,12 +97,11 @@ def pair(i: int) -> Row:
     return image_pairs.row(i, are_different=i % 3 != 2, best_image_uid=f"uid {i}", ranking_id=i)
 
 
-def score_file(file: Path) -> Path:
+def score_file(file: Path) -> None:
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["different_flag", "aesthetic_gap", "clipscore_gap", "vqascore_gap"])
         writer.writerows([int(i % 3 != 2), 0.1, 0.01, 0.01] for i in range(TRAIN))
-    return file
 
 
 def pick_a_pic_captions(folder: Path) -> None:
@@ -113,13 +111,13 @@ def pick_a_pic_captions(folder: Path) -> None:
     pq.write_table(table, folder / "data" / "validation_unique-00000-of-00001-847ed34b90bbafc3.parquet")
 
 
-def prompts(file: Path) -> Path:
+def prompts(file: Path) -> None:
     file.write_text(json.dumps([{"caption": _caption(i), "trainset_idx": i} for i in range(16)]))
-    return file
 
 
-def manifest(folder: Path) -> Path:
+def manifest(file: Path) -> None:
     """Lines of pose RL, as lpo-prepare pose= writes them."""
+    folder = file.parent
     folder.mkdir(parents=True)
     lines = []
     for i in range(TRAIN + HELD_OUT):
@@ -127,15 +125,13 @@ def manifest(folder: Path) -> Path:
         (folder / names["image"]).write_bytes(png(scene(i, SIDE, SIDE)))
         (folder / names["condition_image"]).write_bytes(_cell(draw(_people(i), SIDE))["bytes"])
         lines.append(json.dumps(names | {"text": _caption(i), "pose": _people(i).tolist()}) + "\n")
-    (folder / "manifest.jsonl").write_text("".join(lines))
-    return folder / "manifest.jsonl"
+    file.write_text("".join(lines))
 
 
-def pictures(folder: Path) -> Path:
+def pictures(folder: Path) -> None:
     folder.mkdir(parents=True)
     for i in range(TRAIN + HELD_OUT):
         scene(i, SIDE + 8, SIDE).save(folder / f"{_caption(i)} {i}.jpg")
-    return folder
 
 
 def _caption(i: int) -> str:

@@ -38,6 +38,11 @@ class Recipe:
         """Recipes whose exports it starts from."""
         return [name for word in self.words for name in EXPORT.findall(word)]
 
+    @property
+    def asks(self) -> list[str]:
+        """Files that no hub has, in angle brackets."""
+        return [value for word in self.words if "<" in (value := word.partition("=")[2]) and not EXPORT.search(value)]
+
     def line(self, local: dict[str, Path], exports: dict[str, Path]) -> list[str]:
         """The words with real places."""
         places = {text: str(place) for text, place in local.items()}

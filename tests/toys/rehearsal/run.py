@@ -1,6 +1,7 @@
 """Runs a recipe: training, evaluation under the protocol of its paper, export, a picture by stock diffusers."""
 
 import importlib.util
+import inspect
 import json
 import time
 import traceback
@@ -21,7 +22,7 @@ from lpo_platform.config.errors import UserError
 
 SIDE = 64
 SIZES = [
-    "debug=smoke", f"model.resolution={SIDE}", "hardware=cpu", "hardware.precision=32-true", "hardware.micro_batch=1",
+    "debug=smoke", f"model.resolution={SIDE}", "hardware=cpu", "hardware.precision=32-true",
     "callbacks.sentinel=null",
 ]  # fmt: skip
 OF_EVALUATION = ["metrics.num_samples=2", "metrics.num_steps=2"]
@@ -113,8 +114,8 @@ def picture(folder: Path) -> str:
     pipeline.set_progress_bar_config(disable=True)
     given = {"prompt": "a red circle", "num_inference_steps": 2, "height": SIDE, "width": SIDE, "output_type": "pt"}
     if getattr(pipeline, "controlnet", None) is not None:
-        flux = "Flux" in type(pipeline).__name__
-        given["control_image" if flux else "image"] = torch.zeros(1, 3, SIDE, SIDE)
+        flow = "control_image" in inspect.signature(pipeline.__call__).parameters
+        given["control_image" if flow else "image"] = torch.zeros(1, 3, SIDE, SIDE)
     drawn = pipeline(**given).images
     if drawn.shape != (1, 3, SIDE, SIDE) or not torch.isfinite(drawn).all():
         raise ValueError(f"{type(pipeline).__name__} of diffusers {diffusers.__version__} drew no picture")

@@ -17,7 +17,7 @@ def rehearse_all(folder: Path, cache: Path, names: Sequence[str] = ()) -> list[R
     """The first commands of these recipes, and of those whose exports they start from; no names mean every command."""
     chosen = _chosen(names)
     networks.small_open_clip(folder)
-    local = hub.local(folder / "local")
+    local = hub.local(folder / "local", cache, [text for recipe in chosen for text in recipe.asks])
     exports: dict[str, Path] = {}
     hub.make(cache, _named(chosen) if names else None)
     rows = []
