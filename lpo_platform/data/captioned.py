@@ -326,7 +326,7 @@ class Captioned:
         kept: Sequence[int],
         phrases: Phrases | None = None,
     ) -> CaptionedRows:
-        numbers, captions = zip(*(rows[i] for i in kept), strict=True)
+        numbers, captions = [rows[i][0] for i in kept], [rows[i][1] for i in kept]
         return CaptionedRows(table, numbers, captions, columns, several=several, phrases=phrases, **self._form)
 
     def _refuse(self, columns: Columns, what: str) -> None:

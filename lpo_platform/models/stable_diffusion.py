@@ -23,7 +23,7 @@ from lpo_platform.models import fields
 from lpo_platform.models.controlnet_dino import KINDS
 from lpo_platform.models.lora import ATTENTION, merge, read_all
 from lpo_platform.models.single_file import SingleFile
-from lpo_platform.models.weights import digest, load, load_config, load_model, locate, split
+from lpo_platform.models.weights import digest, load, load_config, load_model, load_tokenizer, locate, split
 
 INDEX_FILE = "model_index.json"
 CLIPPING = ("DDIMScheduler", "DDPMScheduler")  # schedulers that know clip_sample
@@ -197,7 +197,8 @@ class StableDiffusion:
 
     def _load_tokenizer(self, kind: type[Any], part: str, encoder: nn.Module) -> Any:
         """UserError for a tokenizer with words or places that its text encoder does not have."""
-        tokenizer, (_, weights, _) = self._load(kind.from_pretrained, part), self._place(part)
+        setting, weights, options = self._place(part)
+        tokenizer = load_tokenizer(kind.from_pretrained, weights, setting=setting, **options)
         where = f"model.weights={weights}: {part}"
         fields.check(fields.TOKENIZER, {"padding_side": tokenizer.padding_side}, where)
         words, places = encoder.config.vocab_size, getattr(encoder.config, "max_position_embeddings", None)

@@ -26,6 +26,9 @@ WEIGHTS = re.compile(
     r"\.(?:safetensors|bin)"
 )
 """The names under which diffusers and transformers save weights."""
+SHARD = re.compile(r"(?P<stem>\w+)-\d+-of-\d+\.(?P<form>safetensors|bin)")
+TOKENIZERS = ("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("spiece.model",), ("tokenizer.model",)
+"""The files of which a tokenizer has one set, or several."""
 
 
 def locate(weights: str) -> str:
@@ -47,18 +50,10 @@ def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **opt
 
     options: those of from_pretrained. Where no `variant` is asked for and a folder has one variant only, that is read.
     """
-    place, part = locate(weights), options.get("subfolder")
+    part = options.get("subfolder")
+    place, names = _files(weights, part, options.get("revision"), setting)
     if Path(place).is_dir():
         options.pop("revision", None)
-        names = [file.name for file in Path(place, part or "").glob("*")]
-    elif is_path(weights):  # a hub would be asked for it, and asked again
-        raise UserError(f"{setting}={weights}: no such folder")
-    else:
-        found = _look(weights, options.get("revision"), setting)
-        if found.folder is not None:
-            place = str(found.folder)
-            options.pop("revision", None)
-        names = [path.name for path in map(Path, found.files) if path.parent == Path(part or "")]
     options["variant"] = options.get("variant") or only_variant(names, f"{setting}={weights}")
     options = {name: value for name, value in options.items() if name not in ("variant", "revision") or value}
     try:
@@ -68,8 +63,58 @@ def load(from_pretrained: Callable[..., T], weights: str, *, setting: str, **opt
         kind = "folder" if Path(place).is_dir() else "hub id"
         raise UserError(
             f"{setting}={weights}: no usable weights{where}: not a {kind} in the layout of diffusers or transformers. "
-            f"Reason: {first_line(error)}"
+            f"Reason: {_lacking(error, names) or first_line(error)}"
         ) from error
+
+
+def _lacking(error: Exception, names: list[str]) -> str:
+    """Which file a library asks for at the end of a long message."""
+    asked = re.findall(r"[\w.]+\.json", str(error))
+    return next((f"{name} is missing" for name in asked if name not in names), "")
+
+
+def load_tokenizer(from_pretrained: Callable[..., T], weights: str, *, setting: str, **options: Any) -> T:
+    """A tokenizer, or a processor that has one. UserError where a file is missing without which transformers makes one
+    that knows no words, or no end of a text, and says nothing."""
+    part = options.get("subfolder")
+    there = set(_files(weights, part, options.get("revision"), setting)[1])
+    wanted = min(TOKENIZERS, key=lambda files: (not there & set(files), len(set(files) - there)))
+    if missing := [name for name in (*wanted, "tokenizer_config.json") if name not in there]:
+        where, sets = f" (part {part!r})" if part else "", ", or ".join(" and ".join(files) for files in TOKENIZERS)
+        raise UserError(
+            f"{setting}={weights}: no usable tokenizer{where}: {missing[0]} is missing. A tokenizer has {sets}, and "
+            "tokenizer_config.json"
+        )
+    return load(from_pretrained, weights, setting=setting, **options)
+
+
+def _check_files(weights: str, setting: str, options: Mapping[str, Any]) -> None:
+    """UserError for weights without their configuration, in whose place transformers takes one of another model, and
+    for weights in several files without the list of their tensors."""
+    part = options.get("subfolder")
+    names = _files(weights, part, options.get("revision"), setting)[1]
+    needed = ["config.json"]
+    if not options.get("variant") and (shard := next(filter(None, map(SHARD.fullmatch, names)), None)):
+        whole_file = f"{shard['stem']}.{shard['form']}"
+        needed += [] if whole_file in names else [f"{whole_file}.index.json"]
+    if missing := [name for name in needed if name not in names]:
+        where = f" (part {part!r})" if part else ""
+        raise UserError(
+            f"{setting}={weights}: no usable weights{where}: not a folder or hub id in the layout of diffusers or "
+            f"transformers. Reason: {missing[0]} is missing"
+        )
+
+
+def _files(weights: str, part: str | None, revision: str | None, setting: str) -> tuple[str, list[str]]:
+    """Where weights are, a folder or else a hub id, and the names of the files in a part of it."""
+    place = locate(weights)
+    if Path(place).is_dir():
+        return place, [file.name for file in Path(place, part or "").glob("*")]
+    if is_path(weights):  # a hub would be asked for it, and asked again
+        raise UserError(f"{setting}={weights}: no such folder")
+    found = _look(weights, revision, setting)
+    names = [path.name for path in map(Path, found.files) if path.parent == Path(part or "")]
+    return place if found.folder is None else str(found.folder), names
 
 
 def _look(weights: str, revision: str | None, setting: str) -> Repository:
@@ -103,6 +148,7 @@ def whole(
     from_pretrained fills gaps with random numbers and a warning; here a gap is one UserError that names the tensors.
     exact: whether the file may not hold tensors either that the model does not have.
     """
+    _check_files(weights, setting, options)
     ask = partial(from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
     with _silent():
         model, found = load(ask, weights, setting=setting, **options)
@@ -135,6 +181,7 @@ def load_model(kind: type[Any], weights: str, known: Fields, *, setting: str, **
 
 def load_config(kind: type[Any], weights: str, known: Fields, *, setting: str, **options: Any) -> dict[str, Any]:
     """The configuration of such a model; UserError for a field that is refused."""
+    _check_files(weights, setting, options)
     read = _config_of_transformers if issubclass(kind, PreTrainedModel) else kind.load_config
     config = load(read, weights, setting=setting, **options)
     check(known, config, f"{setting}={weights}: {Path(options.get('subfolder') or '', 'config.json')}")

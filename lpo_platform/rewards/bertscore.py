@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from lpo_platform.config.errors import UserError
-from lpo_platform.models.weights import load, whole
+from lpo_platform.models.weights import load_tokenizer, whole
 
 
 class TokenEmbeddings(nn.Module):
@@ -23,7 +23,7 @@ class TokenEmbeddings(nn.Module):
     def __init__(self, weights: str, layer: int, *, setting: str = "encoder") -> None:
         super().__init__()
         self.model = whole(AutoModel.from_pretrained, weights, setting=setting, dtype=torch.float32)
-        self.tokenizer = load(AutoTokenizer.from_pretrained, weights, setting=setting)
+        self.tokenizer = load_tokenizer(AutoTokenizer.from_pretrained, weights, setting=setting)
         most = self.model.config.num_hidden_layers
         if not 1 <= layer <= most:
             raise UserError(f"layer={layer}: {setting}={weights} has layers 1 to {most}")

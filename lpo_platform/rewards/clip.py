@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from lpo_platform.config.numbers import Count
-from lpo_platform.models.weights import Dtype, load, whole
+from lpo_platform.models.weights import Dtype, load_tokenizer, whole
 from lpo_platform.rewards.pretrained import Pretrained, eight_bit
 
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -34,7 +34,7 @@ class Clip(Pretrained):
         super().__init__(batch)
         self.model = whole(CLIPModel.from_pretrained, weights, setting="weights", dtype=dtype)
         setting = "weights" if processor is None else "processor"
-        self.processor = load(CLIPProcessor.from_pretrained, processor or weights, setting=setting)
+        self.processor = load_tokenizer(CLIPProcessor.from_pretrained, processor or weights, setting=setting)
 
     def encode(self, prompts: list[str]) -> Tensor:
         chunks = (prompts[start : start + self.batch] for start in range(0, len(prompts), self.batch))

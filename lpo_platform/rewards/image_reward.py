@@ -15,7 +15,7 @@ from transformers import (
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.numbers import Count
-from lpo_platform.models.weights import load
+from lpo_platform.models.weights import load_tokenizer
 from lpo_platform.rewards.aesthetic import Predictor
 from lpo_platform.rewards.pretrained import Pretrained
 from lpo_platform.tasks.detector import UNREADABLE, read_weights, weight_file
@@ -66,7 +66,7 @@ class ImageReward(Pretrained):
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"weights={weights}: not ImageReward's. Reason: {reason}") from e
         self.float().requires_grad_(False).eval()
-        self.tokenizer = load(AutoTokenizer.from_pretrained, tokenizer, setting="tokenizer")
+        self.tokenizer = load_tokenizer(AutoTokenizer.from_pretrained, tokenizer, setting="tokenizer")
         side = self.vision.config.image_size
         self.processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 
 from lpo_platform.config.numbers import Count
-from lpo_platform.models.weights import Dtype, load, whole
+from lpo_platform.models.weights import Dtype, load_tokenizer, whole
 from lpo_platform.rewards.pretrained import Pretrained
 
 
@@ -28,7 +28,7 @@ class VisionLanguage(Pretrained):
     def __init__(self, weights: str, batch: Count = 8, dtype: Dtype = "auto") -> None:
         super().__init__(batch)
         self.model = whole(AutoModelForImageTextToText.from_pretrained, weights, setting="weights", dtype=dtype)
-        self.processor = load(AutoProcessor.from_pretrained, weights, setting="weights")
+        self.processor = load_tokenizer(AutoProcessor.from_pretrained, weights, setting="weights")
         text = self.model.config.get_text_config(decoder=True)
         self.start = text.decoder_start_token_id if text.is_encoder_decoder else None
         # Without a decoder of its own the reply begins behind the question, at the last position of every row.

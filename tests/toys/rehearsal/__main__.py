@@ -43,7 +43,7 @@ def _in(folder: Path, asked: argparse.Namespace) -> int:
     os.chdir(folder)  # caches of data lie in outputs/
     rows = table.rehearse_all(folder, cache, asked.recipes)
     table.show(rows, json)
-    lacking = list(missing.faults(rows, cache, folder)) if asked.missing else []
+    lacking = list(missing.faults(rows, cache)) if asked.missing else []
     for line in lacking:
         print(line)
     return int(any(row.fault for row in rows) or bool(lacking))

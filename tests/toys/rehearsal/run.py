@@ -73,7 +73,7 @@ def _fill(row: Row, line: list[str], folder: Path) -> None:
     if not row.trained:
         raise ValueError("nothing was trained")
     row.protocol = protocol(values, choices["task"] if values.get("control") else None) or "its own"
-    judged = lpo.evaluate(f"run={folder}", *_metrics(row.protocol, values), folder=folder / "protocol")
+    judged = lpo.evaluate(f"run={folder}", *metrics_of(row.protocol), folder=folder / "protocol")
     row.departures = judged.result.get("deviations") or run.result.get("departures") or []
     row.picture = picture(folder)
 
@@ -84,11 +84,12 @@ def _missing(choices: dict[str, str | None]) -> list[str]:
     return ["optim=adamw"] if eight_bit else []
 
 
-def _metrics(name: str, values: dict) -> list[str]:
-    if name == "its own":  # which debug=smoke has made small
+def metrics_of(protocol: str) -> list[str]:
+    """The words that evaluate by a protocol on few pictures; debug=smoke has made a recipe's own small."""
+    if protocol == "its own":
         return []
-    sizes = [word for word in OF_EVALUATION if word.split("=")[0].split(".")[1] in values["metrics"]]
-    return [f"metrics={name}", *sizes]
+    options = composed([f"metrics={protocol}"])[0]["metrics"]
+    return [f"metrics={protocol}", *(word for word in OF_EVALUATION if word.split("=")[0].split(".")[1] in options)]
 
 
 def parameters(folder: Path) -> int:

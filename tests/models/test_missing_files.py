@@ -1,0 +1,35 @@
+"""A file of a pipeline's folder that is not there is named, where the libraries would take another model's settings."""
+
+from pathlib import Path
+
+import pytest
+from toys.published import diffusion, sd3
+
+from lpo_platform.config.errors import UserError
+from lpo_platform.models.stable_diffusion_3 import StableDiffusion3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both kinds of text encoders and tokenizers, and weights in several files."""
+    place = tmp_path_factory.mktemp("sd3") / "published"
+    sd3.medium(place)
+    return place
+
+
+def load(folder: Path) -> None:
+    StableDiffusion3(weights=str(folder), max_tokens=12, **diffusion.SETTINGS)
+
+
+def test_every_configuration_that_is_missing_is_named(folder: Path) -> None:
+    load(folder)
+    files = [path for path in sorted(folder.glob("*/*")) if path.suffix in (".json", ".txt")]
+    needed = [path for path in files if path.name != "special_tokens_map.json" and ".fp16." not in path.name]
+    assert len(needed) >= 14 and any(path.name == "model.safetensors.index.json" for path in needed)
+    for file in needed:
+        away = file.rename(file.with_suffix(".away"))
+        with pytest.raises(UserError) as error:
+            load(folder)
+        away.rename(file)
+        text = str(error.value)
+        assert file.name in text and file.parent.name in text and str(folder) in text and "\n" not in text, text
