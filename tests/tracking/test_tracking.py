@@ -435,7 +435,7 @@ RUNS = {
             "method.refresh.steps=1", "method.refresh.num_images=2"],
     "lrm": [*PAIRS, *OFFLINE, "metrics.timesteps=[1,501]"],
     "nft": ["model=tiny_sd3", *GROUPS],
-    "spo": ["method.candidates=2", "method.threshold=0", *ONLINE],
+    "spo": ["method.candidates=2", "method.threshold=0", "method.skip_steps=0", *ONLINE],
     "step_grpo": ["method.candidates=2", *ONLINE],
 }  # fmt: skip
 
