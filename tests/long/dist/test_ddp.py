@@ -1,4 +1,4 @@
-"""hardware=ddp: 1, 2 and 4 processes take the same steps, and one number goes on where another has stopped."""
+"""hardware=ddp and fsdp: 1, 2 and 4 processes take the same steps, and one number goes on where another has stopped."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ JOBS = {
     "ddpo": Job("ddpo", "full", options={"guidance": 1.0, "fraction": 0.5}),
     "lpo, flow": Job("lpo", "lora", model="tiny_sd3", options={"threshold": (0.0, 0.0), "beta": 20.0}),
     "nft, flow": Job("nft", "full", model="tiny_sd3", options={"group": 2, "task": None}),
+    "nft, flow, sharded": Job("nft", "full", "fsdp", model="tiny_sd3", options={"group": 2, "task": None}),
 }
 DOUBLE = {
     "lpo": Job("lpo", "lora", double=True),
