@@ -62,8 +62,8 @@ SD3_CONTROL = (
     "callbacks.every=100", "callbacks.log_every=10", "callbacks.sentinel=null",
 )  # fmt: skip
 SD3_LRM = (
-    "model=tiny_sd3", "data.eta=0.7", "data.prompts.num_train=600", "data.prompts.num_test=100", "tune.guidance=1",
-    "data.num_validation=50", "method.steps=250", "method.batch=16", "callbacks.every=50",
+    "model=tiny_sd3", "data.eta=0.7", "data.prompts.num_train=600", "data.prompts.num_test=100",
+    "data.num_validation=50", "method.steps=400", "method.batch=16", "optim.lr=2e-3", "callbacks.every=100",
 )  # fmt: skip
 
 
