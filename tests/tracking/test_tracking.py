@@ -472,7 +472,8 @@ def test_a_real_run_logs_every_metric_that_is_declared_and_no_other(
     assert {artifact["type"] for artifact in artifacts if artifact.get("use_after_commit")} == {
         "dataset", *(["reward_model"] if method in ("lpo", "step_grpo") else [])
     }  # fmt: skip
-    assert {"model", "evaluation"} <= {artifact["type"] for artifact in artifacts}
+    made = "reward_model" if method == "lrm" else "model"
+    assert {made, "evaluation"} <= {artifact["type"] for artifact in artifacts}
     manifests = [content.get("path", "") for artifact in artifacts for content in artifact["manifest"]["contents"]]
     assert not [path for path in manifests if path.startswith("/")]
     bars = {row["name"] for row in read_lines(tmp_path / "run" / "histograms.jsonl")}
