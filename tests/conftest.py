@@ -1,5 +1,6 @@
 """Settings that must stand before torch is imported, and what every test leaves as it found it."""
 
+import gc
 import os
 import signal
 from collections.abc import Generator
@@ -7,6 +8,7 @@ from collections.abc import Generator
 import pytest
 from toys import loggers
 
+gc.disable()  # until all is imported, which makes half a million objects and no garbage
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # make test starts one for each core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +19,16 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     # never end
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, and need not be looked through for garbage during every test."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries that look for leaks at the end find none
 
 
 @pytest.hookimpl(wrapper=True)

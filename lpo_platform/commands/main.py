@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from lpo_platform.commands.command_line import check_again, checked_words, parse_line, say_problems
 from lpo_platform.commands.failures import FolderInUse, failed, failed_early, interrupted, refused, unexpected
-from lpo_platform.commands.table import work_of
+from lpo_platform.commands.table import uncollected, work_of
 from lpo_platform.commands.terminal import Command, say, set_threads, shown
 from lpo_platform.config import smoke
 from lpo_platform.config.errors import UserError
@@ -77,7 +77,8 @@ def _plan(words: list[str]) -> int:
 
     settings, words = settings_of(words)
     cfg = _composed("lpo-plan", words, absent=True)
-    from lpo_platform.commands.plan.plan import plan, text
+    with uncollected():
+        from lpo_platform.commands.plan.plan import plan, text
 
     print(text(plan(cfg, settings, _run_folder(words))))
     return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,4 +24,18 @@ COMMANDS = {
 def work_of(name: str) -> Callable[[DictConfig, Path], object]:
     """The function that does the work of a command with a configuration in a folder."""
     module, _, function = COMMANDS[name].partition(":")
-    return getattr(import_module(module), function)
+    with uncollected():
+        return getattr(import_module(module), function)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is looked for while modules are imported: they make half a million objects and no garbage, and looking
+    through them again and again is a sixth of the time that imports take."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

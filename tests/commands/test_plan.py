@@ -3,21 +3,24 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from toys.shapes import TOY
 
 from lpo_platform.commands.benchmark import lpo, lrm
 from lpo_platform.commands.benchmark.bench import Bench
 from lpo_platform.commands.benchmark.control import ControlStep
 from lpo_platform.commands.benchmark.cpo import CPOStep
+from lpo_platform.commands.plan import known
 from lpo_platform.commands.plan.budget import ROOM, largest
 from lpo_platform.commands.plan.bytes import counts, exported, memory, size
-from lpo_platform.commands.plan.count import flops, peak
+from lpo_platform.commands.plan.count import flops, peak, tensors
 from lpo_platform.commands.plan.plan import advice, plan, text
 from lpo_platform.commands.plan.rates import DEVICES
 from lpo_platform.commands.plan.settings import Settings, settings_of
@@ -108,6 +111,43 @@ def test_the_peak_is_that_of_what_lives_at_once() -> None:
         _ = z + 1
 
     assert peak(work) == 2 * 4000
+
+
+@pytest.mark.parametrize(
+    "words", [["method=cpo", "hardware.gradient_checkpointing=true"], ["method=lpo", "tune=lora"], ["method=ddpo"]]
+)
+def test_what_is_known_of_operations_counts_as_what_is_computed(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLOPs are those of torch's own counter, and bytes those of a run in which nothing is known."""
+    job = assemble(configuration(*words, "method.batch=2"))
+    ((share, batch),) = job.method.examples(job, job.micro)
+    with FlopCounterMode(display=False) as counter:
+        job.method.loss(batch)[0].backward()
+    update(job)
+    assert update(job) == share * job.method.batch / job.micro * counter.get_total_flops() > 0
+    monkeypatch.setattr(known, "KNOWN", {})
+    assert activations(job) == activations(job) > 0
+
+
+def test_each_operation_makes_the_same_from_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole step, in which what is known stands beside what is computed."""
+
+    def look(result: Any) -> list[tuple[Any, ...]]:
+        return [(t.shape, t.stride(), t.dtype, t.device, t.untyped_storage().nbytes()) for t in tensors(result)]
+
+    def both(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+        computed, count = known.run(func, args, kwargs)
+        if known.pure(func):
+            again, counted = known.run(func, args, kwargs)
+            same.append((look(again), counted) == (look(computed), count))
+        return computed, count
+
+    same: list[bool] = []
+    monkeypatch.setattr("lpo_platform.commands.plan.count.run", both)
+    monkeypatch.setattr(known, "KNOWN", {})
+    assert update(assemble(configuration("method=control", "method.batch=2"))) > 0
+    assert len(same) > 1000 and all(same)
 
 
 def test_views_of_what_was_there_are_no_bytes() -> None:

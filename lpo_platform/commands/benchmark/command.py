@@ -10,6 +10,7 @@ It states time, FLOPs and peak memory.
     lpo-benchmark --everything --limit 540         # all of it, on a GPU in one call; make bench-gpu
     lpo-benchmark --scaling --folder scaling       # how time grows, as a page with plots
     lpo-benchmark --what pipeline                  # reading data, and two steps on up to a million rows
+    lpo-benchmark --what startup --repeats 1       # how long commands take before they do their work
 
 What is measured (--what), each in a file of lpo_platform/commands/benchmark that also says what its variants are:
     cpo             losses and gradient of a batch of pictures with their losing conditions (cpo.py)
@@ -24,6 +25,7 @@ What is measured (--what), each in a file of lpo_platform/commands/benchmark tha
     ddpo-round      their trajectories, then that gradient
     generate        pictures of an evaluation (generate.py)
     pipeline        rows that a core reads in a second, two steps of a training on 500 to 1,000,000 rows (pipeline.py)
+    startup         imports, lpo-plan, lpo-doctor, a smoke run and the demo, each in a process of its own (startup.py)
 
 A step works on inputs that lie on the device. The optimiser's step is left out; it is the same for all. Variants run
 interleaved in one process. FLOPs (2 per multiply-add, forward and backward) are counted on meta tensors, and so is how
@@ -48,7 +50,7 @@ from typing import Any
 from lpo_platform.commands.terminal import VERSION
 
 WHAT = ("cpo", "cpo-dino", "control", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration")
-WHAT += ("ddpo-update", "ddpo-round", "generate", "pipeline")
+WHAT += ("ddpo-update", "ddpo-round", "generate", "pipeline", "startup")
 MODELS = ("tiny", "sd15", "sd21", "sdxl", "sd3", "sd35m", "sd35l", "flux")
 OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
@@ -94,6 +96,10 @@ def benchmark(argv: list[str]) -> dict[str, Any]:
     p = parser()
     arguments = p.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are tens of times slower
+    if arguments.what == "startup":
+        from lpo_platform.commands.benchmark.startup import startup
+
+        return _written(startup(repeats=arguments.repeats), arguments.json)
 
     import torch  # after the command line: --help and mistakes take no time
 
@@ -111,10 +117,7 @@ def benchmark(argv: list[str]) -> dict[str, Any]:
         if arguments.what == "pipeline":
             from lpo_platform.commands.benchmark.pipeline import pipeline
 
-            found = pipeline()
-            if arguments.json:
-                arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            return found
+            return _written(pipeline(), arguments.json)
         if arguments.scaling:
             from lpo_platform.commands.benchmark.scaling import scaling
 
@@ -122,6 +125,12 @@ def benchmark(argv: list[str]) -> dict[str, Any]:
         return one(p, arguments, hardware)
     except UserError as error:
         p.error(str(error))
+
+
+def _written(found: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    if file:
+        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return found
 
 
 def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any) -> dict[str, Any]:

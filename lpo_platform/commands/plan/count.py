@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx.experimental import _config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from lpo_platform.commands.plan.known import run
 
 __all__ = ["flops", "peak"]
 
@@ -35,7 +36,7 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tensors((args, kwargs)):
             self._add(tensor.untyped_storage(), 0)  # a weight or an input, whose views are no new bytes
-        result = func(*args, **(kwargs or {}))
+        result, _ = run(func, args, kwargs or {})
         for tensor in tensors(result):
             self._add(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
         return result
@@ -93,7 +94,6 @@ class Operations(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        self.total += 0 if count is None else count(*args, **(kwargs or {}), out_val=result)
+        result, count = run(func, args, kwargs or {})
+        self.total += count
         return result
