@@ -15,8 +15,8 @@ from lpo_platform.commands.job import assemble, method_of
 from lpo_platform.config.errors import UserError, users
 from lpo_platform.models.hub import look
 
-REPEATED = ("special_tokens_map.json",)
-"""What tokenizer_config.json has, too, so that nothing changes without it."""
+REPEATED = ("special_tokens_map.json", "generation_config.json")
+"""What tokenizer_config.json and config.json have, too, so that nothing changes without them."""
 UNUSED = {("models/laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "config.json")}
 """PickScore takes the processor from there, which looks at it and does not need it."""
 
