@@ -68,7 +68,7 @@ class StreamedRows:
         """Raises Unusable for a row without a caption or with a broken picture."""
         captions, row = self._captions(i), self._row(i)
         where = f"row {self.first + i} of {self.stream.path}"
-        shown = picture(row[self.stream.image], where, side=self.resolution)
+        shown = picture(stored(row[self.stream.image]), where, side=self.resolution)
         return Sample(
             id=f"{self.stream.split}-{self.first + i:09d}",
             image=square(shown.image, self.resolution, Image.Resampling.BICUBIC),
@@ -151,6 +151,16 @@ class Stream:
 
     def rows(self, start: int) -> Iterator[Row]:
         return iter(self.opened.skip(start))
+
+
+def stored(cell: object) -> object:
+    """A picture as it is stored. Of a folder of files `datasets` gives the place of a file, here or on a hub."""
+    if not isinstance(cell, Mapping) or cell.get("bytes") or not cell.get("path"):
+        return cell
+    from datasets.utils.file_utils import xopen
+
+    with xopen(cell["path"], "rb") as file:
+        return {"bytes": file.read()}
 
 
 def commit_of(path: str, revision: str | None) -> str | None:

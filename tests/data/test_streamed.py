@@ -70,6 +70,17 @@ def test_rows_are_those_of_the_files_in_any_order(folder: Path) -> None:
         assert reason in error.value.reason
 
 
+def test_pictures_of_a_folder_of_files_are_read_where_they_lie(tmp_path: Path) -> None:
+    """Of such a folder `datasets` gives the place of each picture, and not what is in it."""
+    for level in range(8):
+        Image.new("RGB", (20, 20), (10 * level,) * 3).save(tmp_path / f"{level}.png")
+    lines = ["file_name,text", *(f"{level}.png,number {level}" for level in range(8))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    data = opened(tmp_path, num_train=6, num_test=2)
+    shown = [(number(data.train, i), data.train.caption(i)) for i in range(6)]
+    assert shown == [(10 * level, f"number {level}") for level in range(2, 8)]
+
+
 def test_a_pass_has_every_row_once_and_its_order_follows_from_the_seed(folder: Path) -> None:
     rows = opened(folder).train
     first = rows.order(0, seed=3)
