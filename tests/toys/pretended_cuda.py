@@ -180,21 +180,21 @@ def run(func: Any, args: tuple, kwargs: dict) -> Any:
     if func is torch.ops.prim.device.default:
         return args[0].device
     packet, device = func.overloadpacket, kwargs.get("device")
-    tensors = list(_tensors((*args, *kwargs.values())))
-    there = [value for value in tensors if isinstance(value, GpuTensor)]
-    here = [value for value in tensors if not isinstance(value, GpuTensor)]
-    meta = any(value.is_meta for value in here)
-    if there and meta:
-        raise OtherDevice(f"{func}: a tensor on cuda:0 and one on meta")
-    if there and here and packet not in BETWEEN:
-        _refuse_mixed(func, args, there, here)
-    to_gpu = Meant.cuda(device, copied=not meta) if device is not None else bool(there)
+    there, here = _sorted((*args, *kwargs.values()))
+    meta = any(value.is_meta for value in here) if here else False
+    if there and here:
+        if meta:
+            raise OtherDevice(f"{func}: a tensor on cuda:0 and one on meta")
+        if packet not in BETWEEN:
+            _refuse_mixed(func, args, there, here)
+    to_gpu = bool(there) if device is None else Meant.cuda(device, copied=not meta)
     if packet is aten.copy_:
         to_gpu = isinstance(args[0], GpuTensor)
-    _refuse_others(func, kwargs, there, to_gpu)
+    if "generator" in kwargs:
+        _refuse_others(func, kwargs["generator"], to_gpu=bool(there) or to_gpu)
     if streams.Stream.count > 1:
         streams.read([_storage(value) for value in there], str(func))
-    if there or to_gpu:
+    if kwargs and (there or to_gpu):
         kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory" or not value}
         if "device" in kwargs and to_gpu:
             kwargs["device"] = torch.device("cpu")
@@ -203,7 +203,7 @@ def run(func: Any, args: tuple, kwargs: dict) -> Any:
             return streams.send(func(*map(_host, args), **kwargs))
         streams.arrive(streams.current().sent)  # the host waits for all that the stream has to do
     work = ONLY_ON_CUDA.get(packet, func)
-    out = work(*map(_host, args), **{name: _host(value) for name, value in kwargs.items()})
+    out = work(*map(_host, args), **({name: _host(value) for name, value in kwargs.items()} if kwargs else {}))
     if packet in VALUES or not to_gpu:
         return out
     return _wrapped(func, out, {id(value.host): value for value in there})
@@ -237,6 +237,14 @@ def _tensors(values: Iterable) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _sorted(values: Iterable) -> tuple[list[GpuTensor], list[Tensor]]:
+    """(the tensors on the GPU, those elsewhere)."""
+    there, here = [], []
+    for value in _tensors(values):
+        (there if isinstance(value, GpuTensor) else here).append(value)
+    return there, here
+
+
 def _host(value: Any) -> Any:
     if isinstance(value, GpuTensor):
         return value.host
@@ -261,14 +269,18 @@ def _refuse_mixed(func: Any, args: tuple, there: list[GpuTensor], here: list[Ten
         )
 
 
-def _refuse_others(func: Any, kwargs: dict, there: list[GpuTensor], to_gpu: bool) -> None:
-    generator = kwargs.get("generator")
-    if isinstance(generator, torch.Generator) and (there or to_gpu) and generator.device.type == "cpu":
+def _refuse_others(func: Any, generator: Any, *, to_gpu: bool) -> None:
+    if isinstance(generator, torch.Generator) and to_gpu and generator.device.type == "cpu":
         raise OtherDevice(f"{func}: Expected a 'cuda' device type for generator but found 'cpu'")
 
 
 class Operators(TorchDispatchMode):
     """Brings the operators that make a tensor on the GPU, and those without a pretended tensor, to run()."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch would put two calls in front of each operator, so that a compiler leaves it alone; nothing compiles."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return run(func, args, kwargs or {})

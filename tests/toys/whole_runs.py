@@ -17,9 +17,9 @@ from lpo_platform.tracking.callbacks.checkpoint import checkpoints
 
 STEPS = 2
 SMALL = {
-    "method.steps": STEPS, "method.rounds": STEPS, "method.prompts": 2, "method.batch": 2, "method.candidates": 2,
+    "method.steps": STEPS, "method.rounds": STEPS, "method.prompts": 2, "method.batch": 4, "method.candidates": 2,
     "method.group": 2, "method.num_steps": 3, "method.skip_steps": 0, "method.inner_epochs": 1,
-    "hardware.micro_batch": 1,
+    "hardware.micro_batch": 2,
     "data.num_train": 4, "data.num_test": 2, "data.num_validation": 2, "data.num_images": 2,
     "data.prompts.num_train": 4, "data.prompts.num_test": 2, "model.num_inference_steps": 2,
     "metrics.num_samples": 2, "metrics.images_per_item": 1, "metrics.timesteps": [1, 501],
