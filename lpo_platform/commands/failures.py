@@ -82,6 +82,9 @@ def failed_early(command: Command, error: Exception) -> int:
 
 
 def unexpected(command: Command, error: Exception, more: str = "") -> int:
+    if isinstance(error, BrokenPipeError):  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     words = [line for line in str(error).splitlines() if line.strip()] or [""]
     say(command, f"{type(error).__name__}: {words[0]}{more}")
     if os.environ.get("LPO_DEBUG", "") not in ("", "0"):

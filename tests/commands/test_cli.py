@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -80,6 +81,16 @@ def test_help_lists_groups_options_and_examples(name: str, tmp_path: Path):
     examples = [line for line in done.stdout.splitlines() if line.startswith(f"  {name} ")]
     assert len(examples) >= 4
     assert "${" not in done.stdout and "$APP" not in done.stdout
+
+
+def test_a_reader_that_has_enough_ends_the_answer_in_silence(tmp_path: Path):
+    code = "import sys; sys.argv = ['lpo-train', '--help']; from lpo_platform.commands.main import train; train()"
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone:
+        done = subprocess.run([sys.executable, "-c", code], stdout=gone, stderr=subprocess.PIPE, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_a_wrong_command_line_is_answered_at_once(tmp_path: Path):
