@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from lpo_platform.config.errors import UserError
 from lpo_platform.config.numbers import Count, Seed, Share
 from lpo_platform.data.source import Sample
 from lpo_platform.models.tiny.scenes import PEOPLE, ToySplit
@@ -55,7 +56,7 @@ class Toy:
         task: Task | None = None,
     ) -> None:
         if resolution < 32 or resolution % 8:
-            raise ValueError(
+            raise UserError(
                 f"data=toy draws pictures whose side is a multiple of 8, at least 32, not {resolution}: "
                 "choose a model with such a resolution (model=tiny has 64) or other data (data=folder)"
             )

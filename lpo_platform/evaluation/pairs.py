@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lpo_platform.config.errors import UserError
 from lpo_platform.config.numbers import Count, Seed, Timestep
 from lpo_platform.data.prepared.rows import Chosen
 from lpo_platform.data.source import Sample
@@ -40,6 +41,8 @@ class PairEvaluator:
         batch: Count = 32,
         seed: Seed = 12345,
     ) -> None:
+        if not timesteps:
+            raise UserError("metrics.timesteps=[]: the pictures are noised at no timestep; what works: at least one")
         self.timesteps, self.num_samples, self.batch, self.seed = tuple(timesteps), num_samples, batch, seed
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from lpo_platform.config.errors import UserError, one_line
 from lpo_platform.config.numbers import Count, Guidance, Positive
 from lpo_platform.models.lora import ATTENTION
 
@@ -105,9 +106,13 @@ class Lora(Tune):
 
     def learns(self, adapter: "Adapter", control: nn.Module | None) -> Modules:
         targets = list(self.targets or getattr(adapter, "lora_targets", ATTENTION))
-        adapter.unet.add_adapter(
-            LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights="gaussian")
-        )
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights="gaussian")
+        try:
+            adapter.unet.add_adapter(config)
+        except ValueError as error:
+            usual = ", ".join(getattr(adapter, "lora_targets", ATTENTION))
+            reason = f"the denoiser cannot have adapters there ({one_line(error)})"
+            raise UserError(f"tune.targets=[{', '.join(targets)}]: {reason}; usual: {usual}") from error
         return {"unet": adapter.unet}
 
     def freeze(self, modules: Modules) -> Modules:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lpo_platform.config.errors import UserError
 from lpo_platform.evaluation.evaluator import Evaluation
 from lpo_platform.evaluation.pairs import ACCURACY, PairEvaluator
 from lpo_platform.methods.lrm import pair_accuracy
@@ -16,6 +17,11 @@ def test_accuracy_counts_pairs_and_gives_half_for_ties() -> None:
     labels[1, 0, 2] = 0.0  # (0, 1) tied in both, (0, 2) wrong, (1, 2) tied in the label
     assert torch.allclose(pair_accuracy(scores, labels), torch.tensor([2 / 3, (0.5 + 0.0 + 0.5) / 3]))
     assert torch.allclose(pair_accuracy(torch.zeros(1, 2), torch.tensor([[[0.5, 1.0], [0.0, 0.5]]])), torch.tensor(0.5))
+
+
+def test_some_timestep_is_measured() -> None:
+    with pytest.raises(UserError, match=r"^metrics\.timesteps=\[\]: .*; what works: at least one$"):
+        PairEvaluator(timesteps=())
 
 
 def evaluation(gap: np.ndarray, accuracy: float, clip: np.ndarray) -> Evaluation:

@@ -45,6 +45,12 @@ def policy(folder: Path, *, kind: type = StableDiffusion, learned: bool = True, 
     return made
 
 
+@pytest.mark.parametrize("name", ["nope", "conv_norm_out"])  # not there, and a layer that takes no adapter
+def test_targets_that_take_no_adapter_are_named(name: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=rf"^tune\.targets=\[{name}\]: the denoiser cannot have .*; usual: to_q, "):
+        policy(folder, tune=Lora(targets=(name,)))
+
+
 @torch.no_grad()
 def output(made: Policy) -> torch.Tensor:
     adapter = made.adapter

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lpo_platform.config.errors import UserError
 from lpo_platform.data.toy import Toy
 from lpo_platform.models.tiny.scenes import (
     BACKGROUNDS,
@@ -127,7 +128,7 @@ def test_depth_puts_things_before_the_background(scenes: list[Scene]) -> None:
 
 def test_any_resolution_that_can_be_drawn() -> None:
     assert Toy(1, resolution=128).train[0].image.shape == (3, 128, 128)
-    with pytest.raises(ValueError, match=r"not 20: choose a model .*model=tiny"):
+    with pytest.raises(UserError, match=r"not 20: choose a model .*model=tiny"):
         Toy(1, resolution=20)
     with pytest.raises(IndexError, match="has 5 scenes, index 5"):
         Toy(5).train.scene(5)
