@@ -1,10 +1,12 @@
 """Builds the objects of a run from a checked configuration. Nothing else calls hydra's instantiate."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -14,15 +16,17 @@ from torch import nn
 from lpo_platform.config.errors import UserError
 from lpo_platform.config.schema import KEPT
 from lpo_platform.config.signature import attribute, signature
-from lpo_platform.data.source import Data
-from lpo_platform.evaluation.evaluator import Evaluator
-from lpo_platform.evaluation.pairs import PairEvaluator
-from lpo_platform.hardware.hardware import Hardware
-from lpo_platform.models.adapter import Adapter
-from lpo_platform.models.policy import Policy
-from lpo_platform.rewards.reward import Reward, StepReward
 from lpo_platform.runs.files import fingerprint
-from lpo_platform.tasks.task import Task
+
+if TYPE_CHECKING:  # the parts are imported when a configuration names them: a task alone needs no denoiser
+    from lpo_platform.data.source import Data
+    from lpo_platform.evaluation.evaluator import Evaluator
+    from lpo_platform.evaluation.pairs import PairEvaluator
+    from lpo_platform.hardware.hardware import Hardware
+    from lpo_platform.models.adapter import Adapter
+    from lpo_platform.models.policy import Policy
+    from lpo_platform.rewards.reward import Reward, StepReward
+    from lpo_platform.tasks.task import Task
 
 create = partial(instantiate, _convert_="all")
 log = logging.getLogger(__name__)
@@ -30,6 +34,8 @@ log = logging.getLogger(__name__)
 
 def policy_of(cfg: DictConfig, hardware: Hardware) -> tuple[Policy, str | None]:
     """The model with its trained parts, on its device, and the digest of the ControlNet that it starts from."""
+    from lpo_platform.models.policy import Policy
+
     adapter, control, control_digest = create(cfg.model), None, None
     if cfg.get("control"):
         branch, task = create(cfg.control), get_class(cfg.task._target_)

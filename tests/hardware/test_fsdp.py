@@ -20,10 +20,13 @@ from lpo_platform.tracking.callbacks.checkpoint import newest
 JOBS = {
     "lpo, full": Job("lpo", "full", "fsdp", double=True),
     "cpo, control": Job("cpo", "control", "fsdp", double=True),
-    "cpo, dino": Job("cpo", "dino", "fsdp", double=True),
     "control, full": Job("control", "full", "fsdp", micro_batch=1, double=True),
+}
+LONGER = {
+    "cpo, dino": Job("cpo", "dino", "fsdp", double=True),
     "ddpo, control": Job("ddpo", "control", "fsdp", double=True, options={"kl": 0.1}),
 }
+ALL = [*JOBS, *(pytest.param(name, marks=pytest.mark.dist) for name in LONGER)]
 LIMITS = {"cpo, dino": (1e-6, 1e-2)}  # DINOv2 resizes its positions in float32
 FILES = {"control": "controlnet", "full": "unet"}
 
@@ -53,25 +56,37 @@ def found(folder: Path) -> dict[str, Any]:
     return {"one": one | on_one, "two": [before | after for before, after in zip(two, on_two, strict=True)]}
 
 
+@pytest.fixture(scope="module")
+def longer(folder: Path) -> dict[str, Any]:
+    """The same of what `make test` leaves out."""
+    one, two = (together(LONGER, size, folder / f"longer-{size}") for size in (1, 2))
+    return {"one": one[0], "two": two}
+
+
+@pytest.fixture
+def either(request: pytest.FixtureRequest, name: str) -> dict[str, Any]:
+    return request.getfixturevalue("longer" if name in LONGER else "found")
+
+
 def checkpointed() -> Job:
     return replace(JOBS["control, full"], checkpointing=True)
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_sharded_weights_take_the_same_steps(found: dict, name: str) -> None:
-    one, (gradient, weights) = found["one"][name], LIMITS.get(name, (1e-12, 1e-11))
-    for process in (process[name] for process in found["two"]):
+@pytest.mark.parametrize("name", ALL)
+def test_sharded_weights_take_the_same_steps(either: dict, name: str) -> None:
+    one, (gradient, weights) = either["one"][name], LIMITS.get(name, (1e-12, 1e-11))
+    for process in (process[name] for process in either["two"]):
         assert len(process["gradients"]) == len(one["gradients"]) >= 2
         for ours, theirs in zip(process["gradients"], one["gradients"], strict=True):
             assert theirs.norm() > 0 and apart(ours, theirs) < gradient
         assert apart(process["weights"], one["weights"], one["start"]) < weights
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_each_process_holds_its_half(found: dict, name: str) -> None:
-    total = found["one"][name]["weights"].numel()
-    held = [process[name]["held"] for process in found["two"]]
-    assert found["one"][name]["held"] == total
+@pytest.mark.parametrize("name", ALL)
+def test_each_process_holds_its_half(either: dict, name: str) -> None:
+    total = either["one"][name]["weights"].numel()
+    held = [process[name]["held"] for process in either["two"]]
+    assert either["one"][name]["held"] == total
     assert max(held) < 0.6 * total and sum(held) == total
 
 

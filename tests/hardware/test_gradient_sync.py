@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from toys import forked
 
 
 def _rank(rank: int, port: int, two_backwards: bool, results) -> None:
@@ -31,10 +32,9 @@ def _gradients(*, two_backwards: bool) -> list[float]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.get_context("forkserver").set_forkserver_preload(["torch.distributed"])  # imported once
-    with mp.get_context("forkserver").Manager() as manager:
+    with forked.context().Manager() as manager:
         results = manager.dict()
-        mp.start_processes(_rank, (port, two_backwards, results), nprocs=2, start_method="forkserver")
+        mp.start_processes(_rank, (port, two_backwards, results), nprocs=2, start_method=forked.METHOD)
         return [results[0], results[1]]
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from toys import forked
 from toys import lpo as toy_lpo
 from toys.ddpo import SMALL, Pictures, Red, method
 
@@ -627,10 +628,9 @@ def test_one_and_two_processes_have_the_same_gradient() -> None:
         port = free.getsockname()[1]
     alone: dict = {}
     _rank(0, 1, port, alone)
-    mp.get_context("forkserver").set_forkserver_preload(["diffusers", "lpo_platform.methods.ddpo"])  # imported once
-    with mp.get_context("forkserver").Manager() as manager:
+    with forked.context().Manager() as manager:
         results = manager.dict()
-        mp.start_processes(_rank, (2, port, results), nprocs=2, start_method="forkserver")
+        mp.start_processes(_rank, (2, port, results), nprocs=2, start_method=forked.METHOD)
         both = [results[2, rank] for rank in (0, 1)]
     for gradients, tracker in both:
         assert close(gradients[0], alone[1, 0][0][0]) and close(gradients[1], alone[1, 0][0][1])

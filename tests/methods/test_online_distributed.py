@@ -4,7 +4,6 @@ Gradients are averaged over processes as DDP averages them.
 """
 
 import itertools
-import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from toys import forked
 from toys import lpo as toy_lpo
 
 from lpo_platform.config.errors import UserError
@@ -93,14 +93,14 @@ def alone() -> dict[str, Any]:
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of 2 or 4 processes found; on 2, four micro-batches make a step.
 
-    A server imports the libraries once and forks the processes before any of them has computed anything.
+    Processes are forked before any of them has computed anything.
     """
-    multiprocessing.set_forkserver_preload(["diffusers", "lpo_platform.methods.lpo"])
+    forked.context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(_rank, (request.param, port, folder), nprocs=request.param, start_method="forkserver")
+    mp.start_processes(_rank, (request.param, port, folder), nprocs=request.param, start_method=forked.METHOD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

@@ -3,7 +3,6 @@
 import os
 import socket
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from toys import ddpo as toy_ddpo
+from toys import forked
 from toys import lpo as toy_lpo
 from toys import policy as toy_policy
 from toys import shapes as toy_shapes
@@ -208,8 +208,7 @@ def together(jobs: dict[str, Job], size: int, folder: Path) -> list[dict[str, An
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["lpo_platform.commands.build"])  # imported once, and not in every process
+    context = forked.context()
     folder.mkdir(parents=True, exist_ok=True)
     started = [context.Process(target=_process, args=(jobs, rank, size, port, folder)) for rank in range(size)]
     for process in started:
