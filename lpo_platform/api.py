@@ -226,6 +226,9 @@ def load(place: str | Path, *overrides: str) -> Loaded:
     from lpo_platform.hardware.hardware import Hardware
 
     run, named = run_folder(str(place)), str(place) in shipped("model")
+    if not (run or named or any(word.startswith("model=") for word in overrides)):
+        works = f"a run folder, one of {', '.join(shipped('model'))}, or weights with 'model=<option>' behind them"
+        raise UserError(f"{place}: neither a run folder nor an option of model; what works: {works}")
     given = f"model={place}" if named else f"run={quote(run)}" if run else f"weights={quote(place)}"
     cfg = compose(given, *(["what=run"] if run and not named else []), *overrides, command="eval")
     quiet()

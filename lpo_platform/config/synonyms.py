@@ -14,7 +14,7 @@ from lpo_platform.config.signature import attribute
 
 # An option that we do not have, and what does the same here. Names that contain the word are found without a row.
 OPTIONS = {
-    "method=grpo": "method=ddpo method.baseline=group",
+    "method=grpo": "method=step_grpo, or method=ddpo method.baseline=group",
     "data=pickapic": "data=image_pairs",
     "hardware=cuda": "hardware=gpu",
     "task=segmentation": "task=seg_ade20k or task=seg_coco",

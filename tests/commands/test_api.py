@@ -72,6 +72,11 @@ def test_a_wrong_override_is_the_error_of_the_command() -> None:
         lpo.train("sweep=seeds")
 
 
+def test_a_place_that_says_nothing_of_its_model_is_refused() -> None:
+    with pytest.raises(UserError, match="nope: neither a run folder nor an option of model; what works: a run folder"):
+        lpo.load("nope")
+
+
 def test_a_configuration_is_that_of_the_command() -> None:
     cfg = lpo.compose("method=cpo", "task=hed", "optim.lr=1e-3")
     assert (cfg.task._target_.split(".")[-1], cfg.optim.lr, "hydra" in cfg) == ("Hed", 1e-3, False)

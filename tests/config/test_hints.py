@@ -25,7 +25,7 @@ BATCH = "no such key or group; did you mean method.batch or hardware.micro_batch
 RATE = "no such key or group; did you mean optim.lr?"
 OTHER_OPTION = [
     ("method=dpo", "method=dpo: no such option; did you mean 'diffusion_dpo' or 'dpo_control'? Options: "),
-    ("method=grpo", "method=grpo: no such option; did you mean method=ddpo method.baseline=group? Options: "),
+    ("method=grpo", "method=grpo: no such option; did you mean method=step_grpo, or method=ddpo method.baseline=group"),
     ("data=pickapic", "data=pickapic: no such option; did you mean data=image_pairs? Options: "),
     ("hardware=cuda", "hardware=cuda: no such option; did you mean hardware=gpu? Options: "),
     ("task=segmentation", "task=segmentation: no such option; did you mean task=seg_ade20k or task=seg_coco? "),
