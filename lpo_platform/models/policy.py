@@ -126,9 +126,8 @@ class Policy(nn.Module):
     @torch.no_grad()
     def blend(self, name: str, keep: float) -> None:
         """Moves a reference towards the policy: keep times its own weights plus 1 - keep times the present ones."""
-        present = self.trainable()
-        for key, weight in self.reference_weights(name).items():
-            weight.lerp_(present[key].detach(), 1 - keep)
+        present, reference = self.trainable(), self.reference_weights(name)
+        torch._foreach_lerp_(list(reference.values()), [present[key].detach() for key in reference], 1 - keep)
 
     @property
     def networks(self) -> list[nn.Module]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+META = torch.empty(0, device="meta")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -20,7 +22,7 @@ class Result:
     flops: int
 
     def make(self) -> Any:
-        made = tuple(part and torch.empty_strided(*part[:2], dtype=part[2], device="meta") for part in self.parts)
+        made = tuple(part and META.new_empty_strided(*part[:2], dtype=part[2]) for part in self.parts)
         return made if self.several else made[0]
 
 

@@ -35,10 +35,10 @@ class EMA(Callback):
     def update(self, weights: dict[str, nn.Parameter], step: int) -> None:
         self.updates = step
         keep = decay_at(step, self.decay)
-        for name, weight in weights.items():
-            if name not in self.shadow:
-                self.shadow[name] = weight.detach().float().clone()
-            self.shadow[name].lerp_(weight.detach().float(), 1 - keep)
+        present = {name: weight.detach().float() for name, weight in weights.items()}
+        for name in present.keys() - self.shadow.keys():
+            self.shadow[name] = present[name].clone()
+        torch._foreach_lerp_([self.shadow[name] for name in present], list(present.values()), 1 - keep)
 
     @contextmanager
     def averaged(self, weights: dict[str, nn.Parameter]) -> Iterator[None]:
