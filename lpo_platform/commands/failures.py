@@ -48,9 +48,8 @@ def failed(command: Command, folder: Path, name: str, error: Exception) -> int:
         _note(folder, name, str(cause), str(cause))
         return refused(command, cause)
     if isinstance(cause, RunFailed):
-        _note(folder, name, str(cause), str(cause))
-        say(command, str(cause))
-        return 1
+        _note(folder, name, str(cause) if cause is error else whole, str(cause))
+        return _say_failed(command, cause)
     last = traceback.format_exception_only(cause)[-1].strip()
     if isinstance(cause, launch.ProcessFailed):
         whole, last = cause.traceback or str(cause), str(cause)
@@ -78,7 +77,12 @@ def failed_early(command: Command, error: Exception) -> int:
     cause = users(error)
     if isinstance(cause, UserError):
         return refused(command, cause)
-    return unexpected(command, error)
+    return _say_failed(command, cause) if isinstance(cause, RunFailed) else unexpected(command, error)
+
+
+def _say_failed(command: Command, error: RunFailed) -> int:
+    say(command, str(error))
+    return 1
 
 
 def unexpected(command: Command, error: Exception, more: str = "") -> int:

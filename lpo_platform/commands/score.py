@@ -6,7 +6,7 @@ score leaves the other two as they are.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -59,14 +59,13 @@ def score(cfg: DictConfig, folder: Path) -> Path:
     split = _split(cfg)
     nodes = {name: node for name, node in plain(cfg.scores).items() if node is not None}
     stores = {name: store_of(split, name, node, CACHE / "scores") for name, node in nodes.items()}
-    rewards = {}
-    for name, store in stores.items():
-        if missing(store):
-            with located(f"scores.{name}"):
-                rewards[name] = create(nodes[name])
-                if isinstance(rewards[name], torch.nn.Module):
-                    rewards[name].to(hardware.device)
-    compute(split, stores, rewards, workers=hardware.num_workers)
+
+    def reward_of(name: str) -> Reward:
+        with located(f"scores.{name}"):
+            reward = create(nodes[name])
+            return reward.to(hardware.device) if isinstance(reward, torch.nn.Module) else reward
+
+    compute(split, stores, reward_of, workers=hardware.num_workers)
     scores, findings = collect(split, stores)
     path = folder / "scores.csv"
     write_scores(path, scores)
@@ -87,13 +86,14 @@ def missing(store: Store) -> list[range]:
 
 
 @torch.no_grad()
-def compute(split: PairRows, stores: dict[str, Store], rewards: dict[str, Reward], *, workers: int = 0) -> None:
+def compute(split: PairRows, stores: dict[str, Store], reward_of: Callable[[str], Reward], *, workers: int = 0) -> None:
     """Adds to the stores what they lack, with a progress bar; every picture is read once for all scores.
 
-    A pair has `score` (2,) float32, or the reason why it cannot be read. Raises UserError with the name of a reward
-    that returns anything but finite numbers.
+    A pair has `score` (2,) float32, or the reason why it cannot be read. reward_of: makes the reward of a score that
+    lacks pairs. Raises UserError with the name of a reward that returns something else than finite numbers.
     """
     lacking = {name: missing(store) for name, store in stores.items()}
+    rewards = {name: reward_of(name) for name, parts in lacking.items() if parts}
     parts = sorted(set().union(*lacking.values()), key=lambda part: part.start)
     chunks = [range(i, min(i + CHUNK, part.stop)) for part in parts for i in range(part.start, part.stop, CHUNK)]
     done = len(split) - sum(map(len, parts))

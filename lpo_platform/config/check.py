@@ -94,7 +94,7 @@ def _root_problems(composed: Composed) -> list[str]:
 
 
 def _absent(composed: Composed) -> list[str]:
-    """Groups that somebody has taken away, by ~<group> or <group>=null."""
+    """One line for each group of which nothing is chosen, as after ~<group>."""
     needed = [group for group in _root(composed).needed if group in composed.values and group not in composed.unsure]
     return [
         f"{group}: nothing is chosen; add {group}=<option>, one of {', '.join(name for name, _ in offered(group))}"

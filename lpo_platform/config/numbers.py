@@ -51,5 +51,5 @@ NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Part = Annotated[float, Range(0, 1, above=True)]  # of a whole, and never nothing
 Decay = Annotated[float, Range(0, 1, below=True)]  # of a moving average
-Between = Annotated[float, Range(0, 1, above=True, below=True)]
+Between = Annotated[float, Range(0, 1, above=True, below=True)]  # neither nothing nor the whole
 Guidance = Annotated[float, Range(0, why="0 to 1 are no guidance")]

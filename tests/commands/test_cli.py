@@ -233,6 +233,17 @@ def test_runs_of_the_same_second_have_folders_of_their_own(main, monkeypatch: py
     assert len(timed) >= 10 and all(line.startswith("dir: ${unused_folder:") for line in timed)
 
 
+def test_missing_memory_says_what_helps_and_the_log_where_it_was(main, capsys):
+    def greedy(cfg: DictConfig, folder: Path) -> None:
+        bytearray(2**62)
+
+    assert main("task=canny", "logger=none", work=greedy) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("lpo-train: out of memory (") and "hardware.micro_batch" in shown
+    log = Path("outputs/cpo-tiny-canny/latest/train.log").read_text()
+    assert "in greedy" in log and "MemoryError" in log
+
+
 def test_a_crash_keeps_its_traceback_in_the_log_and_ends_with_1(main, capsys, monkeypatch):
     def crash(cfg: DictConfig, folder: Path) -> None:
         raise RuntimeError("the sky fell")

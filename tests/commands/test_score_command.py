@@ -96,7 +96,7 @@ def test_the_gap_is_the_winners_score_less_the_losers_and_absolute_for_a_tie() -
 def test_every_row_of_the_files_has_its_place(tmp_path: Path) -> None:
     split = Split()
     stores = stores_of(split, tmp_path)
-    compute(split, stores, REWARDS)
+    compute(split, stores, REWARDS.__getitem__)
     scores, findings = collect(split, stores)
     assert len(scores) == 700
     unreadable = {int(split.positions[i]) for i in split.broken}
@@ -114,7 +114,7 @@ def test_every_row_of_the_files_has_its_place(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_at_its_last_part(tmp_path: Path) -> None:
     whole = stores_of(Split(), tmp_path / "whole")
-    compute(Split(), whole, REWARDS)
+    compute(Split(), whole, REWARDS.__getitem__)
 
     def killed(images: Tensor, prompts: list[str]) -> Tensor:
         if images.max() > 0.6:
@@ -123,9 +123,9 @@ def test_a_killed_run_goes_on_at_its_last_part(tmp_path: Path) -> None:
 
     first, again = Split(), Split()
     with pytest.raises(KeyboardInterrupt):
-        compute(first, stores_of(first, tmp_path / "cut"), REWARDS | {"aesthetic": killed})
+        compute(first, stores_of(first, tmp_path / "cut"), (REWARDS | {"aesthetic": killed}).__getitem__)
     stores = stores_of(again, tmp_path / "cut")
-    compute(again, stores, REWARDS)
+    compute(again, stores, REWARDS.__getitem__)
     assert min(again.reads) == PART and sorted(again.reads) == list(range(PART, len(again)))
     for name, store in stores.items():
         for i in range(len(again)):
@@ -134,16 +134,16 @@ def test_a_killed_run_goes_on_at_its_last_part(tmp_path: Path) -> None:
         assert store.problems == whole[name].problems and set(store.problems) == set(again.broken)
 
     third = Split()
-    compute(third, stores_of(third, tmp_path / "cut"), {})
+    compute(third, stores_of(third, tmp_path / "cut"), {}.__getitem__)
     assert third.reads == []
 
 
 def test_another_model_for_one_score_leaves_the_other_two(tmp_path: Path) -> None:
     split = Split(num_rows=20, broken=())
-    compute(split, stores_of(split, tmp_path), REWARDS)
+    compute(split, stores_of(split, tmp_path), REWARDS.__getitem__)
     other = stores_of(split, tmp_path, vqa={"weights": "other"})
     assert {name for name, store in other.items() if missing(store)} == {"vqa"}
-    compute(split, other, {"vqa": brightness})
+    compute(split, other, {"vqa": brightness}.__getitem__)
     assert collect(split, other)[0].gaps[1, 2] == pytest.approx(-1 / 2000, abs=1e-6)
     assert not any(missing(store) for store in stores_of(split, tmp_path, vqa={"batch": 3}).values())
 
@@ -161,7 +161,7 @@ def test_a_reward_that_returns_nan_is_named(tmp_path: Path) -> None:
     split = Split(num_rows=20)
     broken = REWARDS | {"clip": lambda images, prompts: brightness(images, prompts) / 0 * 0}
     with pytest.raises(UserError, match="reward clip: returned NaN or infinity for"):
-        compute(split, stores_of(split, tmp_path), broken)
+        compute(split, stores_of(split, tmp_path), broken.__getitem__)
 
 
 def test_rows_of_more_than_two_pictures_are_refused(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_rows_of_more_than_two_pictures_are_refused(tmp_path: Path) -> None:
 
     split = Three(num_rows=20)
     with pytest.raises(UserError, match=r"row \d+: 3 pictures; a score file is about pairs"):
-        compute(split, stores_of(split, tmp_path), REWARDS)
+        compute(split, stores_of(split, tmp_path), REWARDS.__getitem__)
 
 
 def png(seed: int, size: tuple[int, int] = (48, 40)) -> bytes:

@@ -131,6 +131,13 @@ def test_ema_is_diffusers_ema() -> None:
     assert torch.equal(weight.data, trained)
 
 
+def test_averages_stand_in_the_order_of_the_weights() -> None:
+    """Processes gather sharded averages one after the other, so the order must not depend on the hash of a name."""
+    weights, ema = {f"weight {n}": nn.Parameter(torch.zeros(())) for n in range(50)}, EMA()
+    ema.update(weights, 1)
+    assert list(ema.state_dict()["shadow"]) == list(weights)
+
+
 def test_ema_of_a_ramp_is_its_last_tenth() -> None:
     weight, ema = nn.Parameter(torch.zeros(())), EMA()
     for step in range(1, 2001):

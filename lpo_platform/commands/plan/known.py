@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-META = torch.empty(0, device="meta")
+META = torch.empty(0, device="meta")  # a mode that stands for a device may take the word "meta" for its own
 
 
 @dataclass(frozen=True)

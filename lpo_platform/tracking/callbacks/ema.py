@@ -36,8 +36,9 @@ class EMA(Callback):
         self.updates = step
         keep = decay_at(step, self.decay)
         present = {name: weight.detach().float() for name, weight in weights.items()}
-        for name in present.keys() - self.shadow.keys():
-            self.shadow[name] = present[name].clone()
+        for name, weight in present.items():
+            if name not in self.shadow:  # in the order of the weights, in which processes gather what is sharded
+                self.shadow[name] = weight.clone()
         torch._foreach_lerp_([self.shadow[name] for name in present], list(present.values()), 1 - keep)
 
     @contextmanager
