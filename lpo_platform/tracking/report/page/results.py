@@ -118,7 +118,7 @@ WHY = {
 }
 SAID = {
     "worse": "Elsewhere it cost something",
-    "changed": "What should rather stay changed",
+    "changed": "These should have stayed the same",
     "better": "Better as well",
     "unclear": "Not clearly changed",
     TOO_FEW: "Too few items for a verdict",
