@@ -78,14 +78,18 @@ def load_tokenizer(from_pretrained: Callable[..., T], weights: str, *, setting: 
     that knows no words, or no end of a text, and says nothing."""
     part = options.get("subfolder")
     there = set(_files(weights, part, options.get("revision"), setting)[1])
+    unusable = f"{setting}={weights}: no usable tokenizer" + (f" (part {part!r})" if part else "")
     wanted = min(TOKENIZERS, key=lambda files: (not there & set(files), len(set(files) - there)))
     if missing := [name for name in (*wanted, "tokenizer_config.json") if name not in there]:
-        where, sets = f" (part {part!r})" if part else "", ", or ".join(" and ".join(files) for files in TOKENIZERS)
-        raise UserError(
-            f"{setting}={weights}: no usable tokenizer{where}: {missing[0]} is missing. A tokenizer has {sets}, and "
-            "tokenizer_config.json"
-        )
-    return load(from_pretrained, weights, setting=setting, **options)
+        sets = ", or ".join(" and ".join(files) for files in TOKENIZERS)
+        raise UserError(f"{unusable}: {missing[0]} is missing. A tokenizer has {sets}, and tokenizer_config.json")
+    try:
+        return load(from_pretrained, weights, setting=setting, **options)
+    except UserError as error:
+        if "config.json" in there:
+            raise
+        lacks = "config.json is missing, and tokenizer_config.json does not say of which class it is"
+        raise UserError(f"{unusable}: {lacks}") from error
 
 
 def _check_files(weights: str, setting: str, options: Mapping[str, Any]) -> None:

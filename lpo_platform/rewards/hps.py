@@ -31,10 +31,11 @@ class Hps(Pretrained):
         super().__init__(batch)
         if architecture not in open_clip.list_models():
             raise UserError(f"architecture={architecture}: open_clip has none{hint(architecture, ['ViT-H-14'])}")
+        file = weight_file(weights, setting="weights")  # before the seconds that an empty model takes
         self.model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False)
         self.tokenizer = open_clip.get_tokenizer(architecture)
         try:
-            state = read_weights(weight_file(weights, setting="weights"))
+            state = read_weights(file)
             self.model.load_state_dict(state.get("state_dict", state))
         except UNREADABLE as e:
             reason = " ".join(str(e).split())[:200]

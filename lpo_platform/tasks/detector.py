@@ -71,9 +71,9 @@ def with_random_weights(build: Callable[[], T]) -> T:
 
 def from_file(build: Callable[[], T], weights: str, pretrained: bool) -> T:
     """Builds a network with the weights of a .pth or .safetensors file, or with random ones."""
+    path = weight_file(weights) if pretrained else None  # before the time that building takes
     network = with_random_weights(build)
-    if pretrained:
-        path = weight_file(weights)
+    if path is not None:
         try:
             network.load_state_dict(read_weights(path))
         except UNREADABLE as e:

@@ -1,16 +1,14 @@
 """Whole runs of the embedded tiny model through the command line: result, export, and resuming after being killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from toys.forked import Training
 
 from lpo_platform.data.toy import Toy
 from lpo_platform.evaluation import item_table
@@ -19,13 +17,11 @@ SMALL = [
     "method.steps=6", "method.batch=4", "callbacks.every=2", "callbacks.samples=2", "metrics.num_samples=6",
     "data.num_train=12", "data.num_test=8", "logger=none",
 ]  # fmt: skip
-TRAIN = Path(__file__).parents[2] / "launchers" / "train.py"
-COMMAND = [sys.executable, str(TRAIN), "method=cpo", "task=canny", *SMALL]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 
-def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *more], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def start(folder: Path, *more: str) -> Training:
+    words = ["method=cpo", "task=canny", *SMALL, *more]
+    return Training(words, folder, OMP_NUM_THREADS="1", WANDB_MODE="offline")
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -46,9 +42,9 @@ def steps(folder: Path) -> list[int]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("straight")
-    done = run(folder, "+trainer.profiler=simple", "+trainer.detect_anomaly=true")  # which change no weight
-    assert done.returncode == 0, done.stderr
-    assert "canny/f1" in done.stderr and "report.html" in done.stderr
+    done = start(folder, "+trainer.profiler=simple", "+trainer.detect_anomaly=true")  # which change no weight
+    assert done.wait() == 0, done.said
+    assert "canny/f1" in done.said and "report.html" in done.said
     return run_folders(folder)[0]
 
 
@@ -73,17 +69,16 @@ def test_run_folder_holds_the_result(straight: Path) -> None:
 
 def test_a_killed_run_resumes_to_the_same_weights(straight: Path, tmp_path: Path) -> None:
     """SIGKILL after the first checkpoint, then resume=auto: bit for bit the weights of the undisturbed run."""
-    process = subprocess.Popen([*COMMAND, "resume=auto"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = start(tmp_path, "resume=auto")
     deadline = time.monotonic() + 200
     while not list(tmp_path.glob("outputs/cpo-tiny-canny/2*/checkpoints/step=00000002.ckpt")):
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint before the run ended"
+        assert process.runs() and time.monotonic() < deadline, "no checkpoint before the run ended"
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.kill() == -signal.SIGKILL
     (folder,) = run_folders(tmp_path)
     assert not (folder / "export").exists()
-    done = run(tmp_path, "resume=auto")
-    assert done.returncode == 0, done.stderr
+    done = start(tmp_path, "resume=auto")
+    assert done.wait() == 0, done.said
     assert run_folders(tmp_path) == [folder]
     for name in ("controlnet", "controlnet_ema"):
         ours, theirs = exported(folder, name), exported(straight, name)

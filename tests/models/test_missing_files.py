@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
-from toys.published import diffusion, sd3
+from toys.published import diffusion, networks, sd3
+from transformers import AutoTokenizer
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.models.stable_diffusion_3 import StableDiffusion3
+from lpo_platform.models.weights import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +35,14 @@ def test_every_configuration_that_is_missing_is_named(folder: Path) -> None:
         away.rename(file)
         text = str(error.value)
         assert file.name in text and file.parent.name in text and str(folder) in text and "\n" not in text, text
+
+
+def test_a_tokenizer_whose_class_no_file_names_is_one_line(tmp_path: Path) -> None:
+    """BERT as it is published: of which class its tokenizer is stands in the model's config.json alone."""
+    networks.bert(tmp_path)
+    tokenizer = load_tokenizer(AutoTokenizer.from_pretrained, str(tmp_path), setting="tokenizer")
+    assert tokenizer("a red").input_ids[0] == tokenizer.cls_token_id
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no usable tokenizer: config\.json is missing") as error:
+        load_tokenizer(AutoTokenizer.from_pretrained, str(tmp_path), setting="tokenizer")
+    assert "\n" not in str(error.value)

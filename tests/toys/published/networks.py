@@ -165,11 +165,12 @@ def dino(folder: Path) -> None:
 
 
 def bert(folder: Path) -> None:
-    """Twelve layers, for BERTScore reads the ninth."""
-    rewards.bert(folder)
-    words = json.loads((folder / "config.json").read_text())["vocab_size"]
-    sizes = LAYERS | {"num_hidden_layers": 12, "vocab_size": words, "max_position_embeddings": 64, "pad_token_id": 1}
+    """Twelve layers, for BERTScore reads the ninth. What kind of tokenizer it is stands in config.json alone."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *rewards.WORDS]
+    sizes = LAYERS | {"num_hidden_layers": 12, "vocab_size": len(words), "max_position_embeddings": 64}
     _save(BertModel, BertConfig(**sizes), folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
 
 
 def llava_next(folder: Path) -> None:
