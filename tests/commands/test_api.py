@@ -98,7 +98,12 @@ def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
     assert better.sum() > worse.sum()
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    # the longest trains as another one does
+    [pytest.param(path, marks=pytest.mark.slow if path.stem == "own_dataset" else ()) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_an_example_runs_as_it_stands(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,7 @@ def test_a_task_without_a_gradient_is_refused() -> None:
         made(Hed(toy=True, uint8_floor=True))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the checkpoint in the middle of a straight run, copied into a folder of its own."""
     monkeypatch.chdir(tmp_path)

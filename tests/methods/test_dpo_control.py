@@ -142,6 +142,7 @@ def test_the_loss_is_diffusion_dpo_under_the_condition() -> None:
     assert not any(weight.requires_grad for weight in adapter.unet.parameters())
 
 
+@pytest.mark.slow
 def test_a_run_from_pictures_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a reward that filters; the resumed run finds its pairs in the cache."""
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from PIL import Image
+from toys import forked
 
 from lpo_platform.commands import train
 from lpo_platform.config import compose
@@ -126,17 +127,18 @@ def test_resume_drops_what_the_other_process_wrote_and_keeps_its_own(tmp_path: P
     assert [row["step"] for row in table(tmp_path)] == ["0", "1", "2", "3", "9", "4"]
 
 
+def logs_and_is_killed(folder: Path) -> None:
+    files = Files(folder)
+    for step in range(50):
+        files.log_metrics({"a": step, f"late{step // 20}": 1.0}, step)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_sigkill_loses_no_logged_line(tmp_path: Path) -> None:
-    code = f"""
-import os, signal
-from lpo_platform.tracking.loggers.files import Files
-files = Files({str(tmp_path)!r})
-for step in range(50):
-    files.log_metrics({{"a": step, f"late{{step // 20}}": 1.0}}, step)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = forked.context().Process(target=logs_and_is_killed, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert [row["step"] for row in lines(tmp_path)] == list(range(50))
     assert [int(row["step"]) for row in table(tmp_path)] == list(range(50))
 

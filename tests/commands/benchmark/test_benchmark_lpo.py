@@ -140,7 +140,7 @@ def test_words_without_a_vocabulary_have_stable_ids() -> None:
     assert random_model(TOY_XL).tokenize(["a", "b"]).shape == (2, 2, 6)
 
 
-@pytest.mark.parametrize("what", ["lrm", "lpo-iteration"])
+@pytest.mark.parametrize("what", ["lrm", pytest.param("lpo-iteration", marks=pytest.mark.slow)])
 def test_the_command_measures_every_step(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
