@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
         job.policy, identity = policy_at(against, job.hardware) if against else own
         before = evaluate_once(job, evaluator, folder, "before", identity)
     job.policy, identity = policy_at(after, job.hardware, own if cfg.run else None) if after else own
-    found = evaluate_once(job, evaluator, folder, "after", identity)
+    found = evaluate_once(job, evaluator, folder, "after", identity, None if after or against else "evaluate")
     weights = Path(cfg.run) / "export" if cfg.run else place
     return conclude(job, evaluator, before, found, folder, weights, time.monotonic() - started)
 

@@ -19,7 +19,9 @@ ROWS = 2  # raise it when rows are called otherwise, so that both sides of a run
 SIDES = {"before": "evaluate base", "after": "evaluate trained"}
 
 
-def evaluate_once(job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, side: str, identity: str) -> Evaluation:
+def evaluate_once(
+    job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, side: str, identity: str, title: str | None = None
+) -> Evaluation:
     """Evaluates the policy as it is now, as a side of a run folder. Items that were evaluated before are read.
 
     side: before or after. identity: what tells its weights from others. What an interrupted evaluation has measured
@@ -29,7 +31,7 @@ def evaluate_once(job: Job, evaluator: Evaluator | PairEvaluator, folder: Path, 
     key = agree(_key(job, side, identity) if lead() else "")
     if (known := agree(Evaluation.kept(file, key) if lead() else None)) is not None:
         return known
-    title = SIDES[side]
+    title = title or SIDES[side]
     with job.hardware.autocast():
         if evaluator.of_rewards != ("reward" in job.policy.learning):
             raise UserError("a reward model is measured with metrics=pairs, and nothing else is")

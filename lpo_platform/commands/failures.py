@@ -75,6 +75,8 @@ def _note(folder: Path, name: str, text: str, reason: str) -> None:
 def failed_early(command: Command, error: Exception) -> int:
     """Before there is a folder that could hold a log."""
     cause = users(error)
+    if isinstance(cause, FileNotFoundError):
+        cause = UserError(f"{cause.filename}: {cause.strerror}; what works: a folder that can be made, or is there")
     if isinstance(cause, UserError):
         return refused(command, cause)
     return _say_failed(command, cause) if isinstance(cause, RunFailed) else unexpected(command, error)

@@ -198,7 +198,9 @@ def sentinel_of(job: Job, folder: Path) -> Sentinel | None:
 
 def method_of(job: Job) -> Method:
     """The method, with those arguments that it takes from the run."""
-    live = {"policy": job.policy, "optim": create(job.cfg.optim), "seed": job.cfg.seed}
+    optim = create(job.cfg.optim)
+    optim.check()
+    live = {"policy": job.policy, "optim": optim, "seed": job.cfg.seed}
     asked = signature(job.cfg.method._target_)
     live |= {"reward": job.reward} if job.reward else {}
     live |= {"task": job.task} if asked and asked["task"] else {}

@@ -36,6 +36,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     job = assemble(cfg)
     evaluator = evaluator_of(cfg, job.policy.adapter, job.eval_task)
     settings: Callbacks = create(cfg.callbacks)
+    method = method_of(job)  # which may refuse its settings, before anything is computed
     say(f"{cfg.model.name} on {job.hardware.describe()}, run folder {folder}")
 
     phases = Phases()
@@ -48,7 +49,6 @@ def train(cfg: DictConfig, folder: Path) -> dict:
                 rows.fill(job.read_of(rows))
         artifacts.log_inputs(logger, job)
         with phases("train"):
-            method = method_of(job)
             fit(job, method, rows, evaluator, settings, folder, logger)
         with phases("evaluate_trained"):
             load_trained(job.policy, folder, settings)

@@ -87,6 +87,16 @@ class DDPO(Trajectories):
             raise UserError(
                 f"method.fraction={fraction}: trains {self.trained} of {len(self.t)} steps; what works: 1 to all"
             )
+        if {"group": self.group, "round": self.prompts * self.group}.get(baseline) == 1:
+            raise UserError(
+                f"method.group={self.group} with method.baseline={baseline}: a reward that is compared with itself "
+                "teaches nothing; what works: method.group of at least 2, or method.baseline=history"
+            )
+        if baseline == "history" and history < history_minimum:
+            raise UserError(
+                f"method.history={history}: never holds the rewards that method.history_minimum={history_minimum} asks "
+                f"for; what works: at least {history_minimum}"
+            )
         rows = self.prompts * self.group * self.trained
         if form == "score" and (self.batch < rows or inner_epochs > 1):
             raise UserError(

@@ -73,6 +73,8 @@ class NFT(Graded):
         if not 1 <= self.trained <= num_steps:
             said = f"method.fraction={fraction}: trains {self.trained} of {num_steps} times"
             raise UserError(f"{said}; what works: 1 to all")
+        if self.group == 1:
+            raise UserError("method.group=1: a reward that is compared with itself teaches nothing; use at least 2")
         if self.policy.trains_text:
             raise UserError("method=nft with tune.text_encoder=true: the trailing policy reads its text; use false")
         if getattr(self.policy.adapter.unet.config, "guidance_embeds", True) is False:

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import torch
@@ -32,6 +33,9 @@ class Optim:
 
     def __init__(self, *, warmup_steps: int, warmup: str, schedule: str, clip: float | None) -> None:
         self.warmup_steps, self.warmup, self.schedule, self.clip = warmup_steps, warmup, schedule, clip
+
+    def check(self) -> None:
+        """UserError where this machine lacks what the optimiser needs. A plan is made without it."""
 
     @abstractmethod
     def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer: ...
@@ -95,8 +99,7 @@ class AdamW8bit(AdamW):
 
     The settings are those of AdamW. Pose RL was trained with it.
 
-    Raises:
-        UserError: bitsandbytes (extra `8bit`) is not installed.
+    `check` asks for bitsandbytes, of the extra `8bit`.
     """
 
     smaller: ClassVar[str | None] = None
@@ -106,13 +109,15 @@ class AdamW8bit(AdamW):
         """A byte for each moment."""
         return 2 * sum(weight.numel() for weight in parameters)
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        try:
-            from bitsandbytes.optim import AdamW8bit as Packed
-        except ImportError as error:
+    def check(self) -> None:
+        if find_spec("bitsandbytes") is None:
             raise UserError(
                 "optim=adamw8bit: bitsandbytes is not installed here; pip install 'lpo-platform[8bit]', or optim=adamw"
-            ) from error
+            )
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        from bitsandbytes.optim import AdamW8bit as Packed
+
         options = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         return Packed(parameters, **options)
 

@@ -293,7 +293,7 @@ def test_geometry(
 ) -> None:  # fmt: skip
     """DDPO's settings in ours: prompts x group is what all processes sample, batch the transitions of a step."""
     assert samples == sample_batch * batches * world and effective == train_batch * accumulation * world
-    step = method(prompts=samples, group=1, batch=effective * SMALL["num_steps"])
+    step = method(prompts=samples, group=1, baseline="round", batch=effective * SMALL["num_steps"])
     order = arrange(samples, step.num_steps, step.trained, "samples", seed=0, stream="a")
     cut = step.split_batches({"sample": order // step.num_steps}, torch.arange(len(order)), step.batch)
     assert [len(update["sample"].unique()) for update in cut] == [effective] * updates

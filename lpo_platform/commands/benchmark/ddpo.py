@@ -61,8 +61,8 @@ class DDPOBench(Bench):
         place = model.device
         model.process = DDIM()  # a method looks at its timesteps, of which the meta device has no values
         method = DDPO(
-            policy=policy, optim=AdamW(), seed=setting.seed, reward=brightness, task=Given(), group=1, num_steps=steps,
-            guidance=5.0, rounds=1, prompts=batch, batch=batch * steps,
+            policy=policy, optim=AdamW(), seed=setting.seed, reward=brightness, task=Given(), group=1,
+            baseline="history", num_steps=steps, guidance=5.0, rounds=1, prompts=batch, batch=batch * steps,
         ).to(place)  # fmt: skip
         model.process.to(place)
         method.place(0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.experimental import _config
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PACKAGE = str(Path(__file__).resolve().parents[2])
@@ -23,7 +24,7 @@ INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
 class Waits(TorchDispatchMode):
-    """found: how often each line of this package has let the host wait, under `aten.<operation> in <file>:<line>`."""
+    """found: how often each line of this package has let the host wait, under `<operation> in <file>:<line>`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Waits(TorchDispatchMode):
 
 def waits(op: Any, first: Tensor, others: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Whether this call of an operation on `first` and others does."""
-    if op in VALUES or op is aten.lift_fresh:  # the latter made of Python's numbers, on the device
+    if op in VALUES:
         return first.is_meta
     if op in INDEXED:
         return first.is_meta and any(i is not None and (not i.is_meta or i.dtype == torch.bool) for i in others[0])
@@ -58,6 +59,20 @@ def waits(op: Any, first: Tensor, others: tuple[Any, ...], options: dict[str, An
     else:
         return False
     return crosses and (outward or not (options.get("non_blocking") or others[1:2] == (True,)))
+
+
+class OfNumbers(TorchFunctionMode):
+    """Adds tensors that are made of Python's numbers on the device, which not every torch dispatches."""
+
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor) and result.is_meta and not isinstance(args[0], Tensor):
+            self.waits.found[f"torch.{func.__name__} in {caller()}"] += 1
+        return result
 
 
 def caller() -> str:
@@ -72,6 +87,6 @@ def caller() -> str:
 def host_waits(work: Callable[[], object]) -> Counter[str]:
     """What lets the host wait in `work`, which is done on meta tensors; a mask selects every row there."""
     mode = Waits()
-    with mode, _config.patch(meta_nonzero_assume_all_nonzero=True):
+    with mode, OfNumbers(mode), _config.patch(meta_nonzero_assume_all_nonzero=True):
         work()
     return mode.found

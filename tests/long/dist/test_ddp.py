@@ -204,11 +204,3 @@ def test_half_precision_clips_what_has_been_unscaled(fused: bool, tmp_path: Path
 def test_half_precision_is_for_gpus() -> None:
     with pytest.raises(UserError, match=r"hardware.precision=16-mixed: for GPUs only"):
         Hardware("cpu", "16-mixed")
-
-
-def test_8_bit_adam_says_what_it_needs() -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match=r"bitsandbytes is not installed here; pip install 'lpo-platform\[8bit\]'"):
-            AdamW8bit().build([nn.Parameter(torch.zeros(1))], steps=1)
