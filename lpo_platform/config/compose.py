@@ -159,7 +159,8 @@ def _update(composed: Composed, into: Values, new: Values, origin: str, prefix: 
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _update(composed, into[key], value, origin, f"{path}.")
         elif not (value == "???" and key in into):
-            composed.origins = {k: v for k, v in composed.origins.items() if not k.startswith(f"{path}.")}
+            if isinstance(into.get(key), dict):
+                composed.origins = {k: v for k, v in composed.origins.items() if not k.startswith(f"{path}.")}
             composed.origins[path] = origin
             into[key] = value
             if isinstance(value, dict):

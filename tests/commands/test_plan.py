@@ -114,7 +114,14 @@ def test_the_peak_is_that_of_what_lives_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["method=cpo", "hardware.gradient_checkpointing=true"], ["method=lpo", "tune=lora"], ["method=ddpo"]]
+    "words",
+    [
+        ["method=lpo", "tune=lora"],
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (["method=cpo", "hardware.gradient_checkpointing=true"], ["method=ddpo"])
+        ),
+    ],
 )
 def test_what_is_known_of_operations_counts_as_what_is_computed(
     words: list[str], monkeypatch: pytest.MonkeyPatch
