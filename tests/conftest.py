@@ -21,11 +21,6 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
         signal.signal(number, usual)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores (-n auto): tests that wait for processes of their own leave theirs idle."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 def pytest_collection_finish() -> None:
     """What is imported by now stays, and need not be looked through for garbage during every test."""
     gc.freeze()

@@ -100,8 +100,8 @@ def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
 
 @pytest.mark.parametrize(
     "example",
-    # the longest trains as another one does
-    [pytest.param(path, marks=pytest.mark.slow if path.stem == "own_dataset" else ()) for path in EXAMPLES],
+    # those with a class of the user's train, as tests of such classes do
+    [pytest.param(path, marks=pytest.mark.slow if path.stem.startswith("own_") else ()) for path in EXAMPLES],
     ids=lambda path: path.stem,
 )
 def test_an_example_runs_as_it_stands(

@@ -45,6 +45,7 @@ def test_a_job_runs_resumes_and_is_evaluated(cell: Cell, gpu: Path) -> None:
     assert all(metric["before"] == metric["before"] for metric in metrics.values())
 
 
+@pytest.mark.pretended
 def test_a_round_without_a_pair_changes_nothing(gpu: Path) -> None:
     """And the gradient scaler is as it was: the next round trains."""
     line = ("hardware=gpu", "hardware.precision=16-mixed", "method=lpo", "tune=lora", "callbacks.ema_decay=null")

@@ -28,6 +28,7 @@ def test_every_recipe_has_a_command_and_what_it_starts_from_comes_before() -> No
         assert set(recipe.needs) <= {before.name for before in found[:place]}
 
 
+@pytest.mark.slow
 def test_a_command_asks_for_all_that_its_recipe_lacks(tmp_path: Path) -> None:
     """Nothing is left to be required once the places in angle brackets are given."""
     (tmp_path / "file.json").touch()

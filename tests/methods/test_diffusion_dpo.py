@@ -168,6 +168,7 @@ def test_rows_without_a_winner_are_left_out(known: bool) -> None:
             preferences.preparation(Labelled([0.5], known=True), adapter, **options)
 
 
+@pytest.mark.slow
 def test_a_run_from_generated_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = [
@@ -186,6 +187,7 @@ def test_a_run_from_generated_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "run" / "export" / "lora").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_run_from_rated_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pick-a-Pic's layout, a third of the rows tied: held-out prompts are drawn, ties are not trained on."""
     monkeypatch.chdir(tmp_path)

@@ -89,7 +89,7 @@ def alone() -> dict[str, Any]:
     return {name: play(name, accumulation=1) for name in SCENARIOS}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.dist)])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of 2 or 4 processes found; on 2, four micro-batches make a step.
 

@@ -195,6 +195,7 @@ def test_more_skipped_steps_than_there_are_is_refused() -> None:
         made(skip_steps=6)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = [

@@ -98,6 +98,7 @@ def residuals(unet: UNet2DConditionModel, seen: list[Tensor]) -> None:
         block.register_forward_hook(lambda module, inputs, output: seen.extend(output[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "used", "picks", "shapes", "features"),
     [

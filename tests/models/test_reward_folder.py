@@ -175,6 +175,7 @@ def test_a_unet_in_several_files_loads(adapter: StableDiffusion, tmp_path: Path)
     torch.testing.assert_close(scores(adapter, load_reward(adapter, str(tmp_path))), scores(adapter, model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [SD15, SDXL])
 def test_names_at_full_size(shape: Shape) -> None:
     """What is stored under unet/ is a whole stock UNet, and the head's names and shapes are the original's."""

@@ -346,6 +346,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes(name: str) -> None:
     """The classes at full size without a byte of weights: transformer, table of places, ControlNets, text, LoRA."""

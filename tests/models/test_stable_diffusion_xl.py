@@ -175,6 +175,7 @@ def test_21_draws_the_stock_pipelines_noise(tmp_path: Path) -> None:
     assert sd.process.times(20).tolist() == list(range(951, 0, -50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "unet", "texts", "rank", "size", "tensors"),
     [

@@ -150,6 +150,7 @@ def test_a_text_encoder_that_learns_is_not_the_rewards(tmp_path: Path) -> None:
     assert not torch.equal(adapter.embed(tokens), before)
 
 
+@pytest.mark.slow
 def test_published_sizes() -> None:
     """Half of the blocks of Stable Diffusion 3.5-medium, 18 of those of 3-medium, the double blocks of FLUX."""
     model = RandomStableDiffusion3(SD35M, device="meta")

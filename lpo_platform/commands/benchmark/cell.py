@@ -15,8 +15,10 @@ from lpo_platform.commands.benchmark.cpo_dino import CPODinoStep
 from lpo_platform.commands.benchmark.generate import Generation
 from lpo_platform.commands.benchmark.lrm import LRMStep
 from lpo_platform.commands.benchmark.measure import Result, interleaved
+from lpo_platform.commands.benchmark.roofline import Roofline
 from lpo_platform.commands.benchmark.waits import host_waits
 from lpo_platform.commands.plan.count import flops, peak
+from lpo_platform.commands.plan.devices import Device
 from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.models.random_flux import FLUX
 from lpo_platform.models.random_sd3 import SD3, SD35L, SD35M
@@ -79,21 +81,28 @@ class Cell:
         shape = MODELS[self.model]()
         return self.kind.build(shape, batch=self.batch, resolution=self.resolution, **place, **self.options)
 
-    def counted(self, bench: Bench, *, memory: bool = False) -> dict[str, Result]:
+    def counted(self, bench: Bench, *, memory: bool = False, predicted_on: Device | None = None) -> dict[str, Result]:
         """Counts each variant of a step built on meta tensors: FLOPs per unit and the host's waits in a step.
 
-        With `memory` also the largest number of bytes that its tensors hold at once beside the weights, in float32.
+        With `memory` also the largest number of bytes that its tensors hold at once beside the weights, in float32;
+        with a GPU also what roofline.py predicts of a step there.
         """
         results: dict[str, Result] = {}
         for variant in self.variants:
             counts: list[int] = []
-            found = host_waits(lambda v=variant, counts=counts: counts.append(flops(lambda: bench.step(v))))
-            results[variant] = {"flops": counts[0] / bench.units, "waits": sum(found.values())}
+            waits = host_waits(lambda v=variant, counts=counts: counts.append(flops(lambda: bench.step(v))))
+            results[variant] = {"flops": counts[0] / bench.units, "waits": sum(waits.values())}
             if memory:
                 release(bench)
                 most: list[int] = []
                 host_waits(lambda v=variant, most=most: most.append(peak(lambda: bench.step(v))))
                 results[variant]["counted_bytes"] = most[0]
+                release(bench)
+            if predicted_on:
+                found = Roofline()
+                host_waits(lambda v=variant, found=found: found.follow(lambda: bench.step(v), predicted_on))
+                results[variant] |= {"kernels": found.kernels, "moved_bytes": found.moved}
+                results[variant] |= {"predicted_seconds": found.seconds, "predicted_share": found.share(predicted_on)}
                 release(bench)
         return results
 

@@ -6,6 +6,7 @@ It states time, FLOPs and peak memory.
     lpo-benchmark --model sd15 --flops-only        # Stable Diffusion 1.5 at 512 px, in seconds anywhere
     lpo-benchmark --what lpo-update --model sdxl --batch 4 --flops-only --count-memory
     lpo-benchmark --what cpo --model flux --flops-only --count-memory     # 12 billion weights; minutes
+    lpo-benchmark --model sd15 --batch 8 --flops-only --predict h100      # kernels, bytes moved, and a roofline
     lpo-benchmark --model sd15 --device cuda --batch 8 --repeats 10 --json out.json
     lpo-benchmark --everything --limit 540         # all of it, on a GPU in one call; make bench-gpu
     lpo-benchmark --scaling --folder scaling       # how time grows, as a page with plots
@@ -52,6 +53,7 @@ from lpo_platform.commands.terminal import VERSION
 WHAT = ("cpo", "cpo-dino", "control", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration")
 WHAT += ("ddpo-update", "ddpo-round", "generate", "pipeline", "startup")
 MODELS = ("tiny", "sd15", "sd21", "sdxl", "sd3", "sd35m", "sd35l", "flux")
+GPUS = ("a100", "h100", "h200", "rtx4090")
 OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
 
@@ -76,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--variants", help="comma-separated; all unless given")
     p.add_argument("--flops-only", action="store_true", help="count, compute nothing")
     p.add_argument("--count-memory", action="store_true", help="count what a step holds beside the weights, in float32")
+    p.add_argument("--predict", choices=GPUS, help="count kernels and bytes moved, and predict a step's time on a GPU")
     p.add_argument("--no-memory", action="store_true", help="CPU: do not start a process per variant for its peak")
     p.add_argument("--json", type=Path, help="also write everything here; --everything goes on from what it holds")
     p.add_argument("--everything", action="store_true", help="all steps, those that say most first")
@@ -138,7 +141,7 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
     from lpo_platform.commands.benchmark.cell import Cell
     from lpo_platform.commands.benchmark.measure import part_flops, peak
     from lpo_platform.commands.benchmark.report import against_published, machine, table
-    from lpo_platform.commands.plan.devices import peak_of
+    from lpo_platform.commands.plan.devices import DEVICES, peak_of
 
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     chosen = tuple(arguments.variants.split(",")) if arguments.variants else ()
@@ -153,7 +156,8 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
         return {}
 
     counted = cell.build(device="meta")
-    results = cell.counted(counted, memory=arguments.count_memory)
+    predicted_on = DEVICES[arguments.predict] if arguments.predict else None
+    results = cell.counted(counted, memory=arguments.count_memory, predicted_on=predicted_on)
     size = arguments.resolution or counted.method.policy.adapter.resolution
     about = machine(device) | {"what": cell.what, "model": cell.model, "batch": cell.batch, **kind.options, **given}
     about |= {"resolution": size}
@@ -173,6 +177,8 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
         print("\nPeak: resident set (VmHWM) of a fresh process for one step, weights of all parts included.")
     if arguments.count_memory:
         print("\nCounted: bytes of tensors alive at once in a step, float32, attention fused, beside the weights.")
+    if predicted_on:
+        print(f"\nPredicted for {predicted_on.name}, not measured: every kernel at its roof (roofline.py).")
     report = {"about": about, "variants": results}
     published = kind.published.get(cell.model)
     if published and arguments.resolution is None and kind.options == kind.options | given:

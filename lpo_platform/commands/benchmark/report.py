@@ -26,6 +26,7 @@ RATIOS = {
     "cpu_seconds": "CPU time",
     "peak_bytes": "memory",
     "counted_bytes": "counted memory",
+    "predicted_seconds": "predicted time",
 }
 
 
@@ -65,6 +66,12 @@ def table(results: dict[str, Result], units: int, unit: str, peak: float | None 
         "CPU s / step (min to max)": ("cpu_seconds", lambda r: spread(r, "cpu_seconds")),
         "peak GiB": ("peak_bytes", lambda r: f"{r['peak_bytes'] / 2**30:.2f}"),
         "counted GiB": ("counted_bytes", lambda r: f"{r['counted_bytes'] / 2**30:.2f}"),
+    }
+    columns |= {
+        "kernels / step": ("kernels", lambda r: f"{r['kernels']:,}"),
+        "GB moved / step": ("moved_bytes", lambda r: f"{r['moved_bytes'] / 1e9:.3g}"),
+        "s / step, predicted": ("predicted_seconds", lambda r: f"{r['predicted_seconds']:.3g}"),
+        "% of peak FLOP/s, predicted": ("predicted_share", lambda r: f"{100 * r['predicted_share']:.0f}"),
     }
     if peak:
         columns["% of peak FLOP/s"] = ("seconds", lambda r: f"{100 * utilisation(r, units, peak):.0f}")
