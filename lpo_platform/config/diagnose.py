@@ -53,7 +53,8 @@ def diagnose(
         parsed = [item for item in parsed if not item.is_sweep_override()]
     if lists := [item for item in parsed if isinstance(item.value(), list) and _is_group(files, item)]:
         # Hydra would mix the files of its options
-        return missing + [f"{item.input_line}: {item.key_or_group} is one option at a time" for item in lists]
+        advice = "is one option at a time; -m runs several"
+        return missing + [f"{item.input_line}: {item.key_or_group} {advice}" for item in lists]
     problems = missing + problems + _repeated(files, parsed) + _fixed_problems(parsed)
     try:
         for variant in _variants(files, parsed):

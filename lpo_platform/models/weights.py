@@ -77,7 +77,8 @@ def load_tokenizer(from_pretrained: Callable[..., T], weights: str, *, setting: 
     """A tokenizer, or a processor that has one. UserError where a file is missing without which transformers makes one
     that knows no words, or no end of a text, and says nothing."""
     part = options.get("subfolder")
-    there = set(_files(weights, part, options.get("revision"), setting)[1])
+    place, names = _files(weights, part, options.get("revision"), setting)
+    there, said = set(names), Path(place, part or "", "tokenizer_config.json")
     unusable = f"{setting}={weights}: no usable tokenizer" + (f" (part {part!r})" if part else "")
     wanted = min(TOKENIZERS, key=lambda files: (not there & set(files), len(set(files) - there)))
     if missing := [name for name in (*wanted, "tokenizer_config.json") if name not in there]:
@@ -86,7 +87,7 @@ def load_tokenizer(from_pretrained: Callable[..., T], weights: str, *, setting: 
     try:
         return load(from_pretrained, weights, setting=setting, **options)
     except UserError as error:
-        if "config.json" in there:
+        if "config.json" in there or not said.is_file() or "tokenizer_class" in said.read_text(encoding="utf-8"):
             raise
         lacks = "config.json is missing, and tokenizer_config.json does not say of which class it is"
         raise UserError(f"{unusable}: {lacks}") from error

@@ -212,6 +212,8 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(main, capsys, tmp_path: Pa
     for line in (["hydra.run.dir=/dev/null/a"], ["-m", "seed=0", "hydra.sweep.dir=/dev/null"]):  # no regular file
         assert main("method=cpo", *line, work=finished) == 2
         assert capsys.readouterr().err == f"lpo-train: /dev/null {way}"
+    assert main("method=cpo", "hydra.run.dir=/proc/none", work=finished) == 2  # where nobody makes a folder
+    assert capsys.readouterr().err.startswith("lpo-train: /proc/none: No such file or directory; what works: a folder")
     assert main("method=cpo", f"hydra.run.dir={'a' * 300}", work=finished) == 2
     assert "aaa: File name too long; what works: names of at most 255 bytes\n" in capsys.readouterr().err
 

@@ -67,6 +67,8 @@ def test_the_last_value_that_works_works(line: str) -> None:
 def test_a_group_is_chosen_once() -> None:
     (found,) = diagnose("train", ["method=cpo", "method=lpo"])
     assert found == "method=cpo method=lpo: method is chosen more than once; keep one of them"
+    (found,) = diagnose("train", ["method=[cpo,lpo]"])
+    assert found == "method=[cpo,lpo]: method is one option at a time; -m runs several"
     assert diagnose("train", ["method=lpo", "method=lpo", "optim.lr=1", "optim.lr=2"]) == []
     gold = "+reward@callbacks.sentinel.gold"
     assert diagnose("train", ["method=lpo", f"{gold}.a=compressibility", f"{gold}.b=incompressibility"]) == []

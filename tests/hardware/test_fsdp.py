@@ -193,5 +193,5 @@ def test_a_sharded_run_of_the_command_line_ends_as_a_whole_one(tmp_path: Path, t
     (whole, expected), (sharded, measured) = found
     assert sharded.keys() == whole.keys()
     for name, value in whole.items():
-        assert apart(sharded[name], value) < 1e-4, name  # Adam steps by rounding where a gradient is nearly 0
+        torch.testing.assert_close(sharded[name], value, rtol=1e-3, atol=1e-4)
     assert measured == pytest.approx(expected, rel=0.02, abs=0.01)

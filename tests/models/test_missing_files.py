@@ -46,3 +46,13 @@ def test_a_tokenizer_whose_class_no_file_names_is_one_line(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"no usable tokenizer: config\.json is missing") as error:
         load_tokenizer(AutoTokenizer.from_pretrained, str(tmp_path), setting="tokenizer")
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_names_its_class_is_not_said_to_lack_it(tmp_path: Path) -> None:
+    """As those of Stable Diffusion, which have no config.json."""
+    networks.bert(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "NoSuchTokenizer"}')
+    with pytest.raises(UserError) as error:
+        load_tokenizer(AutoTokenizer.from_pretrained, str(tmp_path), setting="tokenizer")
+    assert "config.json is missing" not in str(error.value) and "\n" not in str(error.value)

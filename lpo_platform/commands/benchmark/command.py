@@ -48,12 +48,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lpo_platform.commands.plan.devices import DEVICES
 from lpo_platform.commands.terminal import VERSION
 
 WHAT = ("cpo", "cpo-dino", "control", "control-reward", "lrm", "lpo-update", "lpo-rollout", "lpo-iteration")
 WHAT += ("ddpo-update", "ddpo-round", "generate", "pipeline", "startup")
 MODELS = ("tiny", "sd15", "sd21", "sdxl", "sd3", "sd35m", "sd35l", "flux")
-GPUS = ("a100", "h100", "h200", "rtx4090")
 OPTIONS = ("form", "candidates", "steps", "valid", "micro", "train_batch")
 
 
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--variants", help="comma-separated; all unless given")
     p.add_argument("--flops-only", action="store_true", help="count, compute nothing")
     p.add_argument("--count-memory", action="store_true", help="count what a step holds beside the weights, in float32")
-    p.add_argument("--predict", choices=GPUS, help="count kernels and bytes moved, and predict a step's time on a GPU")
+    p.add_argument("--predict", choices=DEVICES, help="count kernels and bytes moved, predict a step's time on a GPU")
     p.add_argument("--no-memory", action="store_true", help="CPU: do not start a process per variant for its peak")
     p.add_argument("--json", type=Path, help="also write everything here; --everything goes on from what it holds")
     p.add_argument("--everything", action="store_true", help="all steps, those that say most first")
@@ -141,7 +141,7 @@ def one(p: argparse.ArgumentParser, arguments: argparse.Namespace, hardware: Any
     from lpo_platform.commands.benchmark.cell import Cell
     from lpo_platform.commands.benchmark.measure import part_flops, peak
     from lpo_platform.commands.benchmark.report import against_published, machine, table
-    from lpo_platform.commands.plan.devices import DEVICES, peak_of
+    from lpo_platform.commands.plan.devices import peak_of
 
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     chosen = tuple(arguments.variants.split(",")) if arguments.variants else ()

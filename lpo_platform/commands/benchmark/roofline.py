@@ -18,12 +18,12 @@ from lpo_platform.commands.plan.known import run
 
 LEAST = 3e-6  # seconds from one kernel's start to the next, however small it is
 SIZE = 2  # bytes of a number in bf16
-NO_KERNEL = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "lift_fresh", "alias"}
+NO_KERNEL = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 
 
 @dataclass
 class Roofline:
-    """kernels: how many are launched; moved: bytes read and written; seconds: predicted."""
+    """kernels: how many are launched; moved: bytes read and written; flops: counted; seconds: predicted."""
 
     kernels: int = 0
     moved: float = 0.0

@@ -1,5 +1,7 @@
 """What is predicted of a GPU, against sums by hand."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from toys.shapes import TOY
@@ -12,7 +14,7 @@ from lpo_platform.commands.plan.devices import DEVICES
 H100 = DEVICES["h100"]
 
 
-def of(work) -> Roofline:
+def of(work: Callable[[], object]) -> Roofline:
     found = Roofline()
     found.follow(work, H100)
     return found
@@ -45,7 +47,7 @@ def test_a_backward_is_followed() -> None:
     assert found.flops == 2 * 2 * n**3  # the picture wants no gradient
 
 
-def test_ours_needs_less_than_the_step_as_released(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_needs_less_than_the_step_as_released() -> None:
     bench = CPOStep.build(TOY, batch=2, device="meta")
     results = Cell("cpo", "tiny", 2, chosen=("plain", "exact")).counted(bench, predicted_on=H100)
     plain, ours = results["plain"], results["exact"]
