@@ -218,6 +218,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(main, capsys, tmp_path: Pa
     assert "aaa: File name too long; what works: names of at most 255 bytes\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_second_have_folders_of_their_own(main, monkeypatch: pytest.MonkeyPatch):
     folders = []
 
@@ -306,6 +307,7 @@ def test_an_interrupt_says_how_to_go_on_and_that_works(main, capsys):
     assert seen[-1] == (9, folder)
 
 
+@pytest.mark.slow
 def test_resume_auto_finds_the_unfinished_run_of_the_same_configuration(main, capsys):
     folders: list[Path] = []
 
@@ -355,6 +357,7 @@ def test_a_sweep_runs_every_job_and_ends_with_the_worst_code(main, capsys):
     assert [seed for seed, _ in seen] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_sweep_and_its_job_can_be_resumed(main, capsys):
     seen = []
 
@@ -373,6 +376,7 @@ def test_an_interrupt_ends_the_sweep_and_its_job_can_be_resumed(main, capsys):
     assert "resume=auto: one run at a time; leave -m and sweep= out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resuming_finds_the_options_of_the_user_again(main, tmp_path: Path):
     (tmp_path / "here" / "conf" / "task").mkdir(parents=True)
     (tmp_path / "here" / "my_other_task.py").write_text("class Edges:\n    def __init__(self, low: float = 0.1): ...\n")
@@ -390,6 +394,7 @@ def test_resuming_finds_the_options_of_the_user_again(main, tmp_path: Path):
     assert seen[0] == seen[1] and seen[0][0] == "Edges"
 
 
+@pytest.mark.slow
 def test_overrides_may_stand_on_both_sides_of_flags(main):
     seen = []
 
@@ -401,6 +406,7 @@ def test_overrides_may_stand_on_both_sides_of_flags(main):
     assert seen == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_from_its_resolved_yaml(main, tmp_path: Path):
     configs = []
 

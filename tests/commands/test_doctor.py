@@ -100,6 +100,7 @@ def test_a_disconnected_branch(patient: Patient, monkeypatch: pytest.MonkeyPatch
     assert found["gradient"].what == "zero in all 166 tensors that learn" and found["gradient"].state == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_reference_that_shares_weights(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_copies", dict)
     found = patient.train("shared")["reference"]
@@ -213,6 +214,7 @@ def test_few_rows_are_other_data() -> None:
     assert torch.equal(cut.train[3].image, data.train[3].image)
 
 
+@pytest.mark.slow
 def test_a_training_with_the_checks_is_the_training_without(patient: Patient) -> None:
     here, evaluator = patient.job, build.create(patient.job.cfg.metrics)
     ends = []

@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
+from toys.instances import first
 
 from lpo_platform.commands import evaluate_once, main
 from lpo_platform.commands.evaluate import of_run
@@ -86,6 +87,7 @@ def test_other_weights_are_what_is_evaluated(lpo_eval, tmp_path: Path) -> None:
     assert one["before"] == other["after"] != one["after"] == other["before"]
 
 
+@pytest.mark.slow
 def test_the_protocol_of_a_paper_says_where_it_is_left(lpo_eval) -> None:
     code, said = lpo_eval(*TINY, "metrics=cpo", "metrics.num_steps=2", "hydra.run.dir=run", "data.num_test=5")
     assert code == 0, said
@@ -189,7 +191,9 @@ def test_canny_of_two_folders(lpo_eval) -> None:
     assert np.array_equal(saved, 255 * edges[0, 0].numpy()) and set(np.unique(saved)) == {0, 255}
 
 
-@pytest.mark.parametrize(("black", "wrap", "true"), [((0, 0), 0.999881, 0.999862), ((100, 110), 0.969553, 0.965875)])
+@pytest.mark.parametrize(
+    ("black", "wrap", "true"), first([((0, 0), 0.999881, 0.999862), ((100, 110), 0.969553, 0.965875)], keep=1)
+)
 def test_lineart_of_two_folders(lpo_eval, black: tuple[int, int], wrap: float, true: float) -> None:
     """In double precision, where torchmetrics' variances of flat squares cancel less than in the probe's float32."""
     y, x = np.meshgrid(np.arange(512), np.arange(512), indexing="ij")
@@ -215,7 +219,8 @@ def test_depth_of_two_folders(lpo_eval, power: int, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shift", "similarity", "ap"), [(0, 1, 1), (5, 0.895915, 0.8), (10, 0.696286, 0.4), (20, 0.391839, 0)]
+    ("shift", "similarity", "ap"),
+    first([(0, 1, 1), (5, 0.895915, 0.8), (10, 0.696286, 0.4), (20, 0.391839, 0)], keep=1),
 )
 def test_poses_of_two_folders(lpo_eval, shift: int, similarity: float, ap: float) -> None:
     k = np.arange(17)
@@ -228,7 +233,7 @@ def test_poses_of_two_folders(lpo_eval, shift: int, similarity: float, ap: float
     assert item["oks"] == pytest.approx(similarity, abs=1e-6) and item["cpo_map"] == pytest.approx(ap)
 
 
-@pytest.mark.parametrize("task", ["canny", "hed", "lineart", "depth", "seg_ade20k", "seg_coco", "pose"])
+@pytest.mark.parametrize("task", first(["canny", "hed", "lineart", "depth", "seg_ade20k", "seg_coco", "pose"], keep=2))
 def test_identity_is_perfect_for_every_task(lpo_eval, task: str) -> None:
     split = Toy(num_train=0, num_test=3, resolution=64, people=1.0 if task == "pose" else None).test
     for folder in "ab":

@@ -30,6 +30,7 @@ from toys import flux as toy_flux
 from toys import sd3 as toy_sd3
 from toys import stable_diffusion as toy
 from toys.exported import PROMPTS, ROW, SECRET, run_of
+from toys.instances import first
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lpo_platform.commands.build import create, policy_of
@@ -183,7 +184,8 @@ CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    ("kind", "to"), [("lora", "diffusers"), ("control", "diffusers"), ("full", "diffusers"), ("control", "merged")]
+    ("kind", "to"),
+    first([("lora", "diffusers"), ("control", "diffusers"), ("full", "diffusers"), ("control", "merged")], keep=1),
 )
 def test_the_code_of_the_card_draws_a_picture(
     kind: str, to: str, sd15: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -202,6 +204,7 @@ def test_the_code_of_the_card_draws_a_picture(
     assert PROMPTS[0] in code and isinstance(names["pipeline"].scheduler, DDIMScheduler)
 
 
+@pytest.mark.slow
 def test_the_code_of_a_reward_models_card_scores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["method=lrm", "model=tiny", "data=toy_pairs", "metrics=pairs"]
     run = run_of(tmp_path / "run", *words)
@@ -243,6 +246,7 @@ def test_stock_single_file_loading_reads_a_checkpoint(full: Path, sd15: Path, tm
         torch.testing.assert_close(getattr(found, name).state_dict(), module.state_dict(), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_single_file_is_a_model_of_ours(full: Path, sd15: Path, tmp_path: Path) -> None:
     """Every weight as in the folders that it was made of, and a file that lacks one is named."""
     write(full, "comfyui", tmp_path)
@@ -289,6 +293,7 @@ def test_stock_single_file_loading_reads_an_sdxl_checkpoint(sdxl: Path, tmp_path
         torch.testing.assert_close(own.state_dict(), stock.state_dict(), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_kohya_lora_has_the_names_that_trainers_write(lora: Path, tmp_path: Path) -> None:
     form = write(lora, "comfyui", tmp_path)
     pipeline = form.read(tmp_path)
@@ -329,7 +334,7 @@ def test_a_flow_transformer_in_the_forms_that_it_has(
         export({"run": str(run), "to": "comfyui"})
 
 
-@pytest.mark.parametrize("to", ["diffusers", "comfyui", "safetensors"])
+@pytest.mark.parametrize("to", first(["diffusers", "comfyui", "safetensors"], keep=1))
 def test_one_other_weight_is_found(to: str, control: Path, tmp_path: Path) -> None:
     form = write(control, to, tmp_path)
     compare_weights(form, form.read(tmp_path).components)

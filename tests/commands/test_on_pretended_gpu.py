@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from toys.grid import PRECISIONS, Cell
+from toys.instances import first
 from toys.pretended_cuda import pretended_cuda
 from toys.whole_runs import configured, train, whole
 
@@ -63,17 +64,20 @@ OTHERS = [pytest.param(precision, marks=pytest.mark.pretended) for precision in 
 @pytest.mark.parametrize("precision", ["16-mixed", *OTHERS])
 @pytest.mark.parametrize(
     "words",
-    [
-        ("method=cpo",),
-        ("method=lpo",),
-        ("method=lpo", "tune=lora"),
-        ("method=lpo", "tune=lora", "tune.merged=true"),
-        ("method=diffusion_dpo", "tune.text_encoder=true"),
-        ("model=sdxl", "method=diffusion_dpo", "tune.text_encoder=true"),
-        ("method=lrm",),
-    ],
+    first(
+        [
+            ["method=cpo"],
+            ["method=lpo"],
+            ["method=lpo", "tune=lora"],
+            ["method=lpo", "tune=lora", "tune.merged=true"],
+            ["method=diffusion_dpo", "tune.text_encoder=true"],
+            ["model=sdxl", "method=diffusion_dpo", "tune.text_encoder=true"],
+            ["method=lrm"],
+        ],
+        keep=4,
+    ),
 )
-def test_frozen_weights_take_the_bytes_that_the_plan_counts(words: tuple[str, ...], precision: str, gpu: Path) -> None:
+def test_frozen_weights_take_the_bytes_that_the_plan_counts(words: list[str], precision: str, gpu: Path) -> None:
     xl = Cell("sdxl", words[1:], precision).line(gpu) if words[0] == "model=sdxl" else words
     policy = assemble(configured("hardware=gpu", *xl, f"hardware.precision={precision}")).policy
     parts = {id(part): part for part in (*policy.adapter.parts, *policy.learning.values())}.values()

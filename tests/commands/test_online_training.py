@@ -114,6 +114,7 @@ def test_an_lrm_run_leaves_its_last_and_its_best_model(lrm: Path) -> None:
     assert same is (accuracies[1] > accuracies[0])
 
 
+@pytest.mark.slow
 def test_a_killed_lrm_run_ends_bit_for_bit_where_the_straight_one_does(folder: Path, lrm: Path) -> None:
     resumed = killed(lrm, folder / "lrm-resumed", rounds_left=1)
     train.train(configured(*LRM), resumed)

@@ -1,7 +1,6 @@
 """A training on rows that are made as it reads them: the same weights, bit for bit, whatever was kept before."""
 
 import copy
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,20 +81,20 @@ def test_the_weights_do_not_depend_on_what_was_kept(here: Path, method: str) -> 
     trial = Trial(*METHODS[method])
     streamed = trial.train(here / "streamed", "none")
     assert not list(Path("outputs/cache").rglob("*.safetensors"))
-    runs = {"made": trial.train(here / "made")}
-    shares = [row[WAITING] for row in read_lines(here / "made" / "metrics.jsonl") if WAITING in row]
+    with pytest.raises(RuntimeError, match="ended"):
+        trial.train(here / "resumed", stop=7)
+    runs = {"resumed": trial.train(here / "resumed")}
+    shares = [row[WAITING] for row in read_lines(here / "resumed" / "metrics.jsonl") if WAITING in row]
     assert len(shares) > 1 and all(0 <= share < 1 for share in shares)
     kept = sorted(Path("outputs/cache").rglob("*.safetensors"))
     assert kept
-    runs["kept"] = trial.train(here / "kept")
-    assert sorted(Path("outputs/cache").rglob("*.safetensors")) == kept
     for file in kept[::2]:
         file.unlink()
     runs["half kept"] = trial.train(here / "half")
-    shutil.rmtree("outputs/cache")
-    with pytest.raises(RuntimeError, match="ended"):
-        trial.train(here / "resumed", stop=7)
-    runs["resumed"] = trial.train(here / "resumed")
+    again = sorted(Path("outputs/cache").rglob("*.safetensors"))
+    assert len(again) == len(kept)
+    runs["kept"] = trial.train(here / "kept")
+    assert sorted(Path("outputs/cache").rglob("*.safetensors")) == again
     for name, weights in runs.items():
         assert weights.keys() == streamed.keys() != set(), name
         assert all(torch.equal(weights[key], value) for key, value in streamed.items()), name

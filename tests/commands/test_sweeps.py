@@ -96,6 +96,7 @@ def test_a_failed_job_stops_no_other_and_the_sweep_can_be_started_again(main, ca
     )
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_alone_with_what_the_sweeps_file_chose(main):
     seen, broken = [], True
 
@@ -216,6 +217,7 @@ def test_what_a_sweeper_improves(tmp_path: Path):
     assert sweep.objective(tmp_path, "maximize") == 0.5 and sweep.objective(tmp_path, "Direction.minimize") == -0.5
 
 
+@pytest.mark.slow
 def test_jobs_of_a_launcher_run_in_processes_of_their_own(main, capsys):
     """submitit's local executor, the fallback where there is no Slurm: same path, other queue."""
 
@@ -355,6 +357,7 @@ def test_the_committed_sweeps_are_over_what_they_say():
     assert (methods["lpo_beta"], methods["cpo_tasks"]) == ("lpo", "cpo")
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_are_one_group_at_wandb_and_end_with_numbers(tmp_path: Path, monkeypatch):
     from lpo_platform.tracking.loggers.final_tables import log_tables
     from lpo_platform.tracking.loggers.service import open_logger

@@ -35,6 +35,7 @@ def test_every_method_is_small_and_right(method: str) -> None:
     assert diagnose("train", [*line_of(method), "debug=smoke"]) == []
 
 
+@pytest.mark.slow
 def test_every_recipe_is_small() -> None:
     """Every other one on three processes."""
     for number, name in enumerate(shipped("experiment")):

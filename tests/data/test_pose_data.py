@@ -182,11 +182,11 @@ def test_hands_and_faces_are_stored_drawn_and_read_as_labels(vitpose: str, tmp_p
     (found,) = read_file(tmp_path / "out" / "keypoints" / "1.png.json")[0].values()
     pixels = torch.from_numpy(np.array(Image.open(tmp_path / "photographs" / "1.png"))).permute(2, 0, 1)[None] / 255
     (person,) = task.find(pixels)[0].double().numpy()
+    person[person[:, 2] <= 0] = 0  # what a file says of a joint that nothing speaks for
     places = {"face": slice(23, 91), "hand_left": slice(91, 112), "hand_right": slice(112, 133)}
     assert set(found.parts) == set(places)
     for name, where in places.items():
-        same = (np.abs(found.parts[name][0] - person[where]) < 0.01).all(1)
-        assert same.mean() > 0.9, name  # a random network has places that are nearly as likely as its best
+        assert np.abs(found.parts[name][0] - person[where]).max() < 0.01, name
     shown = np.asarray(Image.open(tmp_path / "out" / "skeletons" / "1.png.png"))
     wanted, body = (
         draw(torch.from_numpy(person[None, :count]), 100)[:, :, :60].mul(255).round().permute(1, 2, 0).numpy()

@@ -139,6 +139,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_writer_killed_at_any_moment_leaves_whole_files_or_none(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

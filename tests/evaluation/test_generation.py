@@ -93,6 +93,7 @@ def test_pictures_are_those_of_diffusers_and_drawn_once(command: Command, capsys
     assert json.loads(Path("out/manifest.json").read_text())["settings"]["guidance"] == 2.0
 
 
+@pytest.mark.slow
 def test_the_start_another_control_and_another_size(command: Command) -> None:
     """The run's own export, named as another ControlNet, draws as the run does; what it started from does not."""
     of = {"a": "weights=trained", "b": "weights=run/export/controlnet", "c": "weights=start", "d": "resolution=32"}

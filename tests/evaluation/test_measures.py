@@ -451,6 +451,7 @@ def fill(folder: Path, number: int, seed: int = 0) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_stored_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fid: Fid, weights: dict[str, str]) -> None:
     """Through the command; its numbers are those of the folder, whoever reads them."""
     monkeypatch.chdir(tmp_path)

@@ -42,18 +42,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    """What one process and two found; `on one` and `on two` go on where the other stopped after 2 of 3 steps."""
+    """What one process and two found."""
+    return {"one": together(JOBS, 1, folder / "1")[0], "two": together(JOBS, 2, folder / "2")}
+
+
+@pytest.fixture(scope="module")
+def resumed(folder: Path) -> dict[str, Any]:
+    """`on one` and `on two` go on where the other stopped after 2 of 3 steps."""
 
     def run(name: str, **options: Any) -> Job:
         return Job("cpo", "control", "fsdp", steps=3, folder=folder / name, double=True, **options)
 
-    one = together(JOBS | {"straight": run("straight"), "stopped": run("one", stop=2)}, 1, folder / "1")[0]
-    two = together(JOBS | {"stopped": run("two", stop=2)}, 2, folder / "2")
+    one = together({"straight": run("straight"), "stopped": run("one", stop=2)}, 1, folder / "resumed-1")[0]
+    together({"stopped": run("two", stop=2)}, 2, folder / "resumed-2")
     for name in ("one", "two"):
         assert len(list((folder / name / "checkpoints").glob("step=*.ckpt"))) == 2
     on_one = together({"on one": replace(run("two"))}, 1, folder / "on-1")[0]
     on_two = together({"on two": replace(run("one"))}, 2, folder / "on-2")
-    return {"one": one | on_one, "two": [before | after for before, after in zip(two, on_two, strict=True)]}
+    return {"straight": one["straight"], "on one": [on_one["on one"]], "on two": [of["on two"] for of in on_two]}
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +103,19 @@ def test_gradient_checkpointing_changes_nothing(longer: dict) -> None:
             assert apart(ours, theirs) < 1e-12
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("name", ["on one", "on two"])
-def test_a_run_goes_on_with_shared_or_whole_weights(found: dict, name: str) -> None:
+def test_a_run_goes_on_with_shared_or_whole_weights(resumed: dict, name: str) -> None:
     """Weights and moving average, from the other's checkpoint; the average is kept in float32."""
-    straight = found["one"]["straight"]
-    for process in [found["one"]] if name == "on one" else found["two"]:
-        resumed = process[name]
-        assert len(resumed["gradients"]) == 1
-        assert apart(resumed["weights"], straight["weights"], straight["start"]) < 1e-11
-        assert apart(resumed["average"], straight["average"], straight["start"]) < 1e-5
+    straight = resumed["straight"]
+    for process in resumed[name]:
+        assert len(process["gradients"]) == 1
+        assert apart(process["weights"], straight["weights"], straight["start"]) < 1e-11
+        assert apart(process["average"], straight["average"], straight["start"]) < 1e-5
 
 
-def test_checkpoints_hold_whole_tensors(found: dict, folder: Path) -> None:
+@pytest.mark.dist
+def test_checkpoints_hold_whole_tensors(resumed: dict, folder: Path) -> None:
     one, two = (torch.load(newest(folder / name / "checkpoints"), weights_only=True) for name in ("straight", "one"))
     for part in ("state_dict", "optimizer_states", "callbacks"):
         assert shapes(one[part]) == shapes(two[part])
@@ -123,8 +130,9 @@ def shapes(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value)
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("suffix", ["", "_ema"])
-def test_exports_are_those_of_one_process(found: dict, folder: Path, suffix: str) -> None:
+def test_exports_are_those_of_one_process(resumed: dict, folder: Path, suffix: str) -> None:
     file = Path("export") / f"controlnet{suffix}" / "diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(folder / "one" / file), load_file(folder / "straight" / file)
     assert ours.keys() == theirs.keys()

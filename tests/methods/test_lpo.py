@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from toys import lpo as toy_lpo
+from toys.instances import first
 
 from lpo_platform.diffusion import noise
 from lpo_platform.diffusion.gaussian import Gaussian
@@ -104,7 +105,7 @@ def whole(step: LPO, number: int = 0) -> dict[str, Tensor]:
     return batch
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", first(["epsilon", "v_prediction"], keep=1))
 @pytest.mark.parametrize("tune", TUNES)
 def test_two_forwards_equal_the_originals_four(tune: Tune, prediction: str) -> None:
     """In loss and in every gradient, where the clamp is active for some rows and not for others."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+from toys.instances import first
 
 from lpo_platform.commands import train
 from lpo_platform.config import compose
@@ -68,7 +69,9 @@ def forwards(method: SPO) -> tuple[list[Tensor], list[Tensor]]:
     return read
 
 
-@pytest.mark.parametrize(("inner", "forks"), [(0, [[2], [3], [4], [5]]), (1, [[2, 3], [4, 5]]), (2, [[2, 3, 4], [5]])])
+@pytest.mark.parametrize(
+    ("inner", "forks"), first([(0, [[2], [3], [4], [5]]), (1, [[2, 3], [4, 5]]), (2, [[2, 3, 4], [5]])], keep=1)
+)
 def test_every_point_is_denoised_once(inner: int, forks: list[list[int]]) -> None:
     """K b a step from the first fork on, before it b (with guidance twice as many rows of the UNet)."""
     method = made(inner_steps=inner)
@@ -85,7 +88,7 @@ def test_every_point_is_denoised_once(inner: int, forks: list[list[int]]) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("inner", [0, 1])
+@pytest.mark.parametrize("inner", first([0, 1], keep=1))
 def test_the_shared_prediction_is_what_a_second_one_would_be(inner: int) -> None:
     """Clean latents by the closed form x0 = (x - sqrt(1 - abar) e) / sqrt(abar), the next step from a new forward."""
     method = made(inner_steps=inner)
@@ -110,7 +113,7 @@ def test_the_shared_prediction_is_what_a_second_one_would_be(inner: int) -> None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("inner", [0, 1])
+@pytest.mark.parametrize("inner", first([0, 1], keep=1))
 def test_pairs_obey_the_rule(inner: int) -> None:
     """Every picture scored by itself; best and worst of K, if the softmax of the two differs by more than 0.3."""
     reward = StepwiseRedness()
@@ -142,7 +145,7 @@ def test_pairs_obey_the_rule(inner: int) -> None:
     assert method.round["rollout/valid"].item() * len(forks) * 2 == pytest.approx(len(expected) / (1 + inner))
 
 
-@pytest.mark.parametrize("inner", [0, 1])
+@pytest.mark.parametrize("inner", first([0, 1], keep=1))
 def test_the_gradient_is_that_of_four_forwards(inner: int) -> None:
     """Section 3.3 literally: Gaussian log-densities of DDIM's step by diffusers' own UNets, means over C, H, W."""
     method = made(inner_steps=inner, threshold=0.05)

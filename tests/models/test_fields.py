@@ -28,6 +28,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 from toys import flux as toy_flux
 from toys import stable_diffusion as toy
+from toys.instances import first
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.diffusion.flow import Flow
@@ -382,14 +383,17 @@ def test_a_folder_is_refused_at_load(
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"timestep_spacing": "trailing"},
-        {"timestep_spacing": "linspace"},
-        {"rescale_betas_zero_snr": True},
-        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
-        {"beta_schedule": "linear"},
-        {"set_alpha_to_one": True},
-    ],
+    first(
+        [
+            {"timestep_spacing": "trailing"},
+            {"timestep_spacing": "linspace"},
+            {"rescale_betas_zero_snr": True},
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            {"beta_schedule": "linear"},
+            {"set_alpha_to_one": True},
+        ],
+        keep=2,
+    ),
     ids=lambda changes: "-".join(changes),
 )
 @torch.no_grad()

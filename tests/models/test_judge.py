@@ -53,6 +53,7 @@ def test_every_attribute_of_held_out_scenes_is_found(judge: Judge, images: Tenso
     assert {name for name, scores in found.items() if np.mean(scores) < 0.93} == set()
 
 
+@pytest.mark.slow
 def test_blur_and_noise_are_read_through(judge: Judge, images: Tensor, captions: list[str]) -> None:
     generator = torch.Generator().manual_seed(0)
     blurred = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2.0, mode="bilinear")
@@ -61,6 +62,7 @@ def test_blur_and_noise_are_read_through(judge: Judge, images: Tensor, captions:
     assert judge.alignment(noisy, captions).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_other_captions_and_empty_pictures_score_low(judge: Judge, images: Tensor, captions: list[str]) -> None:
     right = judge.alignment(images, captions).mean()
     assert judge.alignment(images.roll(1, 0), captions).mean() < right - 0.4
@@ -116,6 +118,7 @@ def test_wrong_input_is_refused(judge: Judge, images: Tensor) -> None:
         judge.alignment(images[:2], ["a red circle above a blue square on a gray background"])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_weights_survive_a_round_trip(tmp_path: Path, images: Tensor) -> None:
     torch.manual_seed(0)
     judge = Judge((8, 8, 8))

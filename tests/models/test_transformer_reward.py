@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from toys import flux as toy_flux
 from toys import sd3 as toy_sd3
+from toys.instances import first
 
 from lpo_platform.config.errors import UserError
 from lpo_platform.methods.lrm import LRM
@@ -58,7 +59,7 @@ def hooked(adapter: StableDiffusion, x: Tensor, t: Tensor, text: Tensor, taps: t
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("guidance", first([1.0, 7.5], keep=1))
 def test_features_are_those_of_the_stock_forward(adapter: StableDiffusion, guidance: float) -> None:
     """Scales from the prompted pass alone, the last one enhanced away from the empty prompt."""
     model, (x, t) = start_reward(adapter, guidance=guidance).eval(), inputs()
@@ -77,7 +78,7 @@ def test_features_are_those_of_the_stock_forward(adapter: StableDiffusion, guida
 
 def test_the_head() -> None:
     """Four taps of width 1536 and a pooled text of 2048, in float64."""
-    for guidance, first, score in (
+    for guidance, begins, score in (
         (7.5, [7.44233466, -2.67976371], -0.18004366),
         (1.0, [2.40391332, 0.55701584], -0.15083150),
     ):
@@ -94,7 +95,7 @@ def test_the_head() -> None:
         features = head.combine([torch.stack([scale, scale]) for scale in scales], middle, 1)
         target = (0.1 * (rows + 1)).sin().T
         visual = head.visual_projection(features)[0, :2]
-        assert visual.tolist() == pytest.approx(first, abs=1e-7)
+        assert visual.tolist() == pytest.approx(begins, abs=1e-7)
         assert head.score(features, target).item() == pytest.approx(score, abs=1e-6)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from toys.instances import first
 
 from lpo_platform.commands import main as commands
 from lpo_platform.commands.main import run_command
@@ -40,19 +41,22 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("now", "named"),
-    [
-        (["optim.lr=1e-2", "seed=5"], ["seed: 0 there, 5 now", "optim.lr: 0.001 there, 0.01 now"]),
-        (["task=hed"], ["task: lpo_platform.tasks.canny.Canny there, lpo_platform.tasks.hed.Hed now"]),
-        (
-            ["data.num_train=9", "optim.clip=null", "method.steps=10", "callbacks.every=7"],
-            [
-                "data.num_train: 512 there, 9 now",
-                "optim.clip: 1.0 there, null now",
-                "method.steps: 40 there, 10 now",
-                "callbacks.every: 20 there, 7 now",
-            ],
-        ),
-    ],
+    first(
+        [
+            (["optim.lr=1e-2", "seed=5"], ["seed: 0 there, 5 now", "optim.lr: 0.001 there, 0.01 now"]),
+            (["task=hed"], ["task: lpo_platform.tasks.canny.Canny there, lpo_platform.tasks.hed.Hed now"]),
+            (
+                ["data.num_train=9", "optim.clip=null", "method.steps=10", "callbacks.every=7"],
+                [
+                    "data.num_train: 512 there, 9 now",
+                    "optim.clip: 1.0 there, null now",
+                    "method.steps: 40 there, 10 now",
+                    "callbacks.every: 20 there, 7 now",
+                ],
+            ),
+        ],
+        keep=1,
+    ),
 )
 def test_another_configuration_is_refused_by_its_keys(main, capsys, now: list[str], named: list[str]) -> None:
     base = ["method=control", "task=canny", "optim.lr=1e-3", "method.steps=40"]
@@ -71,7 +75,9 @@ def test_another_configuration_is_refused_by_its_keys(main, capsys, now: list[st
 
 @pytest.mark.parametrize(
     "now",
-    [[], ["logger=none", "name=mine", "hardware=cpu", "hardware.micro_batch=4", "callbacks.log_every=5"]],
+    first(
+        [[], ["logger=none", "name=mine", "hardware=cpu", "hardware.micro_batch=4", "callbacks.log_every=5"]], keep=1
+    ),
 )
 def test_the_same_configuration_goes_on(main, now: list[str]) -> None:
     base = ["method=control", "task=canny", "method.steps=40", HERE]
@@ -84,6 +90,7 @@ def test_the_same_configuration_goes_on(main, now: list[str]) -> None:
     assert Path("out/a/worked").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_its_command(main, capsys) -> None:
     assert main("task=canny", HERE) == 0
     held = content(Path("out/a"))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from toys.instances import first
 
 from lpo_platform.runs import signals
 
@@ -54,7 +55,7 @@ def ended(folder: Path, number: int, *words: str, name: str = "lpo-train", like_
 
 @pytest.mark.parametrize(
     ("number", "code", "like_lightning"),
-    [(signal.SIGTERM, 143, False), (signal.SIGINT, 130, True), (signal.SIGHUP, 129, True)],
+    first([(signal.SIGTERM, 143, False), (signal.SIGINT, 130, True), (signal.SIGHUP, 129, True)], keep=1),
 )
 def test_a_training_ends_with_the_signal(number: int, code: int, like_lightning: bool, tmp_path: Path) -> None:
     words = ["task=canny", "hydra.run.dir=out"]

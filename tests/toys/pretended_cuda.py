@@ -351,7 +351,7 @@ def _in_threads() -> Any:
 
 def _cuda() -> dict[str, Any]:
     """What torch.cuda answers of this device."""
-    properties = SimpleNamespace(name="Pretended", major=9, minor=0, total_memory=MEMORY, multi_processor_count=132)
+    properties = SimpleNamespace(name="Pretended H100", major=9, minor=0, total_memory=MEMORY, multi_processor_count=132)
     nothing = lambda *_, **__: None  # noqa: E731
     return {
         "_lazy_init": nothing, "is_available": lambda: True, "is_initialized": lambda: False, "device_count": lambda: 1,

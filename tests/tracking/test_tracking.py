@@ -264,6 +264,7 @@ def test_switched_off_is_silent(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_bad_key_and_a_silent_network_leave_an_offline_run(
     tmp_path: Path, no_key: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

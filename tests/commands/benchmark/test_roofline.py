@@ -47,6 +47,7 @@ def test_a_backward_is_followed() -> None:
     assert found.flops == 2 * 2 * n**3  # the picture wants no gradient
 
 
+@pytest.mark.slow
 def test_ours_needs_less_than_the_step_as_released() -> None:
     bench = CPOStep.build(TOY, batch=2, device="meta")
     results = Cell("cpo", "tiny", 2, chosen=("plain", "exact")).counted(bench, predicted_on=H100)
