@@ -33,6 +33,7 @@ class StepGRPO(LPO):
     """
 
     unsharded: ClassVar[dict[str, str]] = {}
+    weights: Tensor
     logs: ClassVar[Logs] = {
         "lpo/margin": None,
         "lpo/accuracy": None,
@@ -58,7 +59,7 @@ class StepGRPO(LPO):
         )  # fmt: skip
         self.kl = kl
         _, slope, std = (of[self.window] for of in steps(self.policy.adapter.process, self.num_steps, self.eta))
-        self.weights = step_weights(weighting, slope, std)
+        self.register_buffer("weights", step_weights(weighting, slope, std), persistent=False)
 
     @classmethod
     def small(cls, settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
