@@ -16,6 +16,8 @@ from lpo_platform.hardware.hardware import Hardware
 from lpo_platform.methods.method import Method
 from lpo_platform.methods.optim import AdamW, AdamW8bit
 
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(1800)]
+
 JOBS = {
     "lrm": Job("lrm"),
     "lpo": Job("lpo", "lora", options={"moved": 0.0}),

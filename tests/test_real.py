@@ -10,7 +10,7 @@ from PIL import Image
 
 from lpo_platform.data.folder import Folder
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from launchers import real
 
 
