@@ -67,8 +67,8 @@ def fit(
         num_sanity_val_steps=0,
     )
     method.train()
-    if job.draws and not job.policy.has_reference():
-        job.policy.freeze_reference()  # what draws samples stays as it started
+    if job.draws and "reward" not in job.policy.learning and not job.policy.has_reference():
+        job.policy.freeze_reference()  # what draws samples stays as it started, as it does beside a reward model
     try:
         trainer.fit(method, rounds, ckpt_path=newest(folder / "checkpoints"), weights_only=True)
     finally:

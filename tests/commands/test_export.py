@@ -330,7 +330,7 @@ def test_a_flow_transformer_in_the_forms_that_it_has(
     run = run_of(tmp_path / "control", "method=cpo", *words)
     pipeline = DiffusionPipeline.from_pretrained(export({"run": str(run), "to": "merged"}))
     assert type(pipeline).__name__ == kind
-    with pytest.raises(UserError, match="diffusers' own key names; what works: to=safetensors"):
+    with pytest.raises(UserError, match="diffusers' own key names; what works: to=diffusers"):
         export({"run": str(run), "to": "comfyui"})
 
 

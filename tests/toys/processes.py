@@ -169,7 +169,9 @@ def train(job: Job, hardware: Hardware) -> dict[str, Any]:
         rounds: L.LightningDataModule = Rollouts(source, step, micro_batch=micro_batch, seed=0)
     else:
         rows = Rows(step.policy.adapter, weighted=job.method == "lrm")
-        columns = tuple(name for name in step.needs if name != "control" or job.tune in BRANCHES)
+        text = "tokens" if step.policy.reads_tokens else "text"  # as commands/job.py chooses them
+        needs = tuple(text if name == "text" else name for name in step.needs)
+        columns = tuple(name for name in needs if name != "control" or job.tune in BRANCHES)
         rounds = Rounds(rows, columns, batch=step.batch, micro_batch=micro_batch, steps=job.steps, every=1, seed=0)
     start = flat(step.policy.trainable().values())
     more = [Checkpoint(job.folder / "checkpoints")] if job.folder else []
