@@ -48,8 +48,11 @@ class Patient:
         self.look, self.rows = input_checks.Look.at(self.job), self.job.rows()
         self.start = copy.deepcopy(self.job.policy.learning.state_dict())
 
-    def train(self, name: str) -> dict[str, Finding]:
+    def begin(self) -> None:
         self.job.policy.learning.load_state_dict(self.start)
+
+    def train(self, name: str) -> dict[str, Finding]:
+        self.begin()
         return {finding.check: finding for finding in training(self.look, self.rows, self.folder / name)}
 
 
@@ -137,6 +140,7 @@ def test_an_export_without_a_tensor(patient: Patient, healthy: dict[str, Finding
 
 
 def test_a_prompt_and_a_guidance_that_are_not_heard(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient.begin()
     monkeypatch.setattr(patient.job.policy.adapter, "guidance", 3.0)
     (found,) = input_checks.guidance(patient.look)
     assert found.state == "ok" and found.what.startswith("model.guidance=3 changes the output by")
