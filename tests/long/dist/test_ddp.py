@@ -98,11 +98,15 @@ def test_nothing_but_rounding_tells_the_numbers_of_processes_apart(found: dict, 
 
 @pytest.mark.parametrize("name", [name for name in JOBS if "micro" not in name])
 def test_what_is_logged_is_the_mean_over_all_samples(found: dict, name: str) -> None:
-    (one,) = found[1]
-    expected = one[name]["logged"][0]
+
+    def first(size: int) -> dict[str, float]:
+        """Without the accuracy of CPO: while policy and reference are equal, rounding decides which is better."""
+        return {key: value for key, value in found[size][0][name]["logged"][0].items() if "accuracy" not in key}
+
+    expected = first(1)
     assert {"train/loss", "train/grad_norm"} <= expected.keys()
     for size in (2, 4):
-        assert found[size][0][name]["logged"][0] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert first(size) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -165,6 +169,8 @@ def test_processes_that_nobody_has_started_are_not_waited_for() -> None:
 
 class Steep(Method):
     """A loss whose gradient is (300, 400)."""
+
+    needs = ()
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return (self.policy.weight[0] * torch.tensor([300.0, 400.0])).sum(), {}
